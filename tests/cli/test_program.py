@@ -16,7 +16,8 @@ import pytest
 from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, start
 from tests.cli.stack import Stack, running_stack
 
-from greylag.cli.access import DEFAULT_SERVER, Access
+from greylag.cli import access
+from greylag.cli.access import DEFAULT_SERVER
 from greylag.cli.errors import CliError
 from greylag.cli.main import VERBS, as_text, greylag
 from greylag.config import DEFAULT_PORT, Settings
@@ -221,11 +222,11 @@ async def test_a_data_folder_s_token_goes_to_no_other_machine(
 ) -> None:
     given: list[str | None] = []
 
-    def client(access: Access) -> NoReturn:
-        given.append(access.token)
+    def client(_server: str, token: str | None) -> NoReturn:
+        given.append(token)
         raise CliError("nothing is asked")
 
-    monkeypatch.setattr(Access, "client", client)
+    monkeypatch.setattr(access, "ApiClient", client)
     for server in ("http://192.0.2.1", "https://greylag.example", stack.address):
         await call("users", env={**stack.env, "GREYLAG_SERVER": server, "HOME": str(stack.data)})
     assert given == [None, None, stack.token]

@@ -29,44 +29,46 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Whom a command asks, for which user, and where its output goes."""
+    """Whom a command asks, for which user, and where its output goes.
+
+    ``api`` is the client of the server; it is to be entered before it is used.
+    """
 
     server: str
     user: str | None
     output: Output
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(repr=False)
+    api: ApiClient
 
-    def client(self) -> ApiClient:
-        """Return a client of the server, not yet entered."""
-        return ApiClient(self.server, self.token)
-
-    async def user_id(self, api: ApiClient) -> str:
+    async def user_id(self) -> str:
         """Return the user to act for: the one given, else the only one, else ourselves."""
         if self.user is not None:
             if not _can_be_id(self.user):
                 raise click.UsageError("--user: this cannot be a user's id.")
             return self.user
-        users = [user["id"] for user in await api.users()]
+        users = [user["id"] for user in await self.api.users()]
         if len(users) == 1:
             return users[0]
         # Others share with us, or we administrate: without a word it is for ourselves.
-        if (own := (await api.me())["id"]) is not None:
+        if (own := (await self.api.get("me"))["id"]) is not None:
             return str(own)
         names = ", ".join(users) or "none"
         raise click.UsageError(f"Say which user, with --user or GREYLAG_USER. There are: {names}.")
 
-    async def project(self, api: ApiClient, wanted: str) -> ProjectJson:
+    async def project(self, wanted: str) -> ProjectJson:
         """Return the project with this id, else the only one with this name."""
-        user_id = await self.user_id(api)
+        user_id = await self.user_id()
         refused: ServerRefusedError | None = None
         if _can_be_id(wanted):
             try:
-                return await api.project(ProjectPlace(user_id, wanted))
+                return await self.api.project(ProjectPlace(user_id, wanted))
             except ServerRefusedError as error:
                 if error.problem.code != "project_not_found":
                     raise
                 refused = error
-        named = [project async for project in api.projects(user_id) if project["name"] == wanted]
+        named = [
+            project async for project in self.api.projects(user_id) if project["name"] == wanted
+        ]
         if len(named) == 1:
             return named[0]
         if named:
@@ -76,10 +78,9 @@ class Access:
             )
         raise refused or click.UsageError("PROJECT: no project has this id or name.")
 
-    async def place(self, api: ApiClient, wanted: str) -> ProjectPlace:
+    async def place(self, wanted: str) -> ProjectPlace:
         """Return where the project that ``wanted`` means is found."""
-        project = await self.project(api, wanted)
-        return place_of(project)
+        return place_of(await self.project(wanted))
 
 
 def place_of(project: ProjectJson) -> ProjectPlace:
@@ -116,25 +117,26 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
         *args: Any, server: str, data: Path, user: str | None, as_json: bool, **kwargs: Any
     ) -> R:
         output = Output(as_json=as_json)
-        access = Access(server, user or None, output, _token(server, data, output))
+        token = _token(server, data, output)
+        access = Access(server, user or None, output, token, ApiClient(server, token))
         return command(access, *args, **kwargs)
 
     return with_access
 
 
 def api_command(
-    command: Callable[Concatenate[Access, ApiClient, P], Awaitable[R]],
+    command: Callable[Concatenate[Access, P], Awaitable[R]],
 ) -> Callable[..., R]:
-    """Give an async command the options of ``api_options``, and run it to its end with a client,
-    which is its second argument.
+    """Give an async command the options of ``api_options``, and run it to its end with the client
+    entered.
     """
 
     @api_options
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
         async def whole() -> R:
-            async with access.client() as api:
-                return await command(access, api, *args, **kwargs)
+            async with access.api:
+                return await command(access, *args, **kwargs)
 
         return asyncio.run(whole())
 

@@ -21,9 +21,9 @@ COLUMNS = ("ID", "USER", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "
 
 @click.command()
 @api_command
-async def whoami(access: Access, api: ApiClient) -> None:
+async def whoami(access: Access) -> None:
     """Say who the server takes you for, and by what."""
-    _show_me(access, await api.me())
+    _show_me(access, await access.api.get("me"))
 
 
 @click.command(short_help="Sign in, and keep a token for the commands to come.")
@@ -56,7 +56,8 @@ def login(access: Access, *, by_token: bool, admin: bool) -> None:
 
     async def ask() -> dict[str, Any]:
         async with ApiClient(access.server, token) as api:
-            return await api.me()
+            found: dict[str, Any] = await api.get("me")
+            return found
 
     me = asyncio.run(ask())
     with starting():
@@ -74,7 +75,7 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
     name = f"greylag login on {socket.gethostname()}"[:100]
     async with ApiClient(access.server, None) as api:
         try:
-            begun = await api.begin_device_login(name, scopes)
+            begun = await api.post("device-logins", body={"name": name, "scopes": list(scopes)})
         except ServerRefusedError as error:
             if error.problem.code in {"not_found", "unauthorized"}:  # an earlier Greylag's is 401
                 return None
@@ -85,7 +86,9 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
             await open_in_browser(f"{url}?{urlencode({'code': begun['code']})}")
         while True:
             await asyncio.sleep(min(max(begun["interval"], 1), 60))
-            if (made := await api.redeem_device_login(begun["secret"])) is not None:
+            asked = {"secret": begun["secret"]}
+            made = await api.post("device-logins", "token", body=asked)
+            if made is not None:  # somebody has answered
                 return str(made["token"])
 
 
@@ -123,9 +126,9 @@ def _still_kept(error: KeyringError) -> StartError:
 
 async def _revoke_itself(server: str, token: str) -> None:
     async with ApiClient(server, token) as api:
-        kind, _, token_id = (await api.me())["via"].partition(" ")
+        kind, _, token_id = (await api.get("me"))["via"].partition(" ")
         if kind == "token":
-            await api.revoke_token(token_id)
+            await api.delete("tokens", token_id)
 
 
 def _show_me(access: Access, me: dict[str, Any]) -> None:
@@ -150,9 +153,9 @@ def tokens() -> None:
 
 @tokens.command("list")
 @api_command
-async def list_tokens(access: Access, api: ApiClient) -> None:
+async def list_tokens(access: Access) -> None:
     """List your tokens, or with --user a user's; to the operator all users'."""
-    found = await api.tokens(access.user)
+    found = await access.api.tokens(access.user)
     rows = (
         (
             one["id"],
@@ -181,9 +184,8 @@ async def list_tokens(access: Access, api: ApiClient) -> None:
     help="How long it counts.  [default: 90, or as long as may be]",
 )
 @api_command
-async def create_token(  # noqa: PLR0913 - one for each option
+async def create_token(
     access: Access,
-    api: ApiClient,
     *,
     name: str,
     scopes: tuple[str, ...],
@@ -201,7 +203,7 @@ async def create_token(  # noqa: PLR0913 - one for each option
         "expires_in_days": days,
         "user": access.user,
     }
-    made = await api.make_token(body)
+    made = await access.api.post("tokens", body=body)
     if access.output.json:
         access.output.document(made)
         return
@@ -213,8 +215,8 @@ async def create_token(  # noqa: PLR0913 - one for each option
 @click.argument("token_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def revoke_token(access: Access, api: ApiClient, *, token_id: str, yes: bool) -> None:
+async def revoke_token(access: Access, *, token_id: str, yes: bool) -> None:
     """End a token: what uses it comes in no more."""
     await confirm(f"Revoke token {token_id}?", yes=yes)
-    await api.revoke_token(token_id)
+    await access.api.delete("tokens", token_id)
     access.output.done({"id": token_id, "revoked": True}, f"Token {token_id} is revoked.")

@@ -43,14 +43,12 @@ def audit() -> None:
 @filters
 @click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True)
 @api_command
-async def list_entries(
-    access: Access, api: ApiClient, /, *, limit: int, **asked: str | None
-) -> None:
+async def list_entries(access: Access, /, *, limit: int, **asked: str | None) -> None:
     """List the newest entries, the newest first.
 
     Example: greylag audit list --object project/ada/notes --result refused
     """
-    page = await api.audit({**_given(asked), "limit": str(limit)})
+    page = await access.api.get("audit", query={**_given(asked), "limit": str(limit)})
     rows = (
         (
             str(one["number"]),
@@ -69,12 +67,12 @@ async def list_entries(
 @audit.command("export")
 @filters
 @api_command
-async def export_entries(access: Access, api: ApiClient, /, **asked: str | None) -> None:
+async def export_entries(access: Access, /, **asked: str | None) -> None:
     """Write all entries to standard output, the oldest first, each a line of JSON.
 
     Example: greylag audit export --since 2026-11-01T00:00:00Z > audit.jsonl
     """
-    async with api.audit_lines(_given(asked)) as lines:
+    async with access.api.audit_lines(_given(asked)) as lines:
         async for line in lines:
             access.output.write(line.decode() + "\n")
 
@@ -88,9 +86,7 @@ async def export_entries(access: Access, api: ApiClient, /, **asked: str | None)
     help="An entry that you have noted: it must be there, unchanged.",
 )
 @api_command
-async def verify(
-    access: Access, api: ApiClient, *, file: TextIO | None, known: Link | None
-) -> None:
+async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> None:
     """Check that no entry is missing or was changed, and name the first that is.
 
     It asks the server, or reads FILE, which `greylag audit export` wrote without a filter. Note
@@ -98,7 +94,7 @@ async def verify(
     """
     with _told():
         if file is None:
-            check = await _verify_server(api, known)
+            check = await _verify_server(access.api, known)
         else:
             check = _verify_file(file, known)
     last = f"{check.last.number}:{check.last.hash}"
@@ -134,7 +130,7 @@ class KnownCheck(ChainCheck):
 
 async def _verify_server(api: ApiClient, known: Link | None) -> KnownCheck:
     while True:
-        page = await api.audit({"limit": "1"})
+        page = await api.get("audit", query={"limit": "1"})
         start, end = Link(**page["start"]), Link(**page["end"])
         check = KnownCheck(start, known)
         try:
@@ -144,7 +140,7 @@ async def _verify_server(api: ApiClient, known: Link | None) -> KnownCheck:
             return check.finish(end)
         except ChainBrokenError:
             # What was trimmed meanwhile is not missing.
-            if (await api.audit({"limit": "1"}))["start"] == page["start"]:
+            if (await api.get("audit", query={"limit": "1"}))["start"] == page["start"]:
                 raise
 
 

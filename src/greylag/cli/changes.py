@@ -5,10 +5,10 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient, ProjectPlace
+from greylag.cli.client import LONGEST_WAIT, ApiClient, ProjectPlace
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm
-from greylag.common.agent_api import FileChange
+from greylag.common.agent_api import FileChange, Turn
 
 COLUMNS = ("CHANGE", "LINES", "MODE", "PATH")
 
@@ -17,14 +17,15 @@ COLUMNS = ("CHANGE", "LINES", "MODE", "PATH")
 @click.argument("project")
 @click.argument("turn", required=False)
 @api_command
-async def changes(access: Access, api: ApiClient, *, project: str, turn: str | None) -> None:
+async def changes(access: Access, *, project: str, turn: str | None) -> None:
     """List the files that a turn (by default the newest) changed, and what is not kept."""
-    place = await access.place(api, project)
-    found = await api.turn_changes(place, await _turn(api, place, turn))
+    place = await access.place(project)
+    turn_id = await _turn(access.api, place, turn)
+    found = await access.api.get(*place.path, "turns", turn_id, "changes")
     if access.output.json:
         access.output.document(found)
         return
-    _show(access, api, found)
+    _show(access, found)
 
 
 @click.command()
@@ -32,19 +33,18 @@ async def changes(access: Access, api: ApiClient, *, project: str, turn: str | N
 @click.argument("path")
 @click.argument("turn", required=False)
 @api_command
-async def diff(
-    access: Access, api: ApiClient, *, project: str, path: str, turn: str | None
-) -> None:
+async def diff(access: Access, *, project: str, path: str, turn: str | None) -> None:
     """Print what a turn (by default the newest) changed in a file, as a unified diff."""
-    place = await access.place(api, project)
-    found = await api.turn_diff(place, await _turn(api, place, turn), path)
+    place = await access.place(project)
+    turn_id = await _turn(access.api, place, turn)
+    found = await access.api.get(*place.path, "turns", turn_id, "diff", query={"path": path})
     if access.output.json:
         access.output.document(found)
         return
     for line in str(found["diff"]).splitlines():
         access.output.line(line)
     if not found["diff"] or not found["whole"]:
-        (change,) = api.changes([found["change"]])
+        change = access.api.shaped_one(FileChange, found["change"])
         about = "It is no text." if change.binary else "There are no lines to compare."
         access.output.note("There is more than this." if found["diff"] else about)
 
@@ -64,7 +64,6 @@ async def diff(
 @api_command
 async def undo(  # noqa: PLR0913 - one argument per option
     access: Access,
-    api: ApiClient,
     *,
     project: str,
     turn: str | None,
@@ -78,17 +77,20 @@ async def undo(  # noqa: PLR0913 - one argument per option
     What others changed since, or meanwhile, stays and is named. The undo itself can be undone, by
     the id that is printed; what the agent was made to forget stays forgotten.
     """
-    place = await access.place(api, project)
-    turn_id = await _turn(api, place, turn)
+    place = await access.place(project)
+    turn_id = await _turn(access.api, place, turn)
     more = " and make the agent forget it, and what followed it" if history == "cut" else ""
     await confirm(f"Undo what turn {turn_id} changed in {project}{more}?", yes=yes)
-    done = await api.undo_turn(
-        place, turn_id, list(paths) or None, override=override, history=history
+    body: dict[str, Any] = {"override": override, "paths": list(paths) or None}
+    if history != "keep":  # an environment of an older version knows no such member
+        body["history"] = history
+    done = await access.api.post(
+        *place.path, "turns", turn_id, "undo", body=body, within=LONGEST_WAIT
     )
     if access.output.json:
         access.output.document(done)
         return
-    _show(access, api, done["changes"])
+    _show(access, done["changes"])
     for kept in done["kept"]:
         access.output.note(f"Kept as it is: {kept['path']} ({kept['reason']}).")
     if count := done.get("forgotten_turns"):
@@ -98,10 +100,10 @@ async def undo(  # noqa: PLR0913 - one argument per option
     access.output.note(f"To take this back: greylag undo {project} {done['undo_id']}")
 
 
-def _show(access: Access, api: ApiClient, found: dict[str, Any]) -> None:
+def _show(access: Access, found: dict[str, Any]) -> None:
     rows = [
         (one.change, _lines(one), one.mode or "-", _path(one))
-        for one in api.changes(found["changes"])
+        for one in access.api.shaped(FileChange, found["changes"])
     ]
     access.output.table(COLUMNS, rows, prose=("PATH",), empty="No file changed.")
     if found["total"] > len(rows):
@@ -132,7 +134,10 @@ async def _turn(api: ApiClient, place: ProjectPlace, turn: str | None) -> str:
         return turn
     found, _ = await api.sessions(place)
     newest = max(found, key=lambda session: session.updated_at, default=None)
-    turns = [] if newest is None else await api.turns(place, newest.session_id)
-    if not turns:
-        raise CliError(f"{place.project_id} has no turn yet.", "Send a message by `greylag chat`.")
-    return turns[0]
+    if newest is not None:
+        told = await api.get(
+            *place.path, "sessions", newest.session_id, "turns", query={"limit": "1"}
+        )
+        if turns := api.shaped(Turn, told["turns"]):
+            return turns[0].turn_id
+    raise CliError(f"{place.project_id} has no turn yet.", "Send a message by `greylag chat`.")

@@ -99,13 +99,16 @@ class ConfirmationPrompts:
 
     async def _tell(self, turn_id: str, confirmation_id: str, decision: Decision) -> None:
         """Give the answer to the agent; it may be given twice, so a broken try is repeated."""
+        path = (*self.place.path, "turns", turn_id, "confirmations", confirmation_id)
         patience = Patience()
         while True:
             try:
-                return await self.api.confirm(self.place, turn_id, confirmation_id, decision)
+                await self.api.post(*path, body={"decision": decision})
             except CliError as error:
                 if not await patience.pause_after(error):
                     return self.view.note(f"The answer was not taken: {error.message}")
+            else:
+                return None
 
     async def _decide(self, event: StreamEvent) -> Decision:
         if self.fixed is not None:
@@ -316,7 +319,7 @@ class Chat:
     async def _cancel(self, turn_id: str) -> None:
         self.view.note("Cancelling ... (Ctrl-C again to leave)")
         try:
-            await self.api.cancel_turn(self.place, turn_id)
+            await self.api.post(*self.place.path, "turns", turn_id, "cancel")
         except CliError as error:
             self.view.note(f"The turn cannot be cancelled: {error.message}")
 
@@ -380,23 +383,22 @@ def chat(  # noqa: PLR0913 - one argument per option
     text = _message(message, as_json=access.output.json)
     # One loop for the whole conversation; it rests while the prompt waits for a line.
     with asyncio.Runner() as runner:
-        api = access.client()
-        runner.run(api.__aenter__())
+        runner.run(access.api.__aenter__())
         try:
-            place = runner.run(access.place(api, project))
+            place = runner.run(access.place(project))
             output = access.output
             view = JsonView(output) if output.json else TextView(output, full=full)
             if newest or (session is not None and len(session) < _WHOLE_ID):
-                session = runner.run(_found_session(access, api, place, session or ""))
+                session = runner.run(_found_session(access, place, session or ""))
             fixed = _fixed_decision(access, allow_tools=allow_tools)
-            talk = Chat(api, place, view, session, fixed)
+            talk = Chat(access.api, place, view, session, fixed)
             if text is not None:
                 end = runner.run(talk.turn(text))
                 _tell_session(access, talk)
                 return EXIT_CODES[end]
             return _converse(runner, talk, access)
         finally:
-            runner.run(api.__aexit__())
+            runner.run(access.api.__aexit__())
 
 
 def _converse(runner: asyncio.Runner, talk: Chat, access: Access) -> int:
@@ -435,7 +437,7 @@ def _typed() -> str:
 
 
 async def _found_session(
-    access: Access, api: ApiClient, place: ProjectPlace, beginning: str, *, awake: bool = True
+    access: Access, place: ProjectPlace, beginning: str, *, awake: bool = True
 ) -> str | None:
     """Return the one session whose id begins so; of "" the newest, ``None`` when there is none.
 
@@ -443,7 +445,7 @@ async def _found_session(
     """
     found: list[Session] = []
     try:
-        found, kept_at = await api.sessions(place)
+        found, kept_at = await access.api.sessions(place)
         asleep = awake and kept_at is not None
     except CliError as error:
         if getattr(error, "code", "") != "environment_not_active":
@@ -451,8 +453,8 @@ async def _found_session(
         asleep = True
     if asleep:
         access.output.note("Waking the environment, which keeps the sessions ...")
-        await api.change(place, "activate", Wish())
-        found, _ = await api.sessions(place)
+        await access.api.change(place, "activate", Wish())
+        found, _ = await access.api.sessions(place)
     ids = [one.session_id for one in found]
     if not beginning:
         return ids[0] if ids else None
@@ -499,8 +501,8 @@ def _tell_session(access: Access, talk: Chat) -> None:
 @click.option("--delete", is_flag=True, help="Delete SESSION for good.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def sessions(  # noqa: PLR0913 - one argument per option
-    access: Access, api: ApiClient, *, project: str, session: str | None, delete: bool, yes: bool
+async def sessions(
+    access: Access, *, project: str, session: str | None, delete: bool, yes: bool
 ) -> None:
     """List the conversations of PROJECT, or read one: SESSION.
 
@@ -515,21 +517,24 @@ async def sessions(  # noqa: PLR0913 - one argument per option
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
     if delete and session is None:
         raise click.UsageError("--delete needs a SESSION.")
-    place = await access.place(api, project)
+    place = await access.place(project)
     if session is not None and len(session) < _WHOLE_ID:
-        session = await _found_session(access, api, place, session, awake=delete)
+        session = await _found_session(access, place, session, awake=delete)
     if session is None:
-        await _list_sessions(access.output, api, place)
+        await _list_sessions(access, place)
     elif delete:
         await confirm(f"Delete session {session}?", yes=yes)
-        await api.delete_session(place, session)
-        _tell_deleted(access.output, session)
+        await access.api.delete(*place.path, "sessions", session)
+        access.output.done(
+            {"session_id": session, "deleted": True}, f"Session {session} is deleted."
+        )
     else:
-        await _read_session(access.output, api, place, session)
+        await _read_session(access, place, session)
 
 
-async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) -> None:
-    found, kept_at = await api.sessions(place)
+async def _list_sessions(access: Access, place: ProjectPlace) -> None:
+    output = access.output
+    found, kept_at = await access.api.sessions(place)
     _tell_copy(output, kept_at)
     rows = (
         (one.session_id, moment(one.updated_at), str(one.message_count), visible(one.title))
@@ -544,8 +549,9 @@ async def _list_sessions(output: Output, api: ApiClient, place: ProjectPlace) ->
     )
 
 
-async def _read_session(output: Output, api: ApiClient, place: ProjectPlace, session: str) -> None:
-    found, kept_at = await api.messages(place, session)
+async def _read_session(access: Access, place: ProjectPlace, session: str) -> None:
+    output = access.output
+    found, kept_at = await access.api.messages(place, session)
     if output.json:
         output.document({"messages": [asdict(one) for one in found], **_copied(kept_at)})
         return
@@ -567,21 +573,19 @@ def _tell_copy(output: Output, kept_at: str | None) -> None:
         output.note(f"The environment is not active: this is a copy as of {moment(kept_at)}.")
 
 
-def _tell_deleted(output: Output, session: str) -> None:
-    output.done({"session_id": session, "deleted": True}, f"Session {session} is deleted.")
-
-
 @click.command(short_help="List the extensions of a project's agent.")
 @click.argument("project")
 @api_command
-async def extensions(access: Access, api: ApiClient, *, project: str) -> None:
+async def extensions(access: Access, *, project: str) -> None:
     """List what extensions the agent of PROJECT has, and how each stands: started or why not.
 
     The project must be active. One that fails holds nobody back; its last words are shown here.
 
     Example: greylag extensions search
     """
-    found = await api.extensions(await access.place(api, project))
+    place = await access.place(project)
+    told = await access.api.get(*place.path, "extensions")
+    found = access.api.shaped(AgentExtension, told["extensions"])
     rows = ((one.name, one.type, _standing(one), one.state_detail or "") for one in found)
     access.output.listing(
         {"extensions": [asdict(one) for one in found]},

@@ -19,14 +19,9 @@ from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusa
 from greylag.common import sse
 from greylag.common.agent_api import (
     KEPT_AT,
-    AgentExtension,
     ChatMessage,
-    Decision,
-    FileChange,
     FileEntry,
-    GitStatus,
     Session,
-    Turn,
 )
 from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
 from greylag.common.typed import T, parse_json, shaped
@@ -308,6 +303,22 @@ class Http:
         """
         return (await self.answered(request, within))[0]
 
+    async def get(self, *path: str, query: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON of what is at a path under /api, given as ``Request`` has it."""
+        return await self.call(Request("GET", path, query or {}))
+
+    async def post(
+        self, *path: str, body: Mapping[str, Any] | None = None, within: float = ANSWER_SECONDS
+    ) -> Any:
+        """Post JSON to such a path, and return the answer's."""
+        return await self.call(Request("POST", path, body=body), within)
+
+    async def delete(
+        self, *path: str, query: Mapping[str, str] | None = None, within: float = ANSWER_SECONDS
+    ) -> None:
+        """Delete what is at such a path."""
+        await self.call(Request("DELETE", path, query or {}), within)
+
     async def answered(
         self, request: Request, within: float = ANSWER_SECONDS
     ) -> tuple[Any, Mapping[str, str]]:
@@ -337,7 +348,7 @@ class Http:
             response.close()
 
     @asynccontextmanager
-    async def socket(self, path: tuple[str, ...]) -> AsyncIterator[ServerSocket]:
+    async def socket(self, *path: str) -> AsyncIterator[ServerSocket]:
         """Open a WebSocket; leaving closes it."""
         from greylag.common.sockets import never_redirected
 
@@ -366,7 +377,7 @@ class Http:
                 await opened.close()
 
     @asynccontextmanager
-    async def events(self, request: Request) -> AsyncIterator[AsyncIterator[StreamEvent]]:
+    async def sent_events(self, request: Request) -> AsyncIterator[AsyncIterator[StreamEvent]]:
         """Open a stream of server-sent events."""
         async with self.stream(request) as chunks:
             yield self._events(chunks)
@@ -377,6 +388,10 @@ class Http:
             return [shaped(kind, one) for one in given]
         except TypeError as error:
             raise self.stranger() from error
+
+    def shaped_one(self, kind: type[T], given: Any) -> T:
+        """Return the same of one."""
+        return self.shaped(kind, [given])[0]
 
     async def _send(self, request: Request, within: float) -> aiohttp.ClientResponse:
         if self._open is None:
@@ -478,117 +493,36 @@ class Http:
         )
 
 
-class ApiClient:
-    """The calls of the API of one server. Use it as a context manager."""
+class ApiClient(Http):
+    """One server's API: its verbs for what a command asks once, and the calls that take more."""
 
-    def __init__(self, server: str, token: str | None) -> None:
-        self._http = Http(server, token)
-
-    async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self._http.__aexit__(*exception)
-
-    async def platform(self) -> PlatformJson:
-        """Return what this installation is."""
-        found: PlatformJson = await self._http.call(Request("GET", ("platform",)))
+    async def users(self) -> list[UserJson]:
+        """Return the users."""
+        found: list[UserJson] = (await self.get("users"))["users"]
         return found
-
-    async def check_ready(self) -> None:
-        """Return when the server can serve requests, else raise what is wrong."""
-        await self._http.call(Request("GET", ("readyz",), root=""))
-
-    async def me(self) -> dict[str, Any]:
-        """Return who the server takes us for."""
-        return await self._get(("me",))
 
     async def tokens(self, user_id: str | None) -> list[dict[str, Any]]:
         """Return a user's tokens (``None``: our own), the newest first."""
         query, found = {"user": user_id} if user_id else {}, []
         while True:
-            page = await self._get(("tokens",), query)
+            page = await self.get("tokens", query=query)
             found += page["tokens"]
             if (following := page.get("next_cursor")) is None:
                 return found
             query["cursor"] = following
 
-    async def make_token(self, new: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a token; it is in the answer, this once."""
-        return await self._post(("tokens",), new)
-
-    async def revoke_token(self, token_id: str) -> None:
-        """End a token."""
-        await self._http.call(Request("DELETE", ("tokens", token_id)))
-
-    async def audit(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """Return a page of the audit trail."""
-        return await self._get(("audit",), query)
-
     @asynccontextmanager
     async def audit_lines(self, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open the audit trail, the oldest first: each entry a line of JSON."""
         asked = Request("GET", ("audit",), query, headers={"Accept": "application/jsonl"})
-        async with self._http.stream(asked) as chunks:
+        async with self.stream(asked) as chunks:
             yield _lines(chunks)
-
-    async def begin_device_login(self, name: str, scopes: tuple[str, ...]) -> dict[str, Any]:
-        """Ask to be let in by a code that a person confirms."""
-        body = {"name": name, "scopes": list(scopes)}
-        return await self._post(("device-logins",), body)
-
-    async def redeem_device_login(self, secret: str) -> dict[str, Any] | None:
-        """Return the token of such a login, ``None`` while nobody has answered."""
-        made: dict[str, Any] | None = await self._post(
-            ("device-logins", "token"), {"secret": secret}
-        )
-        return made
-
-    async def secrets(self, user_id: str) -> list[dict[str, Any]]:
-        """Return what is shown of a user's secrets."""
-        found: list[dict[str, Any]] = (await self._get(("users", user_id, "secrets")))["secrets"]
-        return found
-
-    async def put_secret(self, user_id: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a secret (host, value, username?)."""
-        request = Request("PUT", ("users", user_id, "secrets", name), {}, body)
-        kept: dict[str, Any] = await self._http.call(request)
-        return kept
-
-    async def remove_secret(self, user_id: str, name: str) -> None:
-        """Delete a secret."""
-        await self._http.call(Request("DELETE", ("users", user_id, "secrets", name)))
-
-    async def notification_targets(self, user_id: str) -> list[dict[str, Any]]:
-        """Return where a user is told of their turns."""
-        found = await self._get(("users", user_id, "notifications"))
-        targets: list[dict[str, Any]] = found["targets"]
-        return targets
-
-    async def add_webhook(self, user_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Tell a webhook (name, url) from now on; the answer has its secret."""
-        return await self._post(("users", user_id, "notifications", "webhooks"), body)
-
-    async def test_notification_target(self, user_id: str, target_id: str) -> dict[str, Any]:
-        """Tell a target something, once; return what came of it."""
-        return await self._post(("users", user_id, "notifications", "targets", target_id, "test"))
-
-    async def remove_notification_target(self, user_id: str, target_id: str) -> None:
-        """Tell a target nothing any more."""
-        path = ("users", user_id, "notifications", "targets", target_id)
-        await self._http.call(Request("DELETE", path))
-
-    async def users(self) -> list[UserJson]:
-        """Return the users."""
-        found: list[UserJson] = (await self._get(("users",)))["users"]
-        return found
 
     async def projects(self, user_id: str, status: str | None = None) -> AsyncIterator[ProjectJson]:
         """Yield a user's projects, newest first, page by page."""
         query = {"limit": PAGE_LENGTH} | ({"status": status} if status else {})
         while True:
-            page = await self._get(("users", user_id, "projects"), query)
+            page = await self.get("users", user_id, "projects", query=query)
             for project in page["projects"]:
                 yield project
             if page["next_cursor"] is None:
@@ -597,105 +531,73 @@ class ApiClient:
 
     async def project(self, place: ProjectPlace) -> ProjectJson:
         """Return one project."""
-        return await self._project(Request("GET", place.path))
+        found: ProjectJson = await self.get(*place.path)
+        return found
 
     async def create(self, user_id: str, new: Mapping[str, Any], key: str) -> ProjectJson:
         """Create a project as the API takes it; ``key`` makes a repetition safe."""
-        path = ("users", user_id, "projects")
-        return await self._project(Request("POST", path, {}, new, {"Idempotency-Key": key}))
-
-    async def rename(self, place: ProjectPlace, name: str) -> ProjectJson:
-        """Give a project another name."""
-        return await self._project(Request("PATCH", place.path, body={"name": name}))
-
-    async def hand_over(self, place: ProjectPlace, user: str) -> ProjectJson:
-        """Give a project to another user."""
-        path = (*place.path, "hand-over")
-        return await self._project(Request("POST", path, body={"user": user}))
+        path, headers = ("users", user_id, "projects"), {"Idempotency-Key": key}
+        created: ProjectJson = await self.call(Request("POST", path, body=new, headers=headers))
+        return created
 
     async def change(self, place: ProjectPlace, action: StateChange, wish: Wish) -> ProjectJson:
         """Activate or deactivate a project."""
         request = Request("POST", (*place.path, action), headers=wish.prefer)
-        return await self._project(request, wish.answer_within)
+        changed: ProjectJson = await self.call(request, wish.answer_within)
+        return changed
 
-    async def refresh(self, place: ProjectPlace) -> ProjectJson:
-        """Have what runs started anew if it is outdated, once it is not at work."""
-        return await self._project(Request("POST", (*place.path, "refresh")))
-
-    async def delete(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
+    async def delete_project(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
         """Delete a project; ``None`` when it is gone, the project while that goes on."""
         request = Request("DELETE", place.path, headers=wish.prefer)
-        left: ProjectJson | None = await self._http.call(request, wish.answer_within)
+        left: ProjectJson | None = await self.call(request, wish.answer_within)
         return left
 
     async def sessions(self, place: ProjectPlace) -> tuple[list[Session], str | None]:
         """Return the conversations, newest first; and of when a copy told of them, if one did."""
-        found, headers = await self._http.answered(Request("GET", (*place.path, "sessions")))
-        return self._http.shaped(Session, found["sessions"]), headers.get(KEPT_AT)
-
-    async def extensions(self, place: ProjectPlace) -> list[AgentExtension]:
-        """Return the agent's extensions, by name."""
-        found = await self._get((*place.path, "extensions"))
-        return self._http.shaped(AgentExtension, found["extensions"])
+        found, headers = await self.answered(Request("GET", (*place.path, "sessions")))
+        return self.shaped(Session, found["sessions"]), headers.get(KEPT_AT)
 
     async def messages(
         self, place: ProjectPlace, session_id: str
     ) -> tuple[list[ChatMessage], str | None]:
         """Return a conversation's history, oldest first; and of when a copy told it, if one did."""
         path = (*place.path, "sessions", session_id, "messages")
-        found, headers = await self._http.answered(Request("GET", path))
-        return self._http.shaped(ChatMessage, found["messages"]), headers.get(KEPT_AT)
-
-    async def delete_session(self, place: ProjectPlace, session_id: str) -> None:
-        """End a conversation for good."""
-        await self._http.call(Request("DELETE", (*place.path, "sessions", session_id)))
+        found, headers = await self.answered(Request("GET", path))
+        return self.shaped(ChatMessage, found["messages"]), headers.get(KEPT_AT)
 
     def logs(
         self, place: ProjectPlace, *, follow: bool, tail: int
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open the environment's log: its last ``tail`` lines, then what comes."""
         query = {"follow": "true" if follow else "false", "tail": str(tail)}
-        return self._http.stream(Request("GET", (*place.path, "logs"), query))
+        return self.stream(Request("GET", (*place.path, "logs"), query))
 
     def events(self, place: ProjectPlace, after: int = 0) -> EventStreaming:
         """Open the activation log from the event after number ``after``, live."""
-        query = {"after": str(after)}
-        return self._http.events(Request("GET", (*place.path, "events"), query))
+        return self.sent_events(Request("GET", (*place.path, "events"), {"after": str(after)}))
 
     def send(self, place: ProjectPlace, message: OutgoingMessage) -> EventStreaming:
         """Give the agent a message and open the turn that answers it."""
-        request = Request("POST", (*place.path, "messages"), body=message.as_json())
-        return self._http.events(request)
+        return self.sent_events(Request("POST", (*place.path, "messages"), body=message.as_json()))
 
     def turn_events(self, place: ProjectPlace, turn_id: str, after: str | None) -> EventStreaming:
         """Open a turn again, from the event after id ``after`` (``None``: from its first)."""
         headers = {} if after is None else {"Last-Event-ID": after}
-        return self._http.events(
+        return self.sent_events(
             Request("GET", (*place.path, "turns", turn_id, "events"), headers=headers)
         )
 
-    async def cancel_turn(self, place: ProjectPlace, turn_id: str) -> None:
-        """Ask a turn to end."""
-        await self._post((*place.path, "turns", turn_id, "cancel"))
-
-    async def confirm(
-        self, place: ProjectPlace, turn_id: str, confirmation_id: str, decision: Decision
-    ) -> None:
-        """Answer a turn's question whether a tool may run."""
-        path = (*place.path, "turns", turn_id, "confirmations", confirmation_id)
-        await self._post(path, {"decision": decision})
-
     async def file(self, place: ProjectPlace, path: str) -> FileEntry:
         """Return what is at a path of the workspace."""
-        found = await self._get((*place.path, "files"), {"path": path, "limit": "1"})
-        return self._file(found["entry"])
+        found = await self.get(*place.path, "files", query={"path": path, "limit": "1"})
+        return self.shaped_one(FileEntry, found["entry"])
 
     async def folder(self, place: ProjectPlace, path: str) -> AsyncIterator[FileEntry]:
         """Yield what a folder of the workspace holds, by name, page by page."""
         query = {"path": path, "limit": "1000"}
         while True:
-            page = await self._get((*place.path, "files"), query)
-            for entry in self._http.shaped(FileEntry, page["entries"]):
+            page = await self.get(*place.path, "files", query=query)
+            for entry in self.shaped(FileEntry, page["entries"]):
                 yield entry
             if page["next"] is None:
                 return
@@ -707,7 +609,7 @@ class ApiClient:
         """Open a file from a byte on; if it changed since, all of it."""
         ranged = {"Range": f"bytes={start}-", "If-Range": entry.etag} if start else {}
         path = (*place.path, "files", "content")
-        return self._http.content(Request("GET", path, {"path": entry.path}, headers=ranged))
+        return self.content(Request("GET", path, {"path": entry.path}, headers=ranged))
 
     async def write_file(
         self,
@@ -719,157 +621,12 @@ class ApiClient:
         """Give a file of the workspace its content, and the ``mode`` and ``modified`` of it."""
         where = (*place.path, "files", "content")
         request = Request("PUT", where, {"path": path, **about}, content=content)
-        written = await self._http.call(request, LONGEST_WAIT)
-        return self._file(written)
+        return self.shaped_one(FileEntry, await self.call(request, LONGEST_WAIT))
 
     async def make_folder(self, place: ProjectPlace, path: str) -> FileEntry:
         """Make a folder in the workspace."""
-        made = await self._post((*place.path, "files", "folder"), {"path": path})
-        return self._file(made)
-
-    async def move_file(
-        self, place: ProjectPlace, source: str, target: str, *, replace: bool
-    ) -> FileEntry:
-        """Give a file of the workspace another path."""
-        body = {"source": source, "target": target, "replace": replace}
-        moved = await self._post((*place.path, "files", "move"), body)
-        return self._file(moved)
-
-    async def delete_file(self, place: ProjectPlace, path: str, *, recursive: bool) -> None:
-        """Delete a file or folder of the workspace."""
-        query = {"path": path, "recursive": "true" if recursive else "false"}
-        await self._http.call(Request("DELETE", (*place.path, "files"), query), LONGEST_WAIT)
-
-    async def search_files(self, place: ProjectPlace, text: str, path: str) -> dict[str, Any]:
-        """Return names and lines of the workspace that hold a text."""
-        query = {"q": text, "path": path, "limit": "500"}
-        return await self._get((*place.path, "files", "search"), query)
-
-    async def terminals(self, place: ProjectPlace) -> list[dict[str, Any]]:
-        """Return the terminals, oldest first."""
-        found: list[dict[str, Any]] = (await self._get((*place.path, "terminals")))["terminals"]
-        return found
-
-    async def start_terminal(self, place: ProjectPlace, rows: int, columns: int) -> dict[str, Any]:
-        """Start a shell."""
-        size = {"rows": rows, "columns": columns}
-        return await self._post((*place.path, "terminals"), size)
-
-    def terminal(
-        self, place: ProjectPlace, terminal_id: str
-    ) -> AbstractAsyncContextManager[ServerSocket]:
-        """Attach to a terminal."""
-        return self._http.socket((*place.path, "terminals", terminal_id))
-
-    def command(self, place: ProjectPlace) -> AbstractAsyncContextManager[ServerSocket]:
-        """Open what runs one command, which its first message names."""
-        return self._http.socket((*place.path, "commands"))
-
-    async def ports(self, place: ProjectPlace) -> list[dict[str, Any]]:
-        """Return the ports that are listened on."""
-        found: list[dict[str, Any]] = (await self._get((*place.path, "ports")))["ports"]
-        return found
-
-    async def open_preview(
-        self, place: ProjectPlace, port: str, path: str, share_seconds: int | None
-    ) -> dict[str, Any]:
-        """Return a link to what a port serves."""
-        body = {"path": path, "share_seconds": share_seconds}
-        return await self._post((*place.path, "ports", port, "preview"), body)
-
-    async def open_file(
-        self, place: ProjectPlace, path: str, share_seconds: int | None
-    ) -> dict[str, Any]:
-        """Return a link to a file."""
-        body = {"path": path, "share_seconds": share_seconds}
-        return await self._post((*place.path, "files", "preview"), body)
-
-    async def shares(self, place: ProjectPlace) -> list[dict[str, Any]]:
-        """Return what anybody may open who has the link."""
-        found: list[dict[str, Any]] = (await self._get((*place.path, "shares")))["shares"]
-        return found
-
-    async def end_share(self, place: ProjectPlace, share: str) -> None:
-        """End a link."""
-        await self._http.call(Request("DELETE", (*place.path, "shares", share)))
-
-    async def turns(self, place: ProjectPlace, session_id: str) -> list[str]:
-        """Return the ids of a session's newest turns, newest first."""
-        found = await self._get((*place.path, "sessions", session_id, "turns"), {"limit": "1"})
-        return [turn.turn_id for turn in self._http.shaped(Turn, found["turns"])]
-
-    async def turn_changes(self, place: ProjectPlace, turn_id: str) -> dict[str, Any]:
-        """Return what a turn changed."""
-        return await self._get((*place.path, "turns", turn_id, "changes"))
-
-    async def turn_diff(self, place: ProjectPlace, turn_id: str, path: str) -> dict[str, Any]:
-        """Return what a turn changed in a file."""
-        where = (*place.path, "turns", turn_id, "diff")
-        return await self._get(where, {"path": path})
-
-    async def undo_turn(
-        self,
-        place: ProjectPlace,
-        turn_id: str,
-        paths: list[str] | None,
-        *,
-        override: bool,
-        history: str,
-    ) -> dict[str, Any]:
-        """Bring back what a turn changed; with ``history`` ``cut`` the agent forgets it, too."""
-        body: dict[str, Any] = {"override": override, "paths": paths}
-        if history != "keep":  # an environment of an older version knows no such member
-            body["history"] = history
-        return await self._post((*place.path, "turns", turn_id, "undo"), body, within=LONGEST_WAIT)
-
-    def changes(self, given: Any) -> list[FileChange]:
-        """Return changes as the server tells them."""
-        return self._http.shaped(FileChange, given)
-
-    async def git_status(self, place: ProjectPlace) -> GitStatus:
-        """Return how the workspace's git repository stands."""
-        return self._http.shaped(GitStatus, [await self._get((*place.path, "git"))])[0]
-
-    async def git_commit(
-        self, place: ProjectPlace, message: str, paths: list[str] | None
-    ) -> dict[str, Any]:
-        """Commit what changed (``None``: all of it)."""
-        body = {"message": message, "paths": paths}
-        return await self._post((*place.path, "git", "commit"), body, within=LONGEST_WAIT)
-
-    async def git_fetch(self, place: ProjectPlace) -> GitStatus:
-        """Fetch what ``origin`` has; return how the repository stands then."""
-        found = await self._post((*place.path, "git", "fetch"), within=LONGEST_WAIT)
-        return self._http.shaped(GitStatus, [found])[0]
-
-    async def git_push(self, place: ProjectPlace, branch: str | None) -> dict[str, Any]:
-        """Push to a branch, by default the one of the same name."""
-        return await self._post(
-            (*place.path, "git", "push"), {"branch": branch}, within=LONGEST_WAIT
-        )
-
-    def _file(self, given: Any) -> FileEntry:
-        return self._http.shaped(FileEntry, [given])[0]
-
-    async def _project(self, request: Request, within: float = ANSWER_SECONDS) -> ProjectJson:
-        found: ProjectJson = await self._http.call(request, within)
-        return found
-
-    async def _get(
-        self, path: tuple[str, ...], query: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = await self._http.call(Request("GET", path, query or {}))
-        return found
-
-    async def _post(
-        self,
-        path: tuple[str, ...],
-        body: Mapping[str, Any] | None = None,
-        *,
-        within: float = ANSWER_SECONDS,
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = await self._http.call(Request("POST", path, {}, body), within)
-        return found
+        made = await self.post(*place.path, "files", "folder", body={"path": path})
+        return self.shaped_one(FileEntry, made)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ import click
 from greylag import __version__
 from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableError, find_agent
 from greylag.cli.access import Access, api_options
-from greylag.cli.client import ApiClient
+from greylag.cli.client import PlatformJson, Request
 from greylag.cli.errors import CliError, Exit
 from greylag.cli.output import Output, one_line
 from greylag.common.net import proxy_for
@@ -63,19 +63,19 @@ def doctor(access: Access) -> int:
 
 
 async def _ask_server(access: Access) -> list[Check]:
-    async with access.client() as api:
-        return [check async for check in _server(access.server, api)]
+    async with access.api:
+        return [check async for check in _server(access)]
 
 
-async def _server(server: str, api: ApiClient) -> AsyncIterator[Check]:
+async def _server(access: Access) -> AsyncIterator[Check]:
     try:
-        await api.check_ready()
-        platform = await api.platform()
+        await access.api.call(Request("GET", ("readyz",), root=""))
+        platform: PlatformJson = await access.api.get("platform")
     except CliError as error:
         yield Check("server", "fail", error.message, error.hint)
         return
     where = f"cluster {platform['cluster']}, store {platform['store']}"
-    yield Check("server", "ok", f"{server} is ready: Greylag {platform['version']}, {where}")
+    yield Check("server", "ok", f"{access.server} is ready: Greylag {platform['version']}, {where}")
     if platform["version"] != __version__:
         detail = f"The server is {platform['version']}, this command {__version__}."
         yield Check("version", "warn", detail, "Install the same version on both sides.")

@@ -231,7 +231,6 @@ POLL_SECONDS = 0.5
 @api_command
 async def rollout(
     access: Access,
-    api: ApiClient,
     *,
     at_once: int,
     timeout: int,  # noqa: ASYNC109 - for each project
@@ -250,15 +249,15 @@ async def rollout(
       greylag rollout --list
       greylag rollout --at-once 5 --user alice
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    users = [one["id"] for one in await api.users()]
+    users = [one["id"] for one in await access.api.users()]
     if access.user:
-        users = [await access.user_id(api)]
-    active = [one for user_id in users async for one in api.projects(user_id, "active")]
+        users = [await access.user_id()]
+    active = [one for user_id in users async for one in access.api.projects(user_id, "active")]
     if only_list:
         _show_what_runs(access.output, active)
         return Exit.OK
     waiting = [project for project in active if project["outdated"]]
-    rolling = _Rollout(access.output, api, waiting, timeout)
+    rolling = _Rollout(access.output, access.api, waiting, timeout)
     async with task_group() as group:
         for number in range(at_once):
             group.create_task(rolling.work(), name=f"rollout {number}")
@@ -336,12 +335,13 @@ class _Rollout:
 
     async def _refresh(self, project: ProjectJson) -> tuple[str, str] | None:
         """Return once it runs with the settings of now, or sleeps; what is wrong if it failed."""
-        now = await self._api.refresh(place_of(project))
+        place = place_of(project)
+        now: ProjectJson = await self._api.post(*place.path, "refresh")
         while now["outdated"] or now["status"] in {"activating", "deactivating"}:
             if now["status"] == "error":
                 break
             await asyncio.sleep(POLL_SECONDS)
-            now = await self._api.project(place_of(project))
+            now = await self._api.project(place)
         error = now["error"]
         return (error["code"], error["message"]) if now["status"] == "error" and error else None
 

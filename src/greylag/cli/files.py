@@ -20,7 +20,7 @@ from typing import IO
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient, ProjectPlace
+from greylag.cli.client import LONGEST_WAIT, ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import FileEntry
@@ -49,12 +49,12 @@ def files() -> None:
 @click.argument("project")
 @click.argument("path", default="")
 @api_command
-async def ls(access: Access, api: ApiClient, *, project: str, path: str) -> None:
+async def ls(access: Access, *, project: str, path: str) -> None:
     """List a folder of the workspace (by default the workspace itself), or one file."""
-    place = await access.place(api, project)
-    entry = await api.file(place, path)
+    place = await access.place(project)
+    entry = await access.api.file(place, path)
     is_folder = entry.kind == "folder"
-    found = [one async for one in api.folder(place, path)] if is_folder else [entry]
+    found = [one async for one in access.api.folder(place, path)] if is_folder else [entry]
     access.output.listing(
         {"entry": asdict(entry), "entries": [asdict(one) for one in found if is_folder]},
         COLUMNS,
@@ -79,12 +79,12 @@ def _size(entry: FileEntry) -> str:
 @click.argument("path")
 @click.argument("file", required=False)
 @api_command
-async def get(access: Access, api: ApiClient, *, project: str, path: str, file: str | None) -> None:
+async def get(access: Access, *, project: str, path: str, file: str | None) -> None:
     """Read a file of the workspace into FILE here (`-`: print it; by default its own name)."""
-    place = await access.place(api, project)
-    entry = _of_kind(await api.file(place, path), "file")
+    place = await access.place(project)
+    entry = _of_kind(await access.api.file(place, path), "file")
     if file == STREAM:
-        async with api.read_file(place, entry) as content:
+        async with access.api.read_file(place, entry) as content:
             async for chunk in content.chunks:
                 await asyncio.to_thread(sys.stdout.buffer.write, chunk)
         sys.stdout.buffer.flush()
@@ -92,7 +92,7 @@ async def get(access: Access, api: ApiClient, *, project: str, path: str, file: 
     target = _below(Path(), entry.name) if file is None else Path(file)
     with _refused(target, "written"):
         target = _below(target, entry.name) if target.is_dir() else target
-    copying = _Copying(api, place)
+    copying = _Copying(access.api, place)
     await copying.download(entry, target)
     copying.tell(access)
 
@@ -102,12 +102,12 @@ async def get(access: Access, api: ApiClient, *, project: str, path: str, file: 
 @click.argument("file")
 @click.argument("path", required=False)
 @api_command
-async def put(access: Access, api: ApiClient, *, project: str, file: str, path: str | None) -> None:
+async def put(access: Access, *, project: str, file: str, path: str | None) -> None:
     """Write FILE of this machine (`-`: standard input) to a path of the workspace."""
     if path is None and file == STREAM:
         raise click.UsageError("Say which PATH what comes from standard input gets.")
-    place = await access.place(api, project)
-    copying = _Copying(api, place)
+    place = await access.place(project)
+    copying = _Copying(access.api, place)
     if file == STREAM:
         await copying.upload(sys.stdin.buffer, path or "")
     else:
@@ -121,14 +121,13 @@ async def put(access: Access, api: ApiClient, *, project: str, file: str, path: 
 @click.option("-r", "--recursive", is_flag=True, help="A folder, with all that it holds.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def rm(  # noqa: PLR0913 - one argument per option
-    access: Access, api: ApiClient, *, project: str, path: str, recursive: bool, yes: bool
-) -> None:
+async def rm(access: Access, *, project: str, path: str, recursive: bool, yes: bool) -> None:
     """Delete a file of the workspace, or a folder; a link, not what it leads to."""
-    place = await access.place(api, project)
+    place = await access.place(project)
     if recursive:
         await confirm(f"Delete {path} of {project} with all that it holds?", yes=yes)
-    await api.delete_file(place, path, recursive=recursive)
+    query = {"path": path, "recursive": "true" if recursive else "false"}
+    await access.api.delete(*place.path, "files", query=query, within=LONGEST_WAIT)
     if access.output.json:
         access.output.document({"deleted": path})
     else:
@@ -141,21 +140,21 @@ async def rm(  # noqa: PLR0913 - one argument per option
 @click.argument("target")
 @click.option("--replace", is_flag=True, help="Take the place of a file that is there.")
 @api_command
-async def mv(  # noqa: PLR0913 - one argument per option
-    access: Access, api: ApiClient, *, project: str, source: str, target: str, replace: bool
-) -> None:
+async def mv(access: Access, *, project: str, source: str, target: str, replace: bool) -> None:
     """Give a file or folder of the workspace another path."""
-    place = await access.place(api, project)
-    _shown(access, await api.move_file(place, source, target, replace=replace))
+    place = await access.place(project)
+    body = {"source": source, "target": target, "replace": replace}
+    moved = await access.api.post(*place.path, "files", "move", body=body)
+    _shown(access, access.api.shaped_one(FileEntry, moved))
 
 
 @files.command()
 @click.argument("project")
 @click.argument("path")
 @api_command
-async def mkdir(access: Access, api: ApiClient, *, project: str, path: str) -> None:
+async def mkdir(access: Access, *, project: str, path: str) -> None:
     """Make a folder in the workspace, and those on the way to it."""
-    _shown(access, await api.make_folder(await access.place(api, project), path))
+    _shown(access, await access.api.make_folder(await access.place(project), path))
 
 
 def _shown(access: Access, entry: FileEntry) -> None:
@@ -170,9 +169,11 @@ def _shown(access: Access, entry: FileEntry) -> None:
 @click.argument("text")
 @click.argument("path", default="")
 @api_command
-async def search(access: Access, api: ApiClient, *, project: str, text: str, path: str) -> None:
+async def search(access: Access, *, project: str, text: str, path: str) -> None:
     """Find names and lines that hold TEXT, in any case, below a folder of the workspace."""
-    found = await api.search_files(await access.place(api, project), text, path)
+    place = await access.place(project)
+    query = {"q": text, "path": path, "limit": "500"}
+    found = await access.api.get(*place.path, "files", "search", query=query)
     if access.output.json:
         access.output.document(found)
         return
@@ -192,7 +193,7 @@ async def search(access: Access, api: ApiClient, *, project: str, text: str, pat
 @click.argument("source")
 @click.argument("target")
 @api_command
-async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> None:
+async def cp(access: Access, *, source: str, target: str) -> None:
     """Copy a file, or a folder with all that it holds, from or to a project's workspace.
 
     One of SOURCE and TARGET is PROJECT:PATH, the other a path here (./a:b for one with a colon).
@@ -209,10 +210,10 @@ async def cp(access: Access, api: ApiClient, *, source: str, target: str) -> Non
     remote = there or here
     if remote is None or (there is not None and here is not None):
         raise click.UsageError("One of SOURCE and TARGET is PROJECT:PATH, the other a path here.")
-    copying = _Copying(api, await access.place(api, remote[1]))
+    copying = _Copying(access.api, await access.place(remote[1]))
     if there is not None:
         with _refused(Path(target), "written"):
-            await copying.fetch(await api.file(copying.place, remote[2]), Path(target))
+            await copying.fetch(await access.api.file(copying.place, remote[2]), Path(target))
     else:
         with _refused(Path(source), "read"):
             await copying.send(Path(source), remote[2])

@@ -2,11 +2,12 @@
 
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient
+from greylag.cli.client import LONGEST_WAIT, Request
 from greylag.cli.output import confirm, moment
 from greylag.common.agent_api import GitStatus
 
@@ -21,20 +22,23 @@ def git() -> None:
 @git.command()
 @click.argument("project")
 @api_command
-async def status(access: Access, api: ApiClient, *, project: str) -> None:
+async def status(access: Access, *, project: str) -> None:
     """Say which branch is checked out in PROJECT's workspace, and what changed."""
-    _tell(access, await api.git_status(await access.place(api, project)))
+    place = await access.place(project)
+    _tell(access, await access.api.get(*place.path, "git"))
 
 
 @git.command()
 @click.argument("project")
 @api_command
-async def fetch(access: Access, api: ApiClient, *, project: str) -> None:
+async def fetch(access: Access, *, project: str) -> None:
     """Fetch what the remote has, and say how far ahead and behind PROJECT's branch is."""
-    _tell(access, await api.git_fetch(await access.place(api, project)))
+    place = await access.place(project)
+    _tell(access, await access.api.post(*place.path, "git", "fetch", within=LONGEST_WAIT))
 
 
-def _tell(access: Access, one: GitStatus) -> None:
+def _tell(access: Access, found: Any) -> None:
+    one = access.api.shaped_one(GitStatus, found)
     if access.output.json:
         access.output.document(asdict(one))
         return
@@ -61,12 +65,11 @@ def _tell(access: Access, one: GitStatus) -> None:
 @click.option("--message", "-m", required=True, metavar="TEXT", help="What the commit says.")
 @click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
 @api_command
-async def commit(
-    access: Access, api: ApiClient, *, project: str, message: str, paths: tuple[str, ...]
-) -> None:
+async def commit(access: Access, *, project: str, message: str, paths: tuple[str, ...]) -> None:
     """Commit all that changed in PROJECT's workspace."""
-    place = await access.place(api, project)
-    made = await api.git_commit(place, message, list(paths) or None)
+    place = await access.place(project)
+    body = {"message": message, "paths": list(paths) or None}
+    made = await access.api.post(*place.path, "git", "commit", body=body, within=LONGEST_WAIT)
     if access.output.json:
         access.output.document(made)
         return
@@ -78,9 +81,11 @@ async def commit(
 @click.argument("project")
 @click.option("--branch", metavar="NAME", help="The remote's; by default of the same name.")
 @api_command
-async def push(access: Access, api: ApiClient, *, project: str, branch: str | None) -> None:
+async def push(access: Access, *, project: str, branch: str | None) -> None:
     """Push what is checked out in PROJECT's workspace, as a branch, never by force."""
-    done = await api.git_push(await access.place(api, project), branch)
+    place = await access.place(project)
+    body = {"branch": branch}
+    done = await access.api.post(*place.path, "git", "push", body=body, within=LONGEST_WAIT)
     access.output.done(done, f"Pushed to {done['branch']} of {done['remote']}.")
 
 
@@ -91,9 +96,9 @@ def secrets() -> None:
 
 @secrets.command("list")
 @api_command
-async def list_secrets(access: Access, api: ApiClient) -> None:
+async def list_secrets(access: Access) -> None:
     """List names, hosts and times. No value is ever shown."""
-    found = await api.secrets(await access.user_id(api))
+    found = (await access.api.get("users", await access.user_id(), "secrets"))["secrets"]
     rows = (
         (
             one["name"],
@@ -112,9 +117,7 @@ async def list_secrets(access: Access, api: ApiClient) -> None:
 @click.option("--host", required=True, help="The only host that is told it, as github.com.")
 @click.option("--username", help="Whom the host is told; for most tokens it does not matter.")
 @api_command
-async def set_secret(
-    access: Access, api: ApiClient, *, name: str, host: str, username: str | None
-) -> None:
+async def set_secret(access: Access, *, name: str, host: str, username: str | None) -> None:
     """Keep a token or password under NAME. It is asked for, or read from stdin: one line.
 
     Example: greylag secrets set github --host github.com < token.txt
@@ -124,7 +127,8 @@ async def set_secret(
     else:
         value = sys.stdin.readline()
     body = {"host": host, "value": value.strip(), **({"username": username} if username else {})}
-    kept = await api.put_secret(await access.user_id(api), name, body)
+    path = ("users", await access.user_id(), "secrets", name)
+    kept = await access.api.call(Request("PUT", path, body=body))
     access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
 
 
@@ -132,8 +136,8 @@ async def set_secret(
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def delete_secret(access: Access, api: ApiClient, *, name: str, yes: bool) -> None:
+async def delete_secret(access: Access, *, name: str, yes: bool) -> None:
     """Delete the secret NAME: environments that run forget it within moments."""
     await confirm(f"Delete the secret {name}?", yes=yes)
-    await api.remove_secret(await access.user_id(api), name)
+    await access.api.delete("users", await access.user_id(), "secrets", name)
     access.output.done({"name": name, "deleted": True}, f"The secret {name} is deleted.")

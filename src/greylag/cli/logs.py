@@ -33,14 +33,14 @@ STANDARD = {"timestamp", "level", "event"}
     help="Begin with this many of the last lines.",
 )
 @api_command
-async def logs(access: Access, api: ApiClient, *, project: str, follow: bool, tail: int) -> None:
+async def logs(access: Access, *, project: str, follow: bool, tail: int) -> None:
     """Print what PROJECT's environment says.
 
     On a terminal the lines are made readable; a pipe gets them as they are. With --json each line
     is one document: {"line": "..."}.
     """
-    place = await access.place(api, project)
-    async with api.logs(place, follow=follow, tail=tail) as chunks:
+    place = await access.place(project)
+    async with access.api.logs(place, follow=follow, tail=tail) as chunks:
         if access.output.json:
             async for line in _lines(chunks):
                 access.output.document({"line": line})
@@ -79,13 +79,13 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
 @click.argument("project")
 @click.option("-f", "--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
 @api_command
-async def events(access: Access, api: ApiClient, *, project: str, follow: bool) -> None:
+async def events(access: Access, *, project: str, follow: bool) -> None:
     """Print PROJECT's activation log: what the platform did for it, and why.
 
     With --json each event is one document on its own line.
     """
-    place = await access.place(api, project)
-    found = _live(access, api, place) if follow else _so_far(api, place)
+    place = await access.place(project)
+    found = _live(access, place) if follow else _so_far(access.api, place)
     async for event in found:
         if access.output.json:
             access.output.document(event.as_json())
@@ -104,20 +104,20 @@ async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEv
             yield event
 
 
-async def _live(access: Access, api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
+async def _live(access: Access, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
     """Yield every event once, over as many connections as it takes, until the project is gone."""
     patience = Patience()
     last = 0
     while True:
         try:
-            async with api.events(place, last) as found:
+            async with access.api.events(place, last) as found:
                 patience.opened()
                 async for event in found:
                     patience.worked()
                     last = int(event.id) if event.id and event.id.isdigit() else last
                     yield event
             # The stream ends with the project, and with the server: ask which it was.
-            await api.project(place)
+            await access.api.project(place)
         except CliError as error:
             if isinstance(error, ServerRefusedError) and error.problem.code == "project_not_found":
                 return

@@ -5,7 +5,6 @@ import sys
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm, moment
 
@@ -19,9 +18,9 @@ def notifications() -> None:
 
 @notifications.command("list")
 @api_command
-async def list_targets(access: Access, api: ApiClient) -> None:
+async def list_targets(access: Access) -> None:
     """List browsers and webhooks. No address is ever shown."""
-    found = await api.notification_targets(await access.user_id(api))
+    found = (await access.api.get(*await _path(access)))["targets"]
     rows = (
         (
             one["id"],
@@ -40,7 +39,7 @@ async def list_targets(access: Access, api: ApiClient) -> None:
 @notifications.command("add-webhook", short_help="Tell a webhook of turns; print its secret.")
 @click.argument("name")
 @api_command
-async def add_webhook(access: Access, api: ApiClient, *, name: str) -> None:
+async def add_webhook(access: Access, *, name: str) -> None:
     """Tell a webhook, to be called NAME, by signed POSTs; print the secret for that, this once.
 
     Its address, which may hold a token, is asked for, or read from stdin: one line.
@@ -48,7 +47,8 @@ async def add_webhook(access: Access, api: ApiClient, *, name: str) -> None:
     Example: greylag notifications add-webhook chat < address.txt
     """
     url = click.prompt("Address", err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    made = await api.add_webhook(await access.user_id(api), {"name": name, "url": url.strip()})
+    body = {"name": name, "url": url.strip()}
+    made = await access.api.post(*await _path(access), "webhooks", body=body)
     if access.output.json:
         access.output.document(made)
         return
@@ -59,9 +59,9 @@ async def add_webhook(access: Access, api: ApiClient, *, name: str) -> None:
 @notifications.command("test")
 @click.argument("target_id", metavar="ID")
 @api_command
-async def test_target(access: Access, api: ApiClient, *, target_id: str) -> None:
+async def test_target(access: Access, *, target_id: str) -> None:
     """Tell a browser or a webhook something, once, and say what came of it."""
-    done = await api.test_notification_target(await access.user_id(api), target_id)
+    done = await access.api.post(*await _path(access), "targets", target_id, "test")
     if access.output.json:
         access.output.document(done)
     elif done["delivered"]:
@@ -74,8 +74,12 @@ async def test_target(access: Access, api: ApiClient, *, target_id: str) -> None
 @click.argument("target_id", metavar="ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def remove_target(access: Access, api: ApiClient, *, target_id: str, yes: bool) -> None:
+async def remove_target(access: Access, *, target_id: str, yes: bool) -> None:
     """Tell a browser or a webhook nothing any more."""
     await confirm(f"Remove {target_id}?", yes=yes)
-    await api.remove_notification_target(await access.user_id(api), target_id)
+    await access.api.delete(*await _path(access), "targets", target_id)
     access.output.done({"id": target_id, "removed": True}, f"{target_id} is told nothing any more.")
+
+
+async def _path(access: Access) -> tuple[str, ...]:
+    return ("users", await access.user_id(), "notifications")

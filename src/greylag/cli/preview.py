@@ -5,7 +5,6 @@ import re
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient
 from greylag.cli.output import moment, open_in_browser
 
 _TIME = re.compile(r"([1-9]\d{0,6})([smhd]?)")
@@ -28,9 +27,10 @@ class _Duration(click.ParamType[int]):
 @click.command()
 @click.argument("project")
 @api_command
-async def ports(access: Access, api: ApiClient, *, project: str) -> None:
+async def ports(access: Access, *, project: str) -> None:
     """List the ports on which a project's environment listens."""
-    found = await api.ports(await access.place(api, project))
+    place = await access.place(project)
+    found = (await access.api.get(*place.path, "ports"))["ports"]
     rows = ((str(one["port"]), one["process"]) for one in found)
     access.output.listing(
         {"ports": found}, ("PORT", "PROCESS"), rows, prose=("PROCESS",), empty="Nothing is served."
@@ -46,7 +46,6 @@ async def ports(access: Access, api: ApiClient, *, project: str) -> None:
 @api_command
 async def preview(  # noqa: PLR0913 - one argument per option
     access: Access,
-    api: ApiClient,
     *,
     project: str,
     target: str,
@@ -59,13 +58,13 @@ async def preview(  # noqa: PLR0913 - one argument per option
     The link opens one browser, once, within five minutes; with --share any browser, as long as it
     says. A file whose name is a number is written ./8000.
     """
-    place = await access.place(api, project)
-    if target.isdecimal():
-        made = await api.open_preview(place, target, path or "/", share)
-    elif path is not None:
+    place = await access.place(project)
+    is_port = target.isdecimal()
+    if path is not None and not is_port:
         raise click.UsageError("--path: a file has none but its own.")
-    else:
-        made = await api.open_file(place, target, share)
+    what = ("ports", target) if is_port else ("files",)
+    body = {"path": (path or "/") if is_port else target, "share_seconds": share}
+    made = await access.api.post(*place.path, *what, "preview", body=body)
     if access.output.json:
         access.output.document(made)
     else:
@@ -82,14 +81,14 @@ async def preview(  # noqa: PLR0913 - one argument per option
 @click.argument("project")
 @click.option("--end", "ended", metavar="SHARE", help="End this one.")
 @api_command
-async def shares(access: Access, api: ApiClient, *, project: str, ended: str | None) -> None:
+async def shares(access: Access, *, project: str, ended: str | None) -> None:
     """List the links that show something of a project to anybody, or end one."""
-    place = await access.place(api, project)
+    place = await access.place(project)
     if ended is not None:
-        await api.end_share(place, ended)
+        await access.api.delete(*place.path, "shares", ended)
         access.output.done({"share": ended, "ended": True}, "It opens nothing any more.")
         return
-    found = await api.shares(place)
+    found = (await access.api.get(*place.path, "shares"))["shares"]
     rows = (
         (
             one["share"],

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from greylag.cli.access import Access, api_command, place_of, task_group
-from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
+from greylag.cli.client import ProjectJson, ProjectPlace, Request, SourceJson, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, moment
@@ -59,9 +59,9 @@ def _checked(check: Callable[[str, str], str]) -> Callable[..., str | None]:
 
 @click.command()
 @api_command
-async def users(access: Access, api: ApiClient) -> None:
+async def users(access: Access) -> None:
     """List the users whom projects can belong to."""
-    found = await api.users()
+    found = await access.api.users()
     rows = ((user["id"], user["display_name"]) for user in found)
     access.output.listing({"users": found}, ("ID", "NAME"), rows, prose=("NAME",))
 
@@ -77,10 +77,10 @@ def projects() -> None:
 @projects.command(name="list")
 @click.option("--status", type=click.Choice(STATUSES), help="Only projects of this status.")
 @api_command
-async def list_projects(access: Access, api: ApiClient, *, status: str | None) -> None:
+async def list_projects(access: Access, *, status: str | None) -> None:
     """List the user's projects, newest first."""
-    user_id = await access.user_id(api)
-    found = [project async for project in api.projects(user_id, status)]
+    user_id = await access.user_id()
+    found = [project async for project in access.api.projects(user_id, status)]
     access.output.listing(
         {"projects": found},
         COLUMNS,
@@ -109,7 +109,6 @@ async def list_projects(access: Access, api: ApiClient, *, status: str | None) -
 @api_command
 async def create(  # noqa: PLR0913 - one argument per option
     access: Access,
-    api: ApiClient,
     *,
     name: str,
     project_id: str | None,
@@ -137,8 +136,8 @@ async def create(  # noqa: PLR0913 - one argument per option
         new["source"] = {"git": {name: said for name, said in git.items() if said is not None}}
     elif ref is not None or depth is not None:
         raise click.UsageError("--ref and --depth are of a repository: name it by --git.")
-    user_id = await access.user_id(api)
-    created = await api.create(user_id, new, idempotency_key or uuid.uuid4().hex)
+    user_id = await access.user_id()
+    created = await access.api.create(user_id, new, idempotency_key or uuid.uuid4().hex)
     show_project(access.output, created)
 
 
@@ -146,10 +145,11 @@ async def create(  # noqa: PLR0913 - one argument per option
 @click.argument("project")
 @click.argument("name", callback=_checked(check_name))
 @api_command
-async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> None:
+async def rename(access: Access, *, project: str, name: str) -> None:
     """Give PROJECT another name; its id stays."""
-    place = await access.place(api, project)
-    show_project(access.output, await api.rename(place, name))
+    place = await access.place(project)
+    renamed = await access.api.call(Request("PATCH", place.path, body={"name": name}))
+    show_project(access.output, renamed)
 
 
 @projects.command("hand-over", short_help="Give PROJECT to another user.")
@@ -157,22 +157,23 @@ async def rename(access: Access, api: ApiClient, *, project: str, name: str) -> 
 @click.argument("owner", metavar="USER", callback=_checked(check_id))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command
-async def hand_over(access: Access, api: ApiClient, *, project: str, owner: str, yes: bool) -> None:
+async def hand_over(access: Access, *, project: str, owner: str, yes: bool) -> None:
     """Give PROJECT, which must be inactive, to USER, with its files and conversations.
 
     For administrators; --user says whose it is now.
     """
-    found = await access.project(api, project)
+    found = await access.project(project)
     await confirm(f"Hand project {found['name']} over to {owner}?", yes=yes)
-    show_project(access.output, await api.hand_over(place_of(found), owner))
+    path = (*place_of(found).path, "hand-over")
+    show_project(access.output, await access.api.post(*path, body={"user": owner}))
 
 
 @projects.command()
 @click.argument("project")
 @api_command
-async def show(access: Access, api: ApiClient, *, project: str) -> None:
+async def show(access: Access, *, project: str) -> None:
     """Show all that is known of PROJECT."""
-    show_project(access.output, await access.project(api, project))
+    show_project(access.output, await access.project(project))
 
 
 @projects.command(short_help="Delete PROJECT and all of its files.")
@@ -180,14 +181,14 @@ async def show(access: Access, api: ApiClient, *, project: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @wait_options
 @api_command
-async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wish: Wish) -> None:
+async def delete(access: Access, *, project: str, yes: bool, wish: Wish) -> None:
     """Delete PROJECT: its environment, its workspace and its record.
 
     Asks first on a terminal; a script says --yes.
     """
-    found = await access.project(api, project)
+    found = await access.project(project)
     await confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
-    left = await api.delete(place_of(found), wish)
+    left = await access.api.delete_project(place_of(found), wish)
     stands = "is deleted" if left is None else "is being deleted"
     access.output.done(
         {"project_id": found["project_id"], "deleted": left is None},
@@ -199,42 +200,40 @@ async def delete(access: Access, api: ApiClient, *, project: str, yes: bool, wis
 @click.argument("project")
 @wait_options
 @api_command
-async def activate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
+async def activate(access: Access, *, project: str, wish: Wish) -> None:
     """Start PROJECT's environment and wait until its agent answers.
 
     The activation log is shown on the way. A project that is active already stays as it is.
     Exit code 4 says that the wait ended first, and that it goes on.
     """
-    found = await access.project(api, project)
-    await _change(access.output, api, found, "activate", wish)
+    found = await access.project(project)
+    await _change(access, found, "activate", wish)
 
 
 @click.command()
 @click.argument("project")
 @wait_options
 @api_command
-async def deactivate(access: Access, api: ApiClient, *, project: str, wish: Wish) -> None:
+async def deactivate(access: Access, *, project: str, wish: Wish) -> None:
     """Stop PROJECT's environment and wait until it is down; its files and history are kept."""
-    found = await access.project(api, project)
-    await _change(access.output, api, found, "deactivate", wish)
+    found = await access.project(project)
+    await _change(access, found, "deactivate", wish)
 
 
-async def _change(
-    output: Output, api: ApiClient, before: ProjectJson, action: StateChange, wish: Wish
-) -> None:
+async def _change(access: Access, before: ProjectJson, action: StateChange, wish: Wish) -> None:
     if wish.wait is False:
-        show_project(output, await api.change(place_of(before), action, wish))
-        return
-    words = f"{'Activating' if action == 'activate' else 'Deactivating'} ..."
-    with output.busy(words):
-        after = await _while_showing(output, api, before, action, wish)
-    show_project(output, after)
+        after = await access.api.change(place_of(before), action, wish)
+    else:
+        words = f"{'Activating' if action == 'activate' else 'Deactivating'} ..."
+        with access.output.busy(words):
+            after = await _while_showing(access, before, action, wish)
+    show_project(access.output, after)
 
 
 async def _while_showing(
-    output: Output, api: ApiClient, before: ProjectJson, action: StateChange, wish: Wish
+    access: Access, before: ProjectJson, action: StateChange, wish: Wish
 ) -> ProjectJson:
-    place = place_of(before)
+    api, place = access.api, place_of(before)
     same_wish = before["desired"] == WISHED[action] and before["status"] != "error"
     settled = before["observed_generation"] >= before["generation"]
     if same_wish and settled:
@@ -243,7 +242,7 @@ async def _while_showing(
     first = before["generation"] + (0 if same_wish else 1)
     async with task_group() as group:
         log = group.create_task(
-            _show_log(output, api, place, first, WISHED[action]), name="activation log"
+            _show_log(access, place, first, WISHED[action]), name="activation log"
         )
         try:
             return await api.change(place, action, wish)
@@ -255,22 +254,20 @@ async def _while_showing(
             log.cancel()
 
 
-async def _show_log(
-    output: Output, api: ApiClient, place: ProjectPlace, first: int, wished: str
-) -> None:
+async def _show_log(access: Access, place: ProjectPlace, first: int, wished: str) -> None:
     """Print the log from generation ``first`` on, until it tells the end."""
     try:
-        async with api.events(place) as events:
+        async with access.api.events(place) as events:
             async for event in events:
                 generation = event.content.get("generation")
                 if isinstance(generation, int) and generation >= first:
-                    output.note(event_line(event))
+                    access.output.note(event_line(event))
                     # Its code, not its status: steps written with the last event share that.
                     if event.text("code") == wished or event.text("status") == "error":
                         return
     except CliError as error:
         # The log is an extra: the change itself tells how it ends.
-        output.note(f"The activation log cannot be shown: {error.message}")
+        access.output.note(f"The activation log cannot be shown: {error.message}")
 
 
 def show_project(output: Output, project: ProjectJson) -> None:

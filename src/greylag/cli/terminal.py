@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command, task_group
-from greylag.cli.client import ApiClient, ServerSocket
+from greylag.cli.client import ServerSocket
 from greylag.cli.errors import CliError, ServerUnreachableError
 
 _IN, _OUT, _ERR = 0, 1, 2
@@ -38,17 +38,15 @@ class _DetachedError(Exception):
 @click.option("--terminal", metavar="ID", help="Attach to this one, which is there already.")
 @click.option("--list", "as_list", is_flag=True, help="List the project's terminals instead.")
 @api_command
-async def shell(
-    access: Access, api: ApiClient, *, project: str, terminal: str | None, as_list: bool
-) -> int | None:
+async def shell(access: Access, *, project: str, terminal: str | None, as_list: bool) -> int | None:
     """Open a shell in a project's workspace; the exit code is the shell's.
 
     The project must be active. After Enter, `~.` leaves the shell running, and --terminal comes
     back to it; `~~` types a `~`.
     """
-    place = await access.place(api, project)
+    terminals = (*(await access.place(project)).path, "terminals")
     if as_list:
-        found = await api.terminals(place)
+        found = (await access.api.get(*terminals))["terminals"]
         rows = ((one["terminal_id"], _state(one), str(one["attached"])) for one in found)
         columns = ("ID", "STATE", "ATTACHED")
         access.output.listing({"terminals": found}, columns, rows, empty="There are no terminals.")
@@ -57,10 +55,10 @@ async def shell(
         hint = f"`greylag exec {project} -- COMMAND` runs a command without one."
         raise CliError("A shell needs a terminal on both ends.", hint)
     if terminal is None:
-        terminal = (await api.start_terminal(place, *_size()))["terminal_id"]
+        terminal = str((await access.api.post(*terminals, body=_size()))["terminal_id"])
     again = f"`greylag shell {project} --terminal {terminal}` goes on with it."
     try:
-        async with api.terminal(place, terminal) as socket:
+        async with access.api.socket(*terminals, terminal) as socket:
             return await _talk(socket, on_terminal=True, marked=False)
     except _DetachedError:
         access.output.note(f"The shell runs on: {again}")
@@ -82,9 +80,8 @@ def _state(terminal: dict[str, Any]) -> str:
 @click.option("-t", "wants_terminal", is_flag=True, help="On a terminal, if this is one.")
 @click.option("-C", "folder", metavar="FOLDER", default="", help="Below the workspace.")
 @api_command
-async def exec_(  # noqa: PLR0913 - one argument per option
+async def exec_(
     access: Access,
-    api: ApiClient,
     *,
     project: str,
     argv: Sequence[str],
@@ -101,9 +98,9 @@ async def exec_(  # noqa: PLR0913 - one argument per option
     on_terminal = wants_terminal and _on_terminal()
     run: dict[str, Any] = {"argv": list(argv), "folder": folder}
     if on_terminal:
-        rows, columns = _size()
-        run["terminal"] = {"rows": rows, "columns": columns}
-    async with api.command(await access.place(api, project)) as socket:
+        run["terminal"] = _size()
+    place = await access.place(project)
+    async with access.api.socket(*place.path, "commands") as socket:
         await socket.send({"run": run})
         try:
             return await _talk(socket, on_terminal=on_terminal, marked=True)
@@ -176,8 +173,7 @@ async def _resizing(socket: ServerSocket) -> None:
     try:
         while await changed.wait():
             changed.clear()
-            rows, columns = _size()
-            await socket.send({"resize": {"rows": rows, "columns": columns}})
+            await socket.send({"resize": _size()})
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
 
@@ -254,6 +250,6 @@ def _on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _size() -> tuple[int, int]:
+def _size() -> dict[str, int]:
     columns, rows = os.get_terminal_size(_OUT)
-    return max(1, min(rows, 1000)), max(1, min(columns, 1000))
+    return {"rows": max(1, min(rows, 1000)), "columns": max(1, min(columns, 1000))}
