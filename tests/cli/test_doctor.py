@@ -7,6 +7,7 @@ from tests.cli.program import Cli, call
 from tests.cli.stack import NOTICE, Stack, running_stack
 from tests.harness import settings
 from tests.identity.people import Provider, needs_provider
+from tests.store import mongo_servers
 
 
 def verdicts(document: dict[str, object]) -> dict[str, str]:
@@ -96,6 +97,7 @@ async def test_a_model_address_with_a_password_is_not_shown(tmp_path: Path) -> N
     assert "hunter2" not in done.out + done.err
 
 
+@mongo_servers.forgets_sockets
 @pytest.mark.parametrize(
     "uri",
     [
@@ -110,6 +112,7 @@ async def test_a_mongodb_that_cannot_be_used_fails_without_its_password(uri: str
     done = await call("doctor", "--json", env=env)
     assert verdicts(done.document)["mongodb"] == "fail"
     assert "hunter2" not in done.out + done.err
+    mongo_servers.collect_sockets()
 
 
 async def test_a_pipe_gets_one_line_of_tabs_for_each_check() -> None:

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import Enum, auto
 
 import click
 
@@ -222,23 +221,6 @@ class _SilenceClock:
                 self._view.silent(silent)
 
 
-class End(Enum):
-    """How a turn ended for the person who watched it."""
-
-    COMPLETED = auto()
-    FAILED = auto()
-    CANCELLED = auto()
-    INTERRUPTED = auto()
-
-
-EXIT_CODES = {
-    End.COMPLETED: Exit.OK,
-    End.FAILED: Exit.REFUSED,
-    End.CANCELLED: Exit.REFUSED,
-    End.INTERRUPTED: Exit.INTERRUPTED,
-}
-
-
 @dataclass
 class Chat:
     """Sends messages, one after the other, and shows what answers them.
@@ -253,8 +235,8 @@ class Chat:
     fixed: Decision | None
     _presses: int = 0
 
-    async def turn(self, message: str) -> End:
-        """Send one message and show its turn to the end.
+    async def turn(self, message: str) -> Exit:
+        """Send one message and show its turn to the end; return what came of it.
 
         The first Ctrl-C cancels the turn (before there is one, it stops waiting).
 
@@ -273,14 +255,14 @@ class Chat:
                 raise InterruptedByUserError("The person left.") from None
             if self._presses == 1:
                 self.view.note("Stopped waiting; what was begun goes on.")
-                return End.INTERRUPTED
+                return Exit.INTERRUPTED
             raise
         finally:
             self.view.end()
             self.session_id = stream.session_id or self.session_id
 
-    async def _watch(self, stream: TurnStream) -> End:
-        end = End.COMPLETED
+    async def _watch(self, stream: TurnStream) -> Exit:
+        end = Exit.OK
         async with task_group() as group:
             prompts = ConfirmationPrompts(self.api, self.place, self.view, group, self.fixed)
             with _on_interrupt(self._interrupter(stream, group)):
@@ -294,7 +276,7 @@ class Chat:
                 ticking.cancel()
                 clock.broken()
             prompts.close()
-        return End.INTERRUPTED if self._presses and end is not End.COMPLETED else end
+        return Exit.INTERRUPTED if self._presses and end is not Exit.OK else end
 
     def _take(self, stream: TurnStream, prompts: ConfirmationPrompts, event: StreamEvent) -> None:
         self.view.show(event)
@@ -324,12 +306,9 @@ class Chat:
             self.view.note(f"The turn cannot be cancelled: {error.message}")
 
 
-def _end_after(end: End, event: StreamEvent) -> End:
-    if event.type == "error":
-        return End.FAILED
-    if event.type == "complete" and event.text("stop_reason") == "cancelled":
-        return End.CANCELLED
-    return end
+def _end_after(end: Exit, event: StreamEvent) -> Exit:
+    cancelled = event.type == "complete" and event.text("stop_reason") == "cancelled"
+    return Exit.REFUSED if event.type == "error" or cancelled else end
 
 
 @contextmanager
@@ -395,7 +374,7 @@ def chat(  # noqa: PLR0913 - one argument per option
             if text is not None:
                 end = runner.run(talk.turn(text))
                 _tell_session(access, talk)
-                return EXIT_CODES[end]
+                return end
             return _converse(runner, talk, access)
         finally:
             runner.run(access.api.__aexit__())

@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -20,13 +19,12 @@ from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableE
 from greylag.cli.access import Access, api_options
 from greylag.cli.client import PlatformJson, Request
 from greylag.cli.errors import CliError, Exit
-from greylag.cli.output import Output, one_line
+from greylag.cli.output import GAP, Output, one_line
 from greylag.common.net import proxy_for
 from greylag.config import Settings, load_settings
-from greylag.domain.errors import ConfigError, GreylagError
+from greylag.domain.errors import ConfigError, GreylagError, StoreUnavailableError
 
 Verdict = Literal["ok", "warn", "fail"]
-OLDEST_PYTHON = (3, 11)
 LEAST_FREE_BYTES = 1024**3
 RUN_SECONDS = 15
 STORE_FINDINGS = 10
@@ -94,7 +92,7 @@ def _machine(*, answered: bool) -> Iterator[Check]:
 
     What this shell does not set is none of its business where a server has ``answered``.
     """
-    yield _python()
+    yield Check("python", "ok", f"Python {platform.python_version()}")
     try:
         settings = load_settings()
     except ConfigError as error:
@@ -115,13 +113,6 @@ def _machine(*, answered: bool) -> Iterator[Check]:
             yield _identity_provider(settings)
         if settings.model_url or settings.model_key or not answered:
             yield _model(settings)
-
-
-def _python() -> Check:
-    version = platform.python_version()
-    if sys.version_info >= OLDEST_PYTHON:
-        return Check("python", "ok", f"Python {version}")
-    return Check("python", "fail", f"Python {version}", "Install Python 3.11 or newer.")
 
 
 def _agent(settings: Settings | None) -> Iterator[Check]:
@@ -253,65 +244,55 @@ def _model(settings: Settings) -> Check:
 
 
 def _version(command: Sequence[str]) -> str | None:
-    found = _run(command)
-    return None if found is None else (found.strip().splitlines() or ["(no version)"])[-1].strip()
-
-
-def _run(command: Sequence[str]) -> str | None:
-    """Return what a program prints, ``None`` when it is not there or fails."""
+    """Return the last line that a program prints, ``None`` when it is not there or fails."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed words, and a path the operator has set
             command, capture_output=True, text=True, timeout=RUN_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return (done.stdout.strip().splitlines() or ["(no version)"])[-1].strip()
 
 
 def _mongodb(settings: Settings) -> Check | None:
-    """Sign in and ask for a sign of life; ``None`` when records are not kept in MongoDB.
-
-    What the driver says is not shown: it may repeat parts of the address, the password among them.
-    """
+    """Sign in and ask for a sign of life; ``None`` when records are not kept in MongoDB."""
     if settings.mongodb_uri is None:
         return None
-    from pymongo import MongoClient
-    from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
-
-    within = settings.mongodb_timeout
-    milliseconds = max(1, int(within * 1000))
     try:
-        with MongoClient[dict[str, object]](
-            settings.mongodb_uri.get_secret_value(),
-            serverSelectionTimeoutMS=milliseconds,
-            connectTimeoutMS=milliseconds,
-        ) as client:
-            client[settings.mongodb_db].command("ping")
-    except (ConfigurationError, ValueError):
-        advice = "It looks like mongodb://user:password@host/; a password in it is percent-encoded."
-        return Check("mongodb", "fail", "MONGODB_URI is no address of a MongoDB.", advice)
-    except OperationFailure:
-        advice = "Check the user, the password and the authSource in MONGODB_URI."
-        return Check("mongodb", "fail", "MongoDB answers, but refuses this user.", advice)
-    except PyMongoError:
-        advice = "Check MONGODB_URI, and that MongoDB runs and can be reached from here."
-        return Check("mongodb", "fail", f"MongoDB did not answer within {within:g} s.", advice)
+        asyncio.run(_reach_store(settings))
+    except StoreUnavailableError as error:
+        advice = (
+            "Check MONGODB_URI, its user, password and authSource too, and that MongoDB runs and "
+            "can be reached from here."
+        )
+        return Check("mongodb", "fail", error.info.message, advice)
+    except ConfigError as error:
+        return Check("mongodb", "fail", error.info.message, error.info.hint)
     return Check(
         "mongodb", "ok", f"MongoDB answers; records are kept in database {settings.mongodb_db}."
     )
 
 
+async def _reach_store(settings: Settings) -> None:
+    from greylag.archives import open_archive
+
+    async with open_archive(settings, write=False):
+        pass
+
+
 def _print(output: Output, checks: list[Check]) -> None:
     """Print each check; what to do about it stands below what was found."""
-    if output.out:
-        output.out.findings([_row(check) for check in checks])
+    if not output.out:
+        columns = ("CHECK", "VERDICT", "FOUND", "ADVICE")
+        output.table(columns, [astuple(check) for check in checks])
         return
-    columns = ("CHECK", "VERDICT", "FOUND", "ADVICE")
-    output.table(columns, [astuple(check) for check in checks])
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _row(check: Check) -> tuple[str, str, str, str]:
-    found = one_line(check.detail)
-    if check.advice:
-        found += f"\n{one_line(check.advice)}"
-    return check.verdict, STYLES[check.verdict], check.name, found
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for check in checks:
+        found = "\n".join(one_line(text) for text in (check.detail, check.advice) if text)
+        table.add_row(Text(check.verdict, style=STYLES[check.verdict]), check.name, found)
+    output.out.print(table)

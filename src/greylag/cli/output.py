@@ -8,11 +8,14 @@ import termios
 import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from greylag.cli.errors import DeclinedError, OutputLostError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 YES = {"y", "yes"}
 
@@ -70,82 +73,20 @@ def moment(value: str | None) -> str:
     return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"
 
 
-class Screen:
-    """One stream that a person watches: colours, lines broken between words, tables, a spinner.
-
-    All text must have been made harmless before. rich is imported only where there is a terminal:
-    it costs more than most commands themselves.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
-
-    def say(self, text: str, style: str = "") -> None:
-        """Print text of its own, broken between words."""
-        self._console.print(text, style=style)
-
-    def piece(self, text: str, style: str = "") -> None:
-        """Print the next piece of a text as it stands."""
-        self._console.print(text, style=style, end="", soft_wrap=True)
-
-    def busy(self, words: str) -> AbstractContextManager[object]:
-        """Show a spinner with ``words`` until the block ends."""
-        from rich.text import Text
-
-        return self._console.status(Text(words))
-
-    def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], prose: Sequence[str]
-    ) -> None:
-        """Print rows under a line of column names.
-
-        Columns named in ``prose`` are broken between words when the terminal is narrow; the others
-        hold what people copy, and are broken only when there is no other way.
-        """
-        from rich.cells import cell_len
-        from rich.table import Table
-
-        widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
-        least = sum(
-            min(width, LEAST_PROSE) if name in prose else width
-            for name, width in zip(columns, widths, strict=True)
-        )
-        whole = least + GAP * (len(columns) - 1) <= self._console.width
-        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
-        for name in columns:
-            table.add_column(name, overflow="fold", no_wrap=whole and name not in prose)
-        for row in rows:
-            table.add_row(*row)
-        self._console.print(table)
-
-    def findings(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
-        """Print rows of a verdict, its style, a name and what was found, each broken in place."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(padding=(0, GAP, 0, 0))
-        for _ in range(3):
-            table.add_column(overflow="fold")
-        for verdict, style, name, found in rows:
-            table.add_row(Text(verdict, style=style), name, found)
-        self._console.print(table)
-
-
 class Output:
     """What one command prints: results on stdout, all else on stderr.
 
     ``json`` says that stdout is for a program: it holds one JSON document, or one per line for a
     stream, and nothing else.
 
-    ``out`` and ``err`` are the streams as terminals, ``None`` where nobody sits at one.
+    ``out`` and ``err`` are the streams as terminals, ``None`` where nobody sits at one. All that
+    they are given must have been made harmless before.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         self.json = as_json
-        self.out = Screen(sys.stdout) if sys.stdout.isatty() else None
-        self.err = Screen(sys.stderr) if sys.stderr.isatty() else None
+        self.out = _terminal(sys.stdout)
+        self.err = _terminal(sys.stderr)
 
     def write(self, text: str) -> None:
         """Write to stdout as it stands, at once; a reader that does not read makes this wait.
@@ -173,21 +114,21 @@ class Output:
     def heading(self, text: str) -> None:
         """Print one line of a result, bold on a terminal."""
         if self.out:
-            self.out.piece(one_line(text) + "\n", "bold")
+            self.out.print(one_line(text), style="bold", soft_wrap=True)
         else:
             self.line(text)
 
     def note(self, text: str, style: str = "dim") -> None:
         """Tell the person something in one line of stderr; no text can forge another."""
         if self.err:
-            self.err.say(one_line(text), style)
+            self.err.print(one_line(text), style=style)
         else:
             sys.stderr.write(one_line(text) + "\n")
 
     def piece(self, text: str, style: str = "") -> None:
         """Print a piece of a longer text on stderr, as it stands."""
         if self.err:
-            self.err.piece(visible(text), style)
+            self.err.print(visible(text), style=style, end="", soft_wrap=True)
         else:
             sys.stderr.write(visible(text))
             sys.stderr.flush()
@@ -204,7 +145,11 @@ class Output:
 
     def busy(self, words: str) -> AbstractContextManager[object]:
         """Show on a terminal that something goes on, until the block ends."""
-        return self.err.busy(one_line(words)) if self.err else nullcontext()
+        if not self.err:
+            return nullcontext()
+        from rich.text import Text
+
+        return self.err.status(Text(one_line(words)))
 
     def table(
         self,
@@ -226,7 +171,7 @@ class Output:
         elif safe:
             kept = [at for at in range(len(columns)) if any(row[at] != "-" for row in safe)]
             rows = [[row[at] for at in kept] for row in safe]
-            self.out.table([columns[at] for at in kept], rows, prose)
+            _print_table(self.out, [columns[at] for at in kept], rows, prose)
         else:
             self.note(empty)
 
@@ -259,6 +204,45 @@ class Output:
         for name, value in shown.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             self.line(f"{name:<{width}}  {text}")
+
+
+def _terminal(stream: TextIO) -> "Console | None":
+    """Return ``stream`` as a terminal: rich costs more than most commands, and is imported for one
+    alone.
+    """
+    if not stream.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
+def _print_table(
+    terminal: "Console",
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    prose: Sequence[str],
+) -> None:
+    """Print rows under a line of column names.
+
+    Columns named in ``prose`` are broken between words when the terminal is narrow; the others hold
+    what people copy, and are broken only when there is no other way.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    least = sum(
+        min(width, LEAST_PROSE) if name in prose else width
+        for name, width in zip(columns, widths, strict=True)
+    )
+    whole = least + GAP * (len(columns) - 1) <= terminal.width
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=whole and name not in prose)
+    for row in rows:
+        table.add_row(*row)
+    terminal.print(table)
 
 
 def prepare_streams() -> None:
