@@ -15,8 +15,9 @@ from tests.fakes.agent import EXTENSIONS
 
 from greylag.cli.chat import TurnStream
 from greylag.cli.chat_view import TextView
-from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace
 from greylag.cli.output import Output
+from greylag.cli.transport import StreamEvent
 from greylag.ports import AgentAddress
 
 HOSTILE = "\x1b]0;owned\x07 \x1b[2J \x9b1m \u202e \x00 end"

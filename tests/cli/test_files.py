@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from greylag.cli import files
-from greylag.cli.client import Content
 from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.transport import Content
 from greylag.common.agent_api import FileEntry
 from greylag.common.clock import rfc3339
 

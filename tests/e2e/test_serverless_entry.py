@@ -7,7 +7,8 @@ from tests.e2e.product import PROJECTS, Product, product
 from tests.store import mongo_servers
 
 from greylag.cli.chat import TurnStream
-from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, StreamEvent
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace
+from greylag.cli.transport import StreamEvent
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,10 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import LONGEST_WAIT, ApiClient, ProjectPlace
+from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm
+from greylag.cli.transport import LONGEST_WAIT
 from greylag.common.agent_api import FileChange, Turn
 
 COLUMNS = ("CHANGE", "LINES", "MODE", "PATH")

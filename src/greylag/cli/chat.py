@@ -21,14 +21,7 @@ import click
 
 from greylag.cli.access import Access, api_command, api_options, task_group
 from greylag.cli.chat_view import JsonView, TextView, TurnView, may_last
-from greylag.cli.client import (
-    ApiClient,
-    EventStreaming,
-    OutgoingMessage,
-    ProjectPlace,
-    StreamEvent,
-    Wish,
-)
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, Wish
 from greylag.cli.errors import (
     CliError,
     Exit,
@@ -46,6 +39,7 @@ from greylag.cli.output import (
     somebody_is_there,
     visible,
 )
+from greylag.cli.transport import EventStreaming, StreamEvent
 from greylag.common.agent_api import AgentExtension, Decision, Session
 
 PROMPT = "you> "

@@ -5,8 +5,8 @@ import math
 import sys
 from typing import Any
 
-from greylag.cli.client import StreamEvent
 from greylag.cli.output import Output, one_line, shortened, visible
+from greylag.cli.transport import StreamEvent
 
 ARGUMENT_LENGTH = 100
 QUESTION_LENGTH = 4000

@@ -17,9 +17,9 @@ import click
 from greylag import __version__
 from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableError, find_agent
 from greylag.cli.access import Access, api_options
-from greylag.cli.client import PlatformJson, Request
 from greylag.cli.errors import CliError, Exit
 from greylag.cli.output import GAP, Output, one_line
+from greylag.cli.transport import Request
 from greylag.common.net import proxy_for
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError, GreylagError, StoreUnavailableError
@@ -68,7 +68,7 @@ async def _ask_server(access: Access) -> list[Check]:
 async def _server(access: Access) -> AsyncIterator[Check]:
     try:
         await access.api.call(Request("GET", ("readyz",), root=""))
-        platform: PlatformJson = await access.api.get("platform")
+        platform = await access.api.get("platform")
     except CliError as error:
         yield Check("server", "fail", error.message, error.hint)
         return

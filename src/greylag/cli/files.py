@@ -20,9 +20,10 @@ from typing import IO
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import LONGEST_WAIT, ApiClient, ProjectPlace
+from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
+from greylag.cli.transport import LONGEST_WAIT
 from greylag.common.agent_api import FileEntry
 from greylag.common.clock import LAST_MOMENT, parse_rfc3339, rfc3339
 from greylag.execd.files import parts_of, shown

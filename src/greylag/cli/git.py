@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import LONGEST_WAIT, Request
 from greylag.cli.output import confirm, moment
+from greylag.cli.transport import LONGEST_WAIT, Request
 from greylag.common.agent_api import GitStatus
 
 COLUMNS = ("NAME", "HOST", "USERNAME", "CREATED", "CHANGED")

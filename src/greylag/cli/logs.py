@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import click
 
 from greylag.cli.access import Access, api_command
-from greylag.cli.client import ApiClient, ProjectPlace, StreamEvent
+from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, Patience, ServerRefusedError
 from greylag.cli.output import moment, one_line, visible
+from greylag.cli.transport import StreamEvent
 from greylag.common.typed import parse_json
 
 MAX_LINES = 10_000

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import click
 
 from greylag.cli.access import Access, api_command, place_of, task_group
-from greylag.cli.client import ProjectJson, ProjectPlace, Request, SourceJson, StateChange, Wish
+from greylag.cli.client import ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, moment
+from greylag.cli.transport import Request
 from greylag.common.typed import parse_json
 from greylag.domain.errors import InvalidRequestError
 from greylag.domain.names import check_id, check_name

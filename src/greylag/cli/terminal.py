@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command, task_group
-from greylag.cli.client import ServerSocket
 from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.transport import ServerSocket
 
 _IN, _OUT, _ERR = 0, 1, 2
 _STDERR = b"\x02"  # what begins a message of a command's stderr
