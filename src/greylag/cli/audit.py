@@ -1,8 +1,7 @@
 """`greylag audit`: who did what, listed, written out, and checked."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
 import click
@@ -12,10 +11,9 @@ from greylag.cli.client import ApiClient
 from greylag.cli.errors import CodedError
 from greylag.cli.output import moment
 from greylag.common.typed import parse_json
-from greylag.domain.audit import ChainBrokenError, ChainCheck, Link
+from greylag.domain.audit import ChainBrokenError, ChainCheck, Link, Result
 
 COLUMNS = ("NUMBER", "WHEN", "WHO", "ACTION", "OBJECT", "RESULT", "FROM")
-RESULTS = ("done", "begun", "refused", "failed", "unchanged")
 _MOST = 500
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -25,7 +23,7 @@ def filters(command: _C) -> _C:
     for option in (
         click.option("--until", metavar="TIME", help="Before, as 2026-11-26T12:00:00Z."),
         click.option("--since", metavar="TIME", help="Not before."),
-        click.option("--result", type=click.Choice(RESULTS), help="What came of it."),
+        click.option("--result", type=click.Choice([*map(str, Result)]), help="What came of it."),
         click.option("--object", metavar="PATH", help="As project/ada/notes, or below it."),
         click.option("--action", metavar="NAME", help="As projects.edit."),
         click.option("--by", "user", metavar="ID", help="What this user did."),
@@ -77,12 +75,21 @@ async def export_entries(access: Access, /, **asked: str | None) -> None:
             access.output.write(line.decode() + "\n")
 
 
+def _link(_context: click.Context, _option: click.Parameter, value: str | None) -> Link | None:
+    if value is None:
+        return None
+    number, _, told = value.partition(":")
+    if not (number.isascii() and number.isdecimal()):
+        raise click.BadParameter("it is of the form NUMBER:HASH.")
+    return Link(int(number), told)
+
+
 @audit.command("verify")
 @click.argument("file", type=click.File(encoding="utf-8"), required=False)
 @click.option(
     "--known",
     metavar="NUMBER:HASH",
-    callback=lambda _context, _option, value: _link(value),
+    callback=_link,
     help="An entry that you have noted: it must be there, unchanged.",
 )
 @api_command
@@ -92,11 +99,13 @@ async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> 
     It asks the server, or reads FILE, which `greylag audit export` wrote without a filter. Note
     what it prints: with --known, a later check finds that all was written anew, too.
     """
-    with _told():
+    try:
         if file is None:
             check = await _verify_server(access.api, known)
         else:
             check = _verify_file(file, known)
+    except ChainBrokenError as error:
+        raise CodedError(error.info.message, error.info.hint, error.info.code) from error
     last = f"{check.last.number}:{check.last.hash}"
     if access.output.json:
         access.output.document({"whole": True, "entries": check.count, "last": last})
@@ -159,22 +168,5 @@ def _verify_file(file: TextIO, known: Link | None) -> KnownCheck:
     return check.finish(check.last)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except ChainBrokenError as error:
-        raise CodedError(error.info.message, error.info.hint, error.info.code) from error
-
-
 def _given(asked: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in asked.items() if value}
-
-
-def _link(value: str | None) -> Link | None:
-    if value is None:
-        return None
-    number, _, told = value.partition(":")
-    if not (number.isascii() and number.isdecimal()):
-        raise click.BadParameter("it is of the form NUMBER:HASH.")
-    return Link(int(number), told)

@@ -1,4 +1,4 @@
-"""`greylag chat`, `sessions` and `extensions`: talking to a project's agent, and what it has.
+"""`greylag chat`: talking to a project's agent.
 
 A ``Chat`` sends one message after the other in one session. Each one's turn comes over a
 ``TurnStream``, whatever happens to the connection meanwhile; what the agent asks on the way is
@@ -15,13 +15,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import click
 
-from greylag.cli.access import Access, api_command, api_options, task_group
+from greylag.cli.access import Access, api_options, task_group
 from greylag.cli.chat_view import JsonView, TextView, TurnView, may_last
-from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace, Wish
+from greylag.cli.client import ApiClient, OutgoingMessage, ProjectPlace
 from greylag.cli.errors import (
     CliError,
     Exit,
@@ -29,18 +29,10 @@ from greylag.cli.errors import (
     Patience,
     ServerUnreachableError,
 )
-from greylag.cli.output import (
-    YES,
-    Output,
-    confirm,
-    drop_typed,
-    moment,
-    read_line,
-    somebody_is_there,
-    visible,
-)
+from greylag.cli.output import YES, drop_typed, read_line, somebody_is_there, visible
+from greylag.cli.sessions import found_session
 from greylag.cli.transport import EventStreaming, StreamEvent
-from greylag.common.agent_api import AgentExtension, Decision, Session
+from greylag.common.agent_api import Decision
 
 PROMPT = "you> "
 ALWAYS = {"a", "always"}
@@ -48,7 +40,6 @@ ALWAYS = {"a", "always"}
 LONGEST_MESSAGE = 64 * 1024 * 1024
 SILENT_SECONDS = 3
 _PASTED_SECONDS = 0.05
-_WHOLE_ID = 36
 
 
 @dataclass
@@ -361,8 +352,8 @@ def chat(  # noqa: PLR0913 - one argument per option
             place = runner.run(access.place(project))
             output = access.output
             view = JsonView(output) if output.json else TextView(output, full=full)
-            if newest or (session is not None and len(session) < _WHOLE_ID):
-                session = runner.run(_found_session(access, place, session or ""))
+            if newest or session is not None:
+                session = runner.run(found_session(access, place, session or ""))
             fixed = _fixed_decision(access, allow_tools=allow_tools)
             talk = Chat(access.api, place, view, session, fixed)
             if text is not None:
@@ -409,37 +400,6 @@ def _typed() -> str:
     return "\n".join(lines)
 
 
-async def _found_session(
-    access: Access, place: ProjectPlace, beginning: str, *, awake: bool = True
-) -> str | None:
-    """Return the one session whose id begins so; of "" the newest, ``None`` when there is none.
-
-    A sleeping environment is woken, unless a copy of its sessions will do (not ``awake``).
-    """
-    found: list[Session] = []
-    try:
-        found, kept_at = await access.api.sessions(place)
-        asleep = awake and kept_at is not None
-    except CliError as error:
-        if getattr(error, "code", "") != "environment_not_active":
-            raise
-        asleep = True
-    if asleep:
-        access.output.note("Waking the environment, which keeps the sessions ...")
-        await access.api.change(place, "activate", Wish())
-        found, _ = await access.api.sessions(place)
-    ids = [one.session_id for one in found]
-    if not beginning:
-        return ids[0] if ids else None
-    fitting = [one for one in ids if one.startswith(beginning)]
-    if len(fitting) == 1:
-        return fitting[0]
-    how_many = "No session" if not fitting else f"{len(fitting)} sessions"
-    raise CliError(
-        f"{how_many} of the project begin with {beginning!r}.", "List them with `greylag sessions`."
-    )
-
-
 def _message(argument: str | None, *, as_json: bool) -> str | None:
     """Return the one message to send, or ``None`` to converse on the terminal."""
     if argument is not None and argument != "-":
@@ -466,110 +426,3 @@ def _fixed_decision(access: Access, *, allow_tools: bool) -> Decision | None:
 def _tell_session(access: Access, talk: Chat) -> None:
     if talk.session_id is not None and not access.output.json:
         access.output.note(f"session: {visible(talk.session_id)}")
-
-
-@click.command()
-@click.argument("project")
-@click.argument("session", required=False)
-@click.option("--delete", is_flag=True, help="Delete SESSION for good.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@api_command
-async def sessions(
-    access: Access, *, project: str, session: str | None, delete: bool, yes: bool
-) -> None:
-    """List the conversations of PROJECT, or read one: SESSION.
-
-    While the environment sleeps they are read from a copy, of which is said how old it is. The
-    beginning of a SESSION's id will do.
-
-    \b
-    Examples:
-      greylag sessions search
-      greylag sessions search 0d6c3a52
-      greylag sessions search 0d6c3a52 --delete
-    """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    if delete and session is None:
-        raise click.UsageError("--delete needs a SESSION.")
-    place = await access.place(project)
-    if session is not None and len(session) < _WHOLE_ID:
-        session = await _found_session(access, place, session, awake=delete)
-    if session is None:
-        await _list_sessions(access, place)
-    elif delete:
-        await confirm(f"Delete session {session}?", yes=yes)
-        await access.api.delete(*place.path, "sessions", session)
-        access.output.done(
-            {"session_id": session, "deleted": True}, f"Session {session} is deleted."
-        )
-    else:
-        await _read_session(access, place, session)
-
-
-async def _list_sessions(access: Access, place: ProjectPlace) -> None:
-    output = access.output
-    found, kept_at = await access.api.sessions(place)
-    _tell_copy(output, kept_at)
-    rows = (
-        (one.session_id, moment(one.updated_at), str(one.message_count), visible(one.title))
-        for one in found
-    )
-    output.listing(
-        {"sessions": [asdict(one) for one in found], **_copied(kept_at)},
-        ("SESSION", "LAST MESSAGE", "MESSAGES", "TITLE"),
-        rows,
-        prose=("LAST MESSAGE", "TITLE"),
-        empty="No conversation yet: `greylag chat` begins one.",
-    )
-
-
-async def _read_session(access: Access, place: ProjectPlace, session: str) -> None:
-    output = access.output
-    found, kept_at = await access.api.messages(place, session)
-    if output.json:
-        output.document({"messages": [asdict(one) for one in found], **_copied(kept_at)})
-        return
-    _tell_copy(output, kept_at)
-    if found and found[0].message_index:
-        output.note("Older messages than these can be read once it is active.")
-    for message in found:
-        mark = " (forgotten by the agent)" if message.forgotten else ""
-        output.heading(f"{message.role}{mark}:")
-        output.write(visible(message.content) + "\n\n")
-
-
-def _copied(kept_at: str | None) -> dict[str, str]:
-    return {} if kept_at is None else {"kept_at": kept_at}
-
-
-def _tell_copy(output: Output, kept_at: str | None) -> None:
-    if kept_at is not None and not output.json:
-        output.note(f"The environment is not active: this is a copy as of {moment(kept_at)}.")
-
-
-@click.command(short_help="List the extensions of a project's agent.")
-@click.argument("project")
-@api_command
-async def extensions(access: Access, *, project: str) -> None:
-    """List what extensions the agent of PROJECT has, and how each stands: started or why not.
-
-    The project must be active. One that fails holds nobody back; its last words are shown here.
-
-    Example: greylag extensions search
-    """
-    place = await access.place(project)
-    told = await access.api.get(*place.path, "extensions")
-    found = access.api.shaped(AgentExtension, told["extensions"])
-    rows = ((one.name, one.type, _standing(one), one.state_detail or "") for one in found)
-    access.output.listing(
-        {"extensions": [asdict(one) for one in found]},
-        ("EXTENSION", "TYPE", "STATE", "DETAIL"),
-        rows,
-        prose=("DETAIL",),
-        empty="The agent has no extensions.",
-    )
-
-
-def _standing(extension: AgentExtension) -> str:
-    if not extension.enabled:
-        return "off"
-    return extension.state or "not started"

@@ -4,7 +4,7 @@ For the first two no server is asked: the settings of the shell say which store 
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,7 +203,7 @@ def _say(output: Output, row: dict[str, Any], error: ErrorInfo | None, done: str
     output.note(f"hint: {error.hint}", "")
 
 
-def _called(row: dict[str, Any]) -> str:
+def _called(row: Mapping[str, object]) -> str:
     return f"the environment of project {row['project_id']} of user {row['user_id']}"
 
 
@@ -313,7 +313,7 @@ class _Rollout:
                     error = await self._refresh(project)
             except TimeoutError:
                 self.busy.append(project)
-                self._output.note(f"Still at work, started anew later: {_called(dict(project))}.")
+                self._output.note(f"Still at work, started anew later: {_called(project)}.")
                 continue
             except CliError as refused:
                 error = ("refused", refused.message)
@@ -346,7 +346,7 @@ class _Rollout:
         return (error["code"], error["message"]) if now["status"] == "error" and error else None
 
     def _note(self, project: ProjectJson, error: tuple[str, str] | None) -> None:
-        called = _called(dict(project))
+        called = _called(project)
         if error is None:
             self._done.append(project)
             self._output.note(f"Started anew ({len(self._done)} of {self._count}): {called}.")
