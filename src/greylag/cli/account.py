@@ -100,49 +100,41 @@ def logout(access: Access) -> None:
     try:
         with starting():
             token = kept.read()
-    except KeyringError as error:
-        raise _still_kept(error) from error
-    if token is None:
-        access.output.note(f"No token is kept in {kept.file}.")
-        return
-    try:
+        if token is None:
+            access.output.note(f"No token is kept in {kept.file}.")
+            return
         asyncio.run(_revoke_itself(access.server, token))
-    except ServerRefusedError as error:
-        if error.problem.code != "unauthorized":
-            raise
-    try:
         kept.forget()
     except KeyringError as error:
-        raise _still_kept(error) from error
+        raise StartError(
+            f"The token stays where it is: {error}.",
+            f"Unlock the keyring and try again; its entry is called {SERVICE}.",
+        ) from error
     access.output.note("The kept token is forgotten.")
 
 
-def _still_kept(error: KeyringError) -> StartError:
-    return StartError(
-        f"The token stays where it is: {error}.",
-        f"Unlock the keyring and try again; its entry is called {SERVICE}.",
-    )
-
-
 async def _revoke_itself(server: str, token: str) -> None:
+    """Revoke a token, unless it is none that could be, or is refused already."""
     async with ApiClient(server, token) as api:
-        kind, _, token_id = (await api.get("me"))["via"].partition(" ")
-        if kind == "token":
-            await api.delete("tokens", token_id)
+        try:
+            kind, _, token_id = (await api.get("me"))["via"].partition(" ")
+            if kind == "token":
+                await api.delete("tokens", token_id)
+        except ServerRefusedError as error:
+            if error.problem.code != "unauthorized":
+                raise
 
 
 def _show_me(access: Access, me: dict[str, Any]) -> None:
-    if access.output.json:
-        access.output.document(me)
-        return
     access.output.fields(
+        me,
         {
             "user": me["id"] or "the operator",
             "name": me["display_name"],
             "email": me["email"],
             "role": me["role"],
             "via": me["via"] or "the operator's token",
-        }
+        },
     )
 
 
@@ -204,11 +196,8 @@ async def create_token(
         "user": access.user,
     }
     made = await access.api.post("tokens", body=body)
-    if access.output.json:
-        access.output.document(made)
-        return
-    access.output.note(f"Token {made['id']}, until {moment(made['expires_at'])}; shown this once:")
-    access.output.line(made["token"])
+    words = f"Token {made['id']}, until {moment(made['expires_at'])}; shown this once:"
+    access.output.made(made, words, made["token"])
 
 
 @tokens.command("revoke")

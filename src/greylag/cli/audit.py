@@ -107,11 +107,11 @@ async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> 
     except ChainBrokenError as error:
         raise CodedError(error.info.message, error.info.hint, error.info.code) from error
     last = f"{check.last.number}:{check.last.hash}"
-    if access.output.json:
-        access.output.document({"whole": True, "entries": check.count, "last": last})
-        return
-    access.output.note(f"The audit trail is whole: {check.count} entries. The last one is")
-    access.output.line(last)
+    access.output.made(
+        {"whole": True, "entries": check.count, "last": last},
+        f"The audit trail is whole: {check.count} entries. The last one is",
+        last,
+    )
 
 
 class KnownCheck(ChainCheck):

@@ -39,15 +39,13 @@ async def fetch(access: Access, *, project: str) -> None:
 
 def _tell(access: Access, found: Any) -> None:
     one = access.api.shaped_one(GitStatus, found)
-    if access.output.json:
-        access.output.document(asdict(one))
-        return
-    if not one.repository:
+    if not one.repository and not access.output.json:
         access.output.note("The workspace is no git repository.")
         return
     more = "" if one.whole else " or more"
     counts = {"changed": one.changed, "untracked": one.untracked, "conflicted": one.conflicted}
     access.output.fields(
+        asdict(one),
         {
             "branch": one.branch or "none: a commit is checked out",
             "commit": one.commit or "none yet",
@@ -56,7 +54,7 @@ def _tell(access: Access, found: Any) -> None:
             "behind": str(one.behind) if one.upstream else None,
             **{name: f"{count}{more}" for name, count in counts.items()},
             "remote": one.remote,
-        }
+        },
     )
 
 
@@ -70,11 +68,8 @@ async def commit(access: Access, *, project: str, message: str, paths: tuple[str
     place = await access.place(project)
     body = {"message": message, "paths": list(paths) or None}
     made = await access.api.post(*place.path, "git", "commit", body=body, within=LONGEST_WAIT)
-    if access.output.json:
-        access.output.document(made)
-        return
-    access.output.note(f"Committed to {made['branch'] or 'no branch'}:")
-    access.output.line(made["commit"])
+    words = f"Committed to {made['branch'] or 'no branch'}:"
+    access.output.made(made, words, made["commit"])
 
 
 @git.command()

@@ -197,8 +197,21 @@ class Output:
         else:
             self.note(words)
 
-    def fields(self, fields: Mapping[str, Any]) -> None:
-        """Print names with their values, one a line; those without a value are left out."""
+    def made(self, document: object, words: str, value: str) -> None:
+        """Print ``document`` for programs; for people ``value``, a line to copy, after a note."""
+        if self.json:
+            self.document(document)
+        else:
+            self.note(words)
+            self.line(value)
+
+    def fields(self, document: object, fields: Mapping[str, Any]) -> None:
+        """Print ``document`` for programs; for people names with their values, one a line, without
+        those that have no value.
+        """
+        if self.json:
+            self.document(document)
+            return
         shown = {name: value for name, value in fields.items() if value not in (None, "", {})}
         width = max((len(name) for name in shown), default=0)
         for name, value in shown.items():

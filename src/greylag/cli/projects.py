@@ -273,11 +273,9 @@ async def _show_log(access: Access, place: ProjectPlace, first: int, wished: str
 
 def show_project(output: Output, project: ProjectJson) -> None:
     """Print one project."""
-    if output.json:
-        output.document(project)
-        return
     error = project["error"]
     output.fields(
+        project,
         {
             "project": project["project_id"],
             "name": project["name"],
@@ -296,7 +294,7 @@ def show_project(output: Output, project: ProjectJson) -> None:
             "deactivated": project["last_deactivated_at"],
             "created": project["created_at"],
             "updated": project["updated_at"],
-        }
+        },
     )
 
 

@@ -133,10 +133,7 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
 
 
 def _print(output: Output, summary: dict[str, Any]) -> None:
-    if output.json:
-        output.document(summary)
-    else:
-        output.fields({name: str(value) for name, value in summary.items() if value != 0})
+    output.fields(summary, {name: str(value) for name, value in summary.items() if value != 0})
 
 
 def _settings(data: Path | None) -> "Settings":
