@@ -28,8 +28,7 @@ from greylag.ports import AgentRequest
 LIST = AgentRequest(agent_api.LIST_SESSIONS)
 UPLOAD: Operation[None] = Operation(
     name="upload",
-    method="PUT",
-    path="/upload",
+    request="PUT /upload",
     summary="",
     text="",
     tag="",

@@ -660,9 +660,8 @@ class Operation(Generic[_AnswerShape]):
 
     Attributes:
         name: its id in OpenAPI.
-        method: the HTTP method.
-        path: below ``ROOT`` at agentd and below a project on the platform; ``{name}`` is a part
-            that the client gives.
+        request: the HTTP method and the path, which is below ``ROOT`` at agentd and below a project
+            on the platform; ``{name}`` in it is a part that the client gives.
         summary: what it does, in a few words.
         text: what else OpenAPI tells of it.
         tag: where OpenAPI lists it.
@@ -681,8 +680,7 @@ class Operation(Generic[_AnswerShape]):
     """
 
     name: str
-    method: Literal["GET", "POST", "PUT", "DELETE"]
-    path: str
+    request: str
     summary: str
     text: str
     tag: str
@@ -699,16 +697,30 @@ class Operation(Generic[_AnswerShape]):
     kept: bool = False
 
     @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.request.split()[0]
+
+    @property
+    def path(self) -> str:
+        """The path, with the names of its parts."""
+        return self.request.split()[1]
+
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parts of the path that the client gives."""
         parts = self.path.split("/")
         return tuple(IN_PATHS[part[1:-1]] for part in parts if part.startswith("{"))
 
 
+def _limit(text: str, default: int, most: int) -> Parameter:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
+    return Parameter("limit", text, schema)
+
+
 LIST_SESSIONS = Operation(
     name="list_sessions",
-    method="GET",
-    path="/sessions",
+    request="GET /sessions",
     summary="List the sessions",
     text="The project's sessions, newest first.",
     tag="sessions",
@@ -717,8 +729,7 @@ LIST_SESSIONS = Operation(
 )
 CREATE_SESSION = Operation(
     name="create_session",
-    method="POST",
-    path="/sessions",
+    request="POST /sessions",
     summary="Start a session",
     text="A new, empty conversation. A message without `session_id` starts one by itself.",
     tag="sessions",
@@ -727,8 +738,7 @@ CREATE_SESSION = Operation(
 )
 SHOW_SESSION = Operation(
     name="show_session",
-    method="GET",
-    path="/sessions/{session}",
+    request="GET /sessions/{session}",
     summary="Read a session",
     text="One session.",
     tag="sessions",
@@ -738,8 +748,7 @@ SHOW_SESSION = Operation(
 )
 RENAME_SESSION = Operation(
     name="rename_session",
-    method="PUT",
-    path="/sessions/{session}",
+    request="PUT /sessions/{session}",
     summary="Name a session",
     text="Call the session as people are to see it listed.",
     tag="sessions",
@@ -749,8 +758,7 @@ RENAME_SESSION = Operation(
 )
 DELETE_SESSION = Operation(
     name="delete_session",
-    method="DELETE",
-    path="/sessions/{session}",
+    request="DELETE /sessions/{session}",
     summary="Delete a session",
     text="End the conversation for good; a running turn of it is cancelled.",
     tag="sessions",
@@ -760,8 +768,7 @@ DELETE_SESSION = Operation(
 )
 LIST_MESSAGES = Operation(
     name="list_messages",
-    method="GET",
-    path="/sessions/{session}/messages",
+    request="GET /sessions/{session}/messages",
     summary="Read a session's history",
     text="What was said, oldest first; tool calls are in the events of the turns. With `limit` it "
     "is a page of the newest, ended earlier where their texts are long; `before` asks for the one "
@@ -786,8 +793,7 @@ LIST_MESSAGES = Operation(
 )
 EXPORT_SESSION = Operation(
     name="export_session",
-    method="GET",
-    path="/sessions/{session}/export",
+    request="GET /sessions/{session}/export",
     summary="Read a session as Markdown",
     text="The same as the history, as one text.",
     tag="sessions",
@@ -798,25 +804,17 @@ EXPORT_SESSION = Operation(
 )
 LIST_TURNS = Operation(
     name="list_turns",
-    method="GET",
-    path="/sessions/{session}/turns",
+    request="GET /sessions/{session}/turns",
     summary="List a session's turns",
     text="The session's newest turns, newest first, with the beginnings of their texts.",
     tag="sessions",
     answer=TurnList,
     missing="session_not_found",
-    query=(
-        Parameter(
-            "limit",
-            "The most turns to list.",
-            {"type": "integer", "minimum": 1, "maximum": MOST_TURNS, "default": TURNS},
-        ),
-    ),
+    query=(_limit("The most turns to list.", TURNS, MOST_TURNS),),
 )
 SHOW_TURN = Operation(
     name="show_turn",
-    method="GET",
-    path="/turns/{turn}",
+    request="GET /turns/{turn}",
     summary="Read a turn",
     text="One turn and how it stands.",
     tag="turns",
@@ -827,8 +825,7 @@ SHOW_TURN = Operation(
 )
 SHOW_ACTIVITY = Operation(
     name="show_activity",
-    method="GET",
-    path="/activity",
+    request="GET /activity",
     summary="Read what the agent does",
     text="Which turns run, and which wait for an answer. With `since` it is told once it is "
     "another than the one of that revision, or after `wait` seconds.",
@@ -847,8 +844,7 @@ SHOW_ACTIVITY = Operation(
 
 LIST_EXTENSIONS = Operation(
     name="list_extensions",
-    method="GET",
-    path="/extensions",
+    request="GET /extensions",
     summary="List the agent's extensions",
     text="What goose has for its sessions.",
     tag="settings",
@@ -856,8 +852,7 @@ LIST_EXTENSIONS = Operation(
 )
 SWITCH_EXTENSION = Operation(
     name="switch_extension",
-    method="PUT",
-    path="/extensions/{extension}/toggle",
+    request="PUT /extensions/{extension}/toggle",
     summary="Switch an extension on or off",
     text="Sessions that are made from now on have it or not. It works while goose does not, too.",
     tag="settings",
@@ -866,8 +861,7 @@ SWITCH_EXTENSION = Operation(
 )
 REMOVE_EXTENSION = Operation(
     name="remove_extension",
-    method="DELETE",
-    path="/extensions/{extension}",
+    request="DELETE /extensions/{extension}",
     summary="Remove an extension",
     text="One that is switched off. It works while goose does not, too.",
     tag="settings",
@@ -876,8 +870,7 @@ REMOVE_EXTENSION = Operation(
 )
 LIST_SETTINGS = Operation(
     name="list_settings",
-    method="GET",
-    path="/settings",
+    request="GET /settings",
     summary="List the agent's settings",
     text="How goose is set up, and within which rules that can be changed.",
     tag="settings",
@@ -885,8 +878,7 @@ LIST_SETTINGS = Operation(
 )
 SHOW_SETTING = Operation(
     name="show_setting",
-    method="GET",
-    path="/settings/{key}",
+    request="GET /settings/{key}",
     summary="Read a setting",
     text="One setting.",
     tag="settings",
@@ -894,8 +886,7 @@ SHOW_SETTING = Operation(
 )
 CHANGE_SETTING = Operation(
     name="change_setting",
-    method="PUT",
-    path="/settings/{key}",
+    request="PUT /settings/{key}",
     summary="Change a setting",
     text="Sessions that are made from now on have it; mode and model hold in all that have none of "
     "their own, from their next message on. What the environment fixes stays as it is.",
@@ -905,8 +896,7 @@ CHANGE_SETTING = Operation(
 )
 RESET_SETTING = Operation(
     name="reset_setting",
-    method="DELETE",
-    path="/settings/{key}",
+    request="DELETE /settings/{key}",
     summary="Reset a setting",
     text="Give a setting its default again.",
     tag="settings",
@@ -914,8 +904,7 @@ RESET_SETTING = Operation(
 )
 CHANGE_SESSION_SETTING = Operation(
     name="change_session_setting",
-    method="PUT",
-    path="/sessions/{session}/settings/{key}",
+    request="PUT /sessions/{session}/settings/{key}",
     summary="Choose a session's mode or model",
     text="`GOOSE_MODE` or `GOOSE_MODEL` for this session alone, from its next message on. Empty "
     "text: as the setting says. A mode that is chosen ends what was allowed for the session.",
@@ -926,8 +915,7 @@ CHANGE_SESSION_SETTING = Operation(
 )
 LIST_MODELS = Operation(
     name="list_models",
-    method="GET",
-    path="/models",
+    request="GET /models",
     summary="List the models",
     text="Those that `GREYLAG_MODEL` names, else those that the model provider offers (it may take "
     "others, too).",
@@ -935,12 +923,12 @@ LIST_MODELS = Operation(
     answer=ModelList,
 )
 
+_FILE_QUERY = Parameter("path", _PATH, {"type": "string", "examples": ["src/main.py"]})
 _PATH_QUERY = Parameter("path", _PATH, {"type": "string", "default": "", "examples": ["src"]})
 _FORMAT = Parameter("format", "What the archive is.", {"type": "string", "enum": ["tar.gz", "zip"]})
 LIST_FILES = Operation(
     name="list_files",
-    method="GET",
-    path="/files",
+    request="GET /files",
     summary="List a folder",
     text="What is at a path of the workspace; of a folder also what it holds, by name.",
     tag="files",
@@ -948,17 +936,12 @@ LIST_FILES = Operation(
     query=(
         _PATH_QUERY,
         Parameter("after", "Only names after this one.", {"type": "string"}),
-        Parameter(
-            "limit",
-            "The most entries of a page.",
-            {"type": "integer", "minimum": 1, "maximum": MOST_ENTRIES, "default": ENTRIES},
-        ),
+        _limit("The most entries of a page.", ENTRIES, MOST_ENTRIES),
     ),
 )
 DELETE_FILE = Operation(
     name="delete_file",
-    method="DELETE",
-    path="/files",
+    request="DELETE /files",
     summary="Delete a file or folder",
     text="A link is deleted, not what it leads to. A folder that holds something is refused, "
     "unless `recursive` is true.",
@@ -973,8 +956,7 @@ DELETE_FILE = Operation(
 )
 READ_FILE = Operation(
     name="read_file",
-    method="GET",
-    path="/files/content",
+    request="GET /files/content",
     summary="Read a file",
     text="Its bytes, or a range of them. `If-None-Match`, `If-Match` and `If-Range` count. Its "
     "type is what its name says, of what no browser runs or shows as a page; all else is "
@@ -988,8 +970,7 @@ READ_FILE = Operation(
 )
 WRITE_FILE = Operation(
     name="write_file",
-    method="PUT",
-    path="/files/content",
+    request="PUT /files/content",
     summary="Write a file",
     text="The body is what the file holds then; until all of it has come, it is what it was. "
     "Folders on the way are made. `If-Match` refuses a file that changed, `If-None-Match: *` one "
@@ -1016,8 +997,7 @@ WRITE_FILE = Operation(
 )
 MAKE_FOLDER = Operation(
     name="make_folder",
-    method="POST",
-    path="/files/folder",
+    request="POST /files/folder",
     summary="Make a folder",
     text="And those on the way to it; one that is there is left as it is.",
     tag="files",
@@ -1027,8 +1007,7 @@ MAKE_FOLDER = Operation(
 )
 MOVE_FILE = Operation(
     name="move_file",
-    method="POST",
-    path="/files/move",
+    request="POST /files/move",
     summary="Move a file or folder",
     text="Give it another path; folders on the way are made.",
     tag="files",
@@ -1037,8 +1016,7 @@ MOVE_FILE = Operation(
 )
 READ_ARCHIVE = Operation(
     name="read_archive",
-    method="GET",
-    path="/files/archive",
+    request="GET /files/archive",
     summary="Read a folder as an archive",
     text="With its links, without following them. `LEFT-OUT.txt` in it names what could not be put "
     "in, if anything.",
@@ -1051,8 +1029,7 @@ READ_ARCHIVE = Operation(
 )
 UNPACK_ARCHIVE = Operation(
     name="unpack_archive",
-    method="POST",
-    path="/files/archive",
+    request="POST /files/archive",
     summary="Unpack an archive into a folder",
     text="Its files and links replace those of the same path. Nothing of it gets outside the "
     "workspace.",
@@ -1074,8 +1051,7 @@ UNPACK_ARCHIVE = Operation(
 )
 SEARCH_FILES = Operation(
     name="search_files",
-    method="GET",
-    path="/files/search",
+    request="GET /files/search",
     summary="Search in files",
     text="Names and lines that hold a text, in any case; each have half of the matches, or what "
     "the others leave. `.git`, `node_modules` and (where ripgrep is) what `.gitignore` names are "
@@ -1085,19 +1061,14 @@ SEARCH_FILES = Operation(
     query=(
         Parameter("q", "What is searched for.", {"type": "string", "minLength": 1}),
         _PATH_QUERY,
-        Parameter(
-            "limit",
-            "The most matches.",
-            {"type": "integer", "minimum": 1, "maximum": MOST_MATCHES, "default": MATCHES},
-        ),
+        _limit("The most matches.", MATCHES, MOST_MATCHES),
     ),
     silence=60,
 )
 
 LIST_TERMINALS = Operation(
     name="list_terminals",
-    method="GET",
-    path="/terminals",
+    request="GET /terminals",
     summary="List the terminals",
     text="Those that run, and the last that have ended, oldest first.",
     tag=TERMINALS,
@@ -1105,8 +1076,7 @@ LIST_TERMINALS = Operation(
 )
 START_TERMINAL = Operation(
     name="start_terminal",
-    method="POST",
-    path="/terminals",
+    request="POST /terminals",
     summary="Start a terminal",
     text="A shell in the workspace. It ends by itself, by DELETE, or with the environment; a "
     "WebSocket to `terminals/{terminal}` attaches to it.",
@@ -1117,8 +1087,7 @@ START_TERMINAL = Operation(
 )
 END_TERMINAL = Operation(
     name="end_terminal",
-    method="DELETE",
-    path="/terminals/{terminal}",
+    request="DELETE /terminals/{terminal}",
     summary="End a terminal",
     text="Its shell is killed with all that it started, and the terminal is forgotten.",
     tag=TERMINALS,
@@ -1129,8 +1098,7 @@ END_TERMINAL = Operation(
 
 LIST_PORTS = Operation(
     name="list_ports",
-    method="GET",
-    path="/ports",
+    request="GET /ports",
     summary="List the ports that are listened on",
     text="What the environment's processes serve on its loopback, and can be previewed.",
     tag="ports",
@@ -1139,8 +1107,7 @@ LIST_PORTS = Operation(
 _LONG_COMPARISON = 600.0
 TURN_CHANGES = Operation(
     name="turn_changes",
-    method="GET",
-    path="/turns/{turn}/changes",
+    request="GET /turns/{turn}/changes",
     summary="List what a turn changed",
     text="The files that differ between the states of the workspace before and after it, with "
     "what is left out. What another turn changed meanwhile is among them, marked as shared. An "
@@ -1153,20 +1120,18 @@ TURN_CHANGES = Operation(
 )
 TURN_DIFF = Operation(
     name="turn_diff",
-    method="GET",
-    path="/turns/{turn}/diff",
+    request="GET /turns/{turn}/diff",
     summary="Read what a turn changed in a file",
     text="A unified diff of one path of the turn's changes.",
     tag="changes",
     answer=FileDiff,
     missing="turn_not_found",
-    query=(Parameter("path", _PATH, {"type": "string", "examples": ["src/main.py"]}),),
+    query=(_FILE_QUERY,),
     silence=_LONG_COMPARISON,
 )
 UNDO_TURN = Operation(
     name="undo_turn",
-    method="POST",
-    path="/turns/{turn}/undo",
+    request="POST /turns/{turn}/undo",
     summary="Undo what a turn changed",
     text="Every file that the turn changed is as before it, but for those that somebody else "
     "changed since or meanwhile: they stay, and are named, unless `override` is true. The present "
@@ -1186,8 +1151,7 @@ UNDO_TURN = Operation(
 _STATE = "A state's number, or a turn's id: the state before it, and after it for `to`."
 LIST_CHANGES = Operation(
     name="list_changes",
-    method="GET",
-    path="/changes",
+    request="GET /changes",
     summary="List what changed between two states",
     text="The files that differ between two states of the workspace that are kept.",
     tag="changes",
@@ -1200,15 +1164,14 @@ LIST_CHANGES = Operation(
 )
 DIFF_CHANGES = Operation(
     name="diff_changes",
-    method="GET",
-    path="/changes/diff",
+    request="GET /changes/diff",
     summary="Read what changed in a file between two states",
     text="A unified diff of one path of the changes between two states that are kept.",
     tag="changes",
     answer=FileDiff,
     query=(
         *LIST_CHANGES.query,
-        Parameter("path", _PATH, {"type": "string", "examples": ["src/main.py"]}),
+        _FILE_QUERY,
     ),
     silence=_LONG_COMPARISON,
 )
@@ -1216,30 +1179,16 @@ DIFF_CHANGES = Operation(
 _LONG_GIT = 1900.0
 GIT_STATUS = Operation(
     name="git_status",
-    method="GET",
-    path="/git",
+    request="GET /git",
     summary="Read how the git repository stands",
     text="Its branch, how far it is ahead of and behind what it follows, and how much changed.",
     tag="git",
     answer=GitStatus,
     silence=200,
 )
-GIT_FETCH = Operation(
-    name="git_fetch",
-    method="POST",
-    path="/git/fetch",
-    summary="Fetch",
-    text="What `origin` has; no file of the workspace changes. The answer is how the repository "
-    "stands then. 409 with the cause: `git_denied`, `git_no_remote`, `git_timeout`, ...",
-    tag="git",
-    answer=GitStatus,
-    seconds=_LONG_GIT,
-    silence=_LONG_GIT,
-)
 GIT_COMMIT = Operation(
     name="git_commit",
-    method="POST",
-    path="/git/commit",
+    request="POST /git/commit",
     summary="Commit",
     text="All that changed, new files too, or what `paths` name. Hooks of the repository run, in "
     "the environment. 409 `git_nothing_to_commit`, `git_no_repository`, `git_failed`.",
@@ -1251,10 +1200,20 @@ GIT_COMMIT = Operation(
     seconds=_LONG_GIT,
     silence=_LONG_GIT,
 )
+GIT_FETCH = Operation(
+    name="git_fetch",
+    request="POST /git/fetch",
+    summary="Fetch",
+    text="What `origin` has; no file of the workspace changes. The answer is how the repository "
+    "stands then. 409 with the cause: `git_denied`, `git_no_remote`, `git_timeout`, ...",
+    tag="git",
+    answer=GitStatus,
+    seconds=_LONG_GIT,
+    silence=_LONG_GIT,
+)
 GIT_PUSH = Operation(
     name="git_push",
-    method="POST",
-    path="/git/push",
+    request="POST /git/push",
     summary="Push",
     text="What is checked out, to a branch of `origin`; never by force. A secret of the project's "
     "owner for the host is used where there is one. 409 with the cause: `git_denied`, "
@@ -1266,50 +1225,10 @@ GIT_PUSH = Operation(
     silence=_LONG_GIT,
 )
 
-OPERATIONS: tuple[Operation[Any], ...] = (
-    LIST_SESSIONS,
-    CREATE_SESSION,
-    SHOW_SESSION,
-    RENAME_SESSION,
-    DELETE_SESSION,
-    LIST_MESSAGES,
-    EXPORT_SESSION,
-    LIST_TURNS,
-    SHOW_TURN,
-    SHOW_ACTIVITY,
-    LIST_EXTENSIONS,
-    SWITCH_EXTENSION,
-    REMOVE_EXTENSION,
-    LIST_SETTINGS,
-    SHOW_SETTING,
-    CHANGE_SETTING,
-    RESET_SETTING,
-    CHANGE_SESSION_SETTING,
-    LIST_MODELS,
-    LIST_FILES,
-    DELETE_FILE,
-    READ_FILE,
-    WRITE_FILE,
-    MAKE_FOLDER,
-    MOVE_FILE,
-    READ_ARCHIVE,
-    UNPACK_ARCHIVE,
-    SEARCH_FILES,
-    LIST_TERMINALS,
-    START_TERMINAL,
-    END_TERMINAL,
-    LIST_PORTS,
-    TURN_CHANGES,
-    TURN_DIFF,
-    UNDO_TURN,
-    LIST_CHANGES,
-    DIFF_CHANGES,
-    GIT_STATUS,
-    GIT_COMMIT,
-    GIT_FETCH,
-    GIT_PUSH,
+OPERATIONS: tuple[Operation[Any], ...] = tuple(
+    one for one in globals().values() if isinstance(one, Operation)
 )
-"""All that the platform relays."""
+"""All that the platform relays, in the order in which OpenAPI tells of them."""
 
 
 @dataclass(frozen=True, slots=True)
