@@ -42,8 +42,8 @@ async def session(agent: Agent) -> str:
 
 
 def goose_pid(agent: Agent) -> int:
-    assert agent._life is not None
-    return agent._life.process.pid
+    assert agent._process is not None
+    return agent._process.remote.pid
 
 
 async def test_a_ready_agent_tells_its_version(agent: Agent) -> None:

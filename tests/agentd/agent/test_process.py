@@ -109,8 +109,7 @@ async def test_kill_ends_the_tree_and_what_left_it(
     setup = AgentSetup(tmp_path, tmp_path, tmp_path)
     command = AgentCommand("goose", ("/bin/sh", "-c", script))
     process = await AgentProcess.start(execution, command, setup, {"PATH": os.environ["PATH"]})
-    reader, _ = process.streams
-    assert await reader.read(100) == b"on\n"
+    assert await process.remote.stdout.read(100) == b"on\n"
     await process.kill()
     assert [count_processes(word) for word in ("4801", "4802", "4803")] == [0, 0, 0]
     await process.kill()

@@ -1,14 +1,13 @@
 """The agent as agentd uses it: one process for all sessions, kept running.
 
-``make_ready`` is what a fresh process is told before it is trusted with work, ``AgentLife`` one
-process from its start to its end, and ``Agent`` what starts the next one and gives it the sessions'
-prompts.
+``AgentProcess`` is one process from its start to its end, and ``Agent`` what starts the next one
+and gives it the sessions' prompts.
 """
 
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -16,15 +15,13 @@ from typing import Any
 import structlog
 
 from greylag.agentd.agent import history
-from greylag.agentd.agent.acp import AcpPeer, MessageHandler
-from greylag.agentd.agent.extensions import CONFIGURED, ExtensionStarter, new_session
-from greylag.agentd.agent.process import AgentProcess, agent_environment, make_folders
+from greylag.agentd.agent.acp import AcpPeer
+from greylag.agentd.agent.extensions import ExtensionStarter, new_session
+from greylag.agentd.agent.process import INITIALIZE, AgentProcess, agent_environment, make_folders
 from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     AgentCommand,
-    AgentError,
-    AgentKind,
     AgentReadiness,
     AgentRefusedError,
     AgentSetup,
@@ -41,165 +38,19 @@ from greylag.agentd.model.relay import ModelRelay
 from greylag.common.backoff import backoff
 from greylag.common.process_start import process_clock
 
-_PROTOCOL_VERSION = 1
 _CONFIGURATION = "_goose/unstable/config/"
-_PREPARED = "GREYLAG_PREPARED"
-_TOOLS_ON = "developer"
 _INVALID_PARAMS = -32602
 _LOOPBACK = "127.0.0.1"
 _UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
-_INITIALIZE = {
-    "protocolVersion": _PROTOCOL_VERSION,
-    # Without customNotifications goose says nothing of compaction and of an overfull context.
-    "clientCapabilities": {"_meta": {"goose": {"customNotifications": True}}},
-    "clientInfo": {"name": "greylag", "version": "1"},
-}
 
 _SUBAGENT = re.compile(r"subagent:(\d{8}_\d{1,9})")
 _MOST_SUBAGENTS = 1000
-_START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
-_LAST_WORDS_SECONDS = 1.0
-_EXIT_SECONDS = 0.5
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
-
-
-async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
-    """Bring a fresh agent to where it can take sessions, and prove that it can.
-
-    Returns:
-        The agent's version.
-
-    Raises:
-        AgentRefusedError: it answered one of the steps with an error.
-        Exception: it answered otherwise than it must (see ``understood``).
-        AgentDiedError: it ended meanwhile.
-    """
-    answer = await peer.request("initialize", dict(_INITIALIZE))
-    if kind == "goose":
-        await _store_defaults(peer, setup.defaults)
-        await _limit_extensions(peer)
-    # goose's own health check says yes when nothing works; only a session that was made is proof.
-    # It has no extensions: what is the matter with one must hold back nobody.
-    session, _ = await new_session(peer, setup, "Readiness")
-    await peer.request("session/delete", {"sessionId": session})
-    info = answer.get("agentInfo") or {}
-    return str(info.get("version", "unknown"))
-
-
-async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
-    for key, value in defaults.items():
-        if await _read(peer, key) is None:
-            params = {"key": key, "value": value}
-            await peer.request("_goose/unstable/config/upsert", params)
-
-
-async def _limit_extensions(peer: AcpPeer) -> None:
-    """Turn off, once for each HOME, the many extensions that goose has on by default.
-
-    Once only: what the user turns on later stays on.
-    """
-    if await _read(peer, _PREPARED) is not None:
-        return
-    listed = await peer.request(f"{CONFIGURED}/list", {})
-    for entry in listed["extensions"]:
-        if entry["enabled"] and entry["configKey"] != _TOOLS_ON:
-            # Added, not set: in a fresh HOME goose lists what its configuration does not hold.
-            params = {"extension": entry["extension"], "enabled": False}
-            await peer.request(f"{CONFIGURED}/add", params)
-    params = {"key": _PREPARED, "value": "1"}
-    await peer.request("_goose/unstable/config/upsert", params)
-
-
-async def _read(peer: AcpPeer, key: str) -> Any:
-    answer = await peer.request("_goose/unstable/config/read", {"key": key})
-    return answer.get("value")
-
-
-class AgentLife:
-    """Watches one agent process and speaks with it.
-
-    Args:
-        process: the process, just started; ``run`` ends it.
-        setup: what it was given.
-        kind: which agent it is.
-    """
-
-    def __init__(self, process: AgentProcess, setup: AgentSetup, kind: AgentKind) -> None:
-        self.peer = AcpPeer(*process.streams)
-        self.process = process
-        self._setup = setup
-        self._kind = kind
-        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def run(
-        self, handler: MessageHandler, on_ready: Callable[[str], None], on_end: Callable[[], None]
-    ) -> str:
-        """Live until the process ends; on return all that it started is dead.
-
-        Args:
-            handler: takes what the agent says.
-            on_ready: called once, with the agent's version, when it can take work.
-            on_end: called as soon as it can take no more, before anyone who waits for an answer
-                hears of it.
-
-        Returns:
-            Why it ended, in one plain sentence.
-        """
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read(handler, on_end), name="agent-read")
-                watchers = [
-                    reading,
-                    tasks.create_task(self.process.watch_stderr(), name="agent-stderr"),
-                    tasks.create_task(self._start(on_ready), name="agent-start"),
-                    tasks.create_task(self._await_end(reading), name="agent-end"),
-                ]
-                reason = await self._over
-                for task in watchers:
-                    task.cancel()
-            return reason
-        finally:
-            await self.process.kill()
-
-    async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
-        try:
-            await self.peer.run(handler, on_end)
-        except AgentError as error:
-            self._say(f"The agent was stopped: {error}.")
-            return
-        # Usually it is just ending by itself, and then its exit code is the better reason.
-        await asyncio.sleep(_EXIT_SECONDS)
-        self.process.request_kill()
-
-    async def _start(self, on_ready: Callable[[str], None]) -> None:
-        try:
-            with understood():
-                async with asyncio.timeout(_START_SECONDS):
-                    version = await make_ready(self.peer, self._setup, self._kind)
-        except AgentRefusedError as error:
-            self._say(f"The agent could not start: {error.words}.")
-        except TimeoutError:
-            self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
-        except AgentError as error:
-            _log.info("agent_start_interrupted", error=str(error))  # ``_await_end`` knows more
-        else:
-            on_ready(version)
-
-    async def _await_end(self, reading: "asyncio.Task[None]") -> None:
-        reason = await self.process.ended()
-        # What it started may hold its pipes open; once that is gone, its last words can be read.
-        await self.process.kill()
-        await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
-        self._say(reason)
-
-    def _say(self, reason: str) -> None:
-        if not self._over.done():
-            self._over.set_result(reason)
 
 
 class Agent:
@@ -226,7 +77,7 @@ class Agent:
         )
         self._state = AgentState(command.kind, "starting", None, "The agent is starting.")
         self._ready = asyncio.Event()
-        self._life: AgentLife | None = None
+        self._process: AgentProcess | None = None
         self._turns: dict[str, AgentTurn] = {}
         self._extensions = ExtensionStarter()
         self._subagents: dict[str, set[str]] = {}
@@ -283,15 +134,15 @@ class Agent:
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
-        life = self._living()
+        process = self._living()
         if agent_session_id in self._turns:
             raise AgentRefusedError(_INVALID_PARAMS, "the session has a running turn")
         turn = AgentTurn(
-            life.peer,
+            process.peer,
             agent_session_id,
             sink,
             stop_model=lambda: self._stop_model(agent_session_id),
-            give_up=life.process.request_kill,
+            give_up=process.request_kill,
         )
         self._turns[agent_session_id] = turn
         self._subagents.setdefault(agent_session_id, set())
@@ -311,7 +162,7 @@ class Agent:
             if turn.cancelled:
                 self._stop_model(agent_session_id)  # of a subagent that was told of since
                 for one in self._family(agent_session_id):
-                    await life.process.kill_tools(one, began)
+                    await process.kill_tools(one, began)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing."""
@@ -321,8 +172,8 @@ class Agent:
 
     def give_up(self) -> None:
         """End the process, which does not answer; another takes its place."""
-        if self._life is not None:
-            self._life.process.request_kill()
+        if self._process is not None:
+            self._process.request_kill()
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
@@ -330,8 +181,8 @@ class Agent:
         self._options.pop(agent_session_id, None)
         for one in self._family(agent_session_id):
             self._relay.forget(one)
-            if self._life is not None:
-                await self._life.process.kill_tools(one, 0.0)
+            if self._process is not None:
+                await self._process.kill_tools(one, 0.0)
         self._subagents.pop(agent_session_id, None)
         await self._put_away(agent_session_id)
 
@@ -398,9 +249,9 @@ class Agent:
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
         """Take what the agent asks (see ``acp.MessageHandler``)."""
-        if self._life is None:
+        if self._process is None:
             return
-        peer = self._life.peer
+        peer = self._process.peer
         if method != "session/request_permission":
             await peer.refuse(request_id, METHOD_NOT_FOUND, f"no method {method}")
             return
@@ -443,15 +294,14 @@ class Agent:
         """Run a process of the agent's for its configuration alone, while none is ready."""
         environment = agent_environment(self._setup, os.environ, "http://127.0.0.1:9", "none")
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
-        peer = AcpPeer(*process.streams)
         async with AsyncExitStack() as ending:
             ending.push_async_callback(process.kill)
-            for name, work in (("read", peer.run(self)), ("stderr", process.watch_stderr())):
-                task = asyncio.create_task(work, name=f"agent-configuration-{name}")
+            for work in (process.peer.run(self), process.watch_stderr()):
+                task = asyncio.create_task(work, name="agent-configuration")
                 ending.push_async_callback(asyncio.wait, {task})
                 ending.callback(task.cancel)
-            await peer.request("initialize", dict(_INITIALIZE))
-            yield peer
+            await process.peer.request("initialize", INITIALIZE)
+            yield process.peer
 
     async def _live_once(self) -> str:
         """Run one agent process from start to end, and say in a sentence why it ended."""
@@ -467,11 +317,11 @@ class Agent:
         environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
         await make_folders(self._execution, self._setup)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
-        life = self._life = AgentLife(process, self._setup, self._command.kind)
+        self._process = process
         try:
-            return await life.run(self, self._on_ready, self._on_end)
+            return await process.run(self, self._on_ready, self._on_end)
         finally:
-            self._life = None
+            self._process = None
             self._options.clear()
             await self._extensions.end()
 
@@ -485,10 +335,10 @@ class Agent:
         self._ready.set()
         _log.info("agent_ready", kind=self._command.kind, version=version)
 
-    def _living(self) -> AgentLife:
-        if self._life is None or not self._ready.is_set():
+    def _living(self) -> AgentProcess:
+        if self._process is None or not self._ready.is_set():
             raise AgentUnavailableError(self._state.detail)
-        return self._life
+        return self._process
 
     def _show(self, status: AgentReadiness, detail: str) -> None:
         self._state = AgentState(self._command.kind, status, self._state.version, detail)

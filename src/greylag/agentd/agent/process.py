@@ -1,30 +1,49 @@
-"""The agent as an operating-system process: started clean, watched, and killed with all it made."""
+"""The agent as an operating-system process: started clean, made ready, watched, and killed with all
+that it made.
+"""
 
 import asyncio
 import math
 import secrets
 import signal
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import structlog
 
-from greylag.agentd.agent.acp import ByteReader, ByteWriter
+from greylag.agentd.agent.acp import AcpPeer, MessageHandler
+from greylag.agentd.agent.extensions import CONFIGURED, new_session
 from greylag.agentd.agent.types import (
     AgentCommand,
+    AgentError,
+    AgentKind,
+    AgentRefusedError,
     AgentSetup,
     AgentUnavailableError,
     base_environment,
+    understood,
 )
 from greylag.agentd.execution import Execution, ExecutionError, ExecutionRefusedError, RemoteProcess
 from greylag.common.concurrent import to_its_end
 
+INITIALIZE = {
+    "protocolVersion": 1,
+    # Without customNotifications goose says nothing of compaction and of an overfull context.
+    "clientCapabilities": {"_meta": {"goose": {"customNotifications": True}}},
+    "clientInfo": {"name": "greylag", "version": "1"},
+}
+"""What an agent is asked for first."""
+_PREPARED = "GREYLAG_PREPARED"
+_TOOLS_ON = "developer"
 _LONGER = 60  # seconds than the relay's own time for the model, whose error says more
 _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
+_START_SECONDS = 60.0
+_EXIT_SECONDS = 0.5
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)
@@ -70,15 +89,83 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
         raise AgentUnavailableError(f"The agent's folders cannot be made: {error}") from error
 
 
-class AgentProcess:
-    """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started."""
+async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
+    """Bring a fresh agent to where it can take sessions, and prove that it can.
 
-    def __init__(self, process: RemoteProcess, execution: Execution, mark: str) -> None:
-        self._process = process
+    Returns:
+        The agent's version.
+
+    Raises:
+        AgentRefusedError: it answered one of the steps with an error.
+        Exception: it answered otherwise than it must (see ``understood``).
+        AgentDiedError: it ended meanwhile.
+    """
+    answer = await peer.request("initialize", INITIALIZE)
+    if kind == "goose":
+        await _store_defaults(peer, setup.defaults)
+        await _limit_extensions(peer)
+    # goose's own health check says yes when nothing works; only a session that was made is proof.
+    # It has no extensions: what is the matter with one must hold back nobody.
+    session, _ = await new_session(peer, setup, "Readiness")
+    await peer.request("session/delete", {"sessionId": session})
+    info = answer.get("agentInfo") or {}
+    return str(info.get("version", "unknown"))
+
+
+async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
+    for key, value in defaults.items():
+        if await _read(peer, key) is None:
+            params = {"key": key, "value": value}
+            await peer.request("_goose/unstable/config/upsert", params)
+
+
+async def _limit_extensions(peer: AcpPeer) -> None:
+    """Turn off, once for each HOME, the many extensions that goose has on by default.
+
+    Once only: what the user turns on later stays on.
+    """
+    if await _read(peer, _PREPARED) is not None:
+        return
+    listed = await peer.request(f"{CONFIGURED}/list", {})
+    for entry in listed["extensions"]:
+        if entry["enabled"] and entry["configKey"] != _TOOLS_ON:
+            # Added, not set: in a fresh HOME goose lists what its configuration does not hold.
+            params = {"extension": entry["extension"], "enabled": False}
+            await peer.request(f"{CONFIGURED}/add", params)
+    params = {"key": _PREPARED, "value": "1"}
+    await peer.request("_goose/unstable/config/upsert", params)
+
+
+async def _read(peer: AcpPeer, key: str) -> Any:
+    answer = await peer.request("_goose/unstable/config/read", {"key": key})
+    return answer.get("value")
+
+
+class AgentProcess:
+    """One running agent process; ``start`` makes it, ``kill`` ends it and all that it started.
+
+    Attributes:
+        peer: what speaks with it.
+        remote: it itself, where it runs.
+    """
+
+    def __init__(
+        self,
+        remote: RemoteProcess,
+        execution: Execution,
+        kind: AgentKind,
+        setup: AgentSetup,
+        mark: str,
+    ) -> None:
+        self.peer = AcpPeer(remote.stdout, remote)
+        self.remote = remote
         self._execution = execution
+        self._kind = kind
+        self._setup = setup
         self._mark = mark
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._all_said = asyncio.Event()
+        self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def start(
@@ -95,29 +182,84 @@ class AgentProcess:
         """
         mark = secrets.token_hex(8)
         try:
-            process = await execution.run(
+            remote = await execution.run(
                 command.argv, env=environment, cwd=setup.workspace, group=mark
             )
         except ExecutionRefusedError as error:
             raise AgentUnavailableError(f"The agent's program {error}") from error
         except ExecutionError as error:
             raise AgentUnavailableError(f"The agent cannot be started: {error}") from error
-        return cls(process, execution, mark)
+        return cls(remote, execution, command.kind, setup, mark)
 
-    @property
-    def pid(self) -> int:
-        """The agent's process id, where it runs."""
-        return self._process.pid
+    async def run(
+        self, handler: MessageHandler, on_ready: Callable[[str], None], on_end: Callable[[], None]
+    ) -> str:
+        """Live until the process ends; on return all that it started is dead.
 
-    @property
-    def streams(self) -> tuple[ByteReader, ByteWriter]:
-        """The agent's stdout and stdin."""
-        return self._process.stdout, self._process
+        Args:
+            handler: takes what the agent says.
+            on_ready: called once, with the agent's version, when it can take work.
+            on_end: called as soon as it can take no more, before anyone who waits for an answer
+                hears of it.
+
+        Returns:
+            Why it ended, in one plain sentence.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(handler, on_end), name="agent-read")
+                watchers = [
+                    reading,
+                    tasks.create_task(self.watch_stderr(), name="agent-stderr"),
+                    tasks.create_task(self._start(on_ready), name="agent-start"),
+                    tasks.create_task(self._await_end(reading), name="agent-end"),
+                ]
+                reason = await self._over
+                for task in watchers:
+                    task.cancel()
+            return reason
+        finally:
+            await self.kill()
+
+    async def _read(self, handler: MessageHandler, on_end: Callable[[], None]) -> None:
+        try:
+            await self.peer.run(handler, on_end)
+        except AgentError as error:
+            self._say(f"The agent was stopped: {error}.")
+            return
+        # Usually it is just ending by itself, and then its exit code is the better reason.
+        await asyncio.sleep(_EXIT_SECONDS)
+        self.request_kill()
+
+    async def _start(self, on_ready: Callable[[str], None]) -> None:
+        try:
+            with understood():
+                async with asyncio.timeout(_START_SECONDS):
+                    version = await make_ready(self.peer, self._setup, self._kind)
+        except AgentRefusedError as error:
+            self._say(f"The agent could not start: {error.words}.")
+        except TimeoutError:
+            self._say(f"The agent did not start within {_START_SECONDS:g} seconds.")
+        except AgentError as error:
+            _log.info("agent_start_interrupted", error=str(error))  # ``_await_end`` knows more
+        else:
+            on_ready(version)
+
+    async def _await_end(self, reading: "asyncio.Task[None]") -> None:
+        reason = await self.ended()
+        # What it started may hold its pipes open; once that is gone, its last words can be read.
+        await self.kill()
+        await asyncio.wait({reading}, timeout=_LAST_WORDS_SECONDS)
+        self._say(reason)
+
+    def _say(self, reason: str) -> None:
+        if not self._over.done():
+            self._over.set_result(reason)
 
     async def watch_stderr(self) -> None:
         """Read stderr to its end, so that the agent never blocks on it; the last lines are kept."""
         rest = ""
-        while chunk := await self._process.stderr.read(_STDERR_READ):
+        while chunk := await self.remote.stderr.read(_STDERR_READ):
             *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
             self._stderr.extend(line[:_STDERR_WIDTH] for line in lines if line.strip())
             rest = rest[:_STDERR_WIDTH]
@@ -128,7 +270,7 @@ class AgentProcess:
     async def ended(self) -> str:
         """Wait until the process has ended and say how, in one plain sentence."""
         try:
-            code = await self._process.wait()
+            code = await self.remote.wait()
         except ExecutionError as error:
             return f"The agent process was lost: {error}"
         with suppress(TimeoutError):
@@ -140,12 +282,12 @@ class AgentProcess:
 
     def request_kill(self) -> None:
         """Kill the agent itself at once; what it started is killed by ``kill``."""
-        self._process.send_signal(signal.SIGKILL)
+        self.remote.send_signal(signal.SIGKILL)
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""
         # Whoever stops us must not leave anything alive.
-        await to_its_end(self._process.end(), "agent-kill")
+        await to_its_end(self.remote.end(), "agent-kill")
 
     async def kill_tools(self, session: str, since: float) -> None:
         """Kill what the session's tools have started since then (``process_clock``).
