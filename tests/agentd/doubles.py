@@ -21,18 +21,13 @@ from greylag.agentd.agent.types import (
     TurnSink,
 )
 from greylag.agentd.api.app import Services, create_app
-from greylag.agentd.changes.capture import Capture
-from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import Execution
-from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.journal.folder import Journals
-from greylag.agentd.main import agent_setup, build_services, git_service, http_server
+from greylag.agentd.main import build_services, http_server
 from greylag.agentd.model import scripted as scripted_model
-from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records
-from greylag.agentd.terminals import Terminals
 from greylag.agentd.volume import Volume
 from greylag.common.server import listen
 
@@ -169,13 +164,6 @@ class Api(Client):
     services: Services
 
 
-def _changes(
-    execution: Execution, volume: Volume, store: SnapshotStore, records: Records
-) -> ChangeService:
-    capture = Capture(execution, volume.workspace, store)
-    return ChangeService(store, capture, records.turns.forget)
-
-
 @asynccontextmanager
 async def serving(
     folder: Path, agent: AgentDouble | None = None, **changes: Any
@@ -191,18 +179,12 @@ async def serving(
     tasks = asyncio.TaskGroup()
     execution = Execution(folder / "execd")
     store = SnapshotStore(volume.snapshots, settings.snapshot_limit)
-    kept = _changes(execution, volume, store, records)
-    files = WorkspaceFiles(execution, volume.workspace, kept.touched)
-    terminals, previews = Terminals(execution, agent_setup(settings, volume)), Previews(execution)
-    git = git_service(settings, volume, execution, kept)
-    services = build_services(
-        settings, agent, files, terminals, previews, records, journals, tasks, kept, git
-    )
+    services = build_services(settings, volume, agent, execution, store, records, journals, tasks)
     await services.turns.recover()
     async with tasks:
         server = http_server(create_app(settings, services))
         serve = tasks.create_task(server.serve([listener]), name="http server")
-        beside = tasks.create_task(git.run(), name="git")
+        beside = tasks.create_task(services.git.run(), name="git")
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         headers = {}
         if settings.token is not None:
@@ -213,9 +195,9 @@ async def serving(
             finally:
                 await services.turns.stop()
                 await services.turns.wait_all_ended(2)
-                await terminals.close()
-                await previews.close()
-                await kept.stop()
+                await services.terminals.close()
+                await services.previews.close()
+                await services.changes.stop()
                 beside.cancel()
                 server.finish()
         await serve

@@ -117,26 +117,20 @@ async def _serve(
     async with aclosing(store), aclosing(await Records.open(volume.database)) as records:
         socket_path = settings.execd_socket or volume.execd_socket.relative_to(volume.state)
         execution = Execution(socket_path)
-        setup = agent_setup(settings, volume)
-        agent = Agent(command, setup, execution)
-        capture = Capture(execution, volume.workspace, store)
-        changes = ChangeService(store, capture, records.turns.forget)
-        files = WorkspaceFiles(execution, volume.workspace, changes.touched)
-        terminals, previews = Terminals(execution, setup), Previews(execution)
-        git = git_service(settings, volume, execution, changes)
+        agent = Agent(command, agent_setup(settings, volume), execution)
         tasks = asyncio.TaskGroup()
         services = build_services(
-            settings, agent, files, terminals, previews, records, journals, tasks, changes, git
+            settings, volume, agent, execution, store, records, journals, tasks
         )
         await services.turns.recover()
-        await changes.cut_left()
+        await services.changes.cut_left()
         async with tasks:
             # Before the agent: its socket is there as soon as the task has begun.
             execd_task = tasks.create_task(_run_execd(settings, socket_path), name="execd")
             agent_task = tasks.create_task(agent.run(), name="agent")
             beside = [
-                tasks.create_task(git.run(), name="git"),
-                tasks.create_task(changes.recover(), name="recovery of changes"),
+                tasks.create_task(services.git.run(), name="git"),
+                tasks.create_task(services.changes.recover(), name="recovery of changes"),
                 tasks.create_task(tell_problem(settings), name="model-provider"),
             ]
             server = http_server(create_app(settings, services))
@@ -150,11 +144,13 @@ async def _serve(
             finally:
                 volume.withdraw()
             await asyncio.gather(
-                _end(services.turns, agent_task), terminals.close(), previews.close()
+                _end(services.turns, agent_task),
+                services.terminals.close(),
+                services.previews.close(),
             )
             for task in beside:
                 task.cancel()
-            await changes.stop()
+            await services.changes.stop()
             execd_task.cancel()
             server.finish()
             await server_task
@@ -213,28 +209,21 @@ def agent_setup(settings: AgentdSettings, volume: Volume) -> AgentSetup:
     )
 
 
-def git_service(
-    settings: AgentdSettings, volume: Volume, execution: Execution, changes: ChangeService
-) -> GitService:
-    """Return what does git's work; nothing is started by it."""
-    relay = GitRelay(Reach(settings.git_hosts), settings.proxies)
-    folders, touched = agent_setup(settings, volume), changes.touched
-    return GitService(execution, folders, relay, volume.git, touched=touched)
-
-
 def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each process
     settings: AgentdSettings,
+    volume: Volume,
     agent: AgentPort,
-    files: WorkspaceFiles,
-    terminals: Terminals,
-    previews: Previews,
+    execution: Execution,
+    store: SnapshotStore,
     records: Records,
     journals: Journals,
     tasks: asyncio.TaskGroup,
-    changes: ChangeService,
-    git: GitService,
 ) -> Services:
     """Put together what the routes call; nothing is started by it."""
+    setup = agent_setup(settings, volume)
+    capture = Capture(execution, volume.workspace, store)
+    changes = ChangeService(store, capture, records.turns.forget)
+    relay = GitRelay(Reach(settings.git_hosts), settings.proxies)
     goose_settings = SettingsService(agent, records, settings.goose_settings, settings.models)
     policy = TurnPolicy(
         confirmation_timeout=settings.confirmation_timeout,
@@ -248,9 +237,9 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         turns=turns,
         extensions=ExtensionService(agent),
         settings=goose_settings,
-        files=files,
-        terminals=terminals,
-        previews=previews,
+        files=WorkspaceFiles(execution, volume.workspace, changes.touched),
+        terminals=Terminals(execution, setup),
+        previews=Previews(execution),
         changes=changes,
-        git=git,
+        git=GitService(execution, setup, relay, volume.git, touched=changes.touched),
     )

@@ -44,22 +44,31 @@ from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
+
+    agent: AgentPort
+    sessions: SessionService
+    turns: TurnEngine
+    extensions: ExtensionService
+    settings: SettingsService
+    files: WorkspaceFiles
+    terminals: Terminals
+    previews: Previews
+    changes: ChangeService
+    git: GitService
+
+
 class HealthRoutes:
     """Handlers for health and status."""
 
-    def __init__(
-        self,
-        settings: AgentdSettings,
-        agent: AgentPort,
-        turns: TurnEngine,
-        terminals: Terminals,
-        git: GitService,
-    ) -> None:
+    def __init__(self, settings: AgentdSettings, services: Services) -> None:
         self._settings = settings
-        self._agent = agent
-        self._turns = turns
-        self._terminals = terminals
-        self._git = git
+        self._agent = services.agent
+        self._turns = services.turns
+        self._terminals = services.terminals
+        self._git = services.git
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -136,22 +145,6 @@ _log = structlog.get_logger()
 _QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the routes call."""
-
-    agent: AgentPort
-    sessions: SessionService
-    turns: TurnEngine
-    extensions: ExtensionService
-    settings: SettingsService
-    files: WorkspaceFiles
-    terminals: Terminals
-    previews: Previews
-    changes: ChangeService
-    git: GitService
-
-
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     """Return the application; nothing is started by it."""
     limit = settings.message_limit
@@ -159,9 +152,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     cors = Middleware(CORSMiddleware, allow_origins=every, allow_methods=every, allow_headers=every)
     return Starlette(
         routes=[
-            *HealthRoutes(
-                settings, services.agent, services.turns, services.terminals, services.git
-            ).routes(),
+            *HealthRoutes(settings, services).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
