@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 from yarl import URL
 
@@ -39,132 +39,19 @@ class Secret:
     value: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AgentdSettings:
-    """Everything agentd is told at start.
-
-    Attributes:
-        folder: the volume; agentd makes workspace/, home/, tmp/ and state/ in it.
-        host: address to listen on; anything but loopback needs a token.
-        port: TCP port to listen on; 0 takes any free one.
-        token: what clients send as a bearer token; None: no sign-in (loopback only).
-        execd: what runs execd, as a child of ours, with a sandbox around it or without.
-        execd_socket: where an execd listens that another runs; None: run our own.
-        goose: path of goose, or ``scripted``; None: find it.
-        model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
-        model_key: the provider's key; it never leaves agentd.
-        model_retries: seconds to hold back the first, second, ... passing failure of a model call.
-        model_timeout: seconds for which the provider may be silent.
-        proxies: the variables that name proxies, by which the provider is reached.
-        models: the names of the models that may be chosen, the first one unless another is: one
-            alone is fixed; none when the environment does not say.
-        goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
-        confirmation_timeout: seconds that a tool confirmation waits before it is declined.
-        turn_journal_limit: most bytes that one turn may write to its journal.
-        journal_limit: most bytes for all journals; the oldest ended turns go first.
-        snapshot_limit: most bytes for the workspace's states; the oldest go first.
-        message_limit: most bytes (UTF-8) of one message.
-        git_hosts: hosts that git may be led to though their addresses are not public.
-        environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
-        path_prefix: what a proxy in front routes by and passes on; None for nothing.
-        legacy_api: whether pages of any origin may call, and the token may come as older clients
-            can send it; needs a token.
-        log_format: ``json`` lines, or ``console`` for people.
-    """
-
-    folder: Path
-    host: str = "127.0.0.1"
-    port: int = 3001
-    token: Secret | None = None
-    execd: tuple[str, ...] = _PLAIN_EXECD
-    execd_socket: Path | None = None
-    goose: str | None = None
-    model_url: str | None = None
-    model_key: Secret | None = None
-    model_retries: tuple[float, ...] = MODEL_RETRIES
-    model_timeout: float = MODEL_TIMEOUT
-    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
-    models: tuple[str, ...] = ()
-    goose_settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    confirmation_timeout: float = 600.0
-    turn_journal_limit: int = 64 * _MIB
-    journal_limit: int = 1024 * _MIB
-    snapshot_limit: int = 2048 * _MIB
-    message_limit: int = _MIB
-    git_hosts: tuple[str, ...] = ()
-    environment_id: str | None = None
-    path_prefix: str | None = None
-    legacy_api: bool = False
-    log_format: LogFormat = "json"
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings from ``environ`` (as ``os.environ``).
-
-        Raises:
-            AgentdConfigError: a variable is missing or has a value that makes no sense.
-        """
-        read = partial(_read, environ)
-        given = {
-            "host": read("GOOSE_API_HOST", _text),
-            "port": read("GOOSE_API_PORT", partial(_integer, least=0, most=_MAX_PORT)),
-            "token": read("GREYLAG_AGENT_TOKEN", _secret),
-            "execd": read("GREYLAG_EXECD", _command),
-            "execd_socket": read("GREYLAG_EXECD_SOCKET", _socket),
-            "goose": read("GREYLAG_GOOSE", _text),
-            "model_url": read("GREYLAG_MODEL_URL", _url),
-            "model_key": read("GREYLAG_MODEL_KEY", _secret),
-            "model_retries": read("GREYLAG_MODEL_RETRIES", _pauses),
-            "model_timeout": read("GREYLAG_MODEL_TIMEOUT", _seconds),
-            "proxies": _proxies(environ),
-            "models": read("GREYLAG_MODEL", _listed),
-            "goose_settings": _goose_settings(environ),
-            "confirmation_timeout": read("GREYLAG_CONFIRMATION_TIMEOUT", _seconds),
-            "turn_journal_limit": read("GREYLAG_TURN_JOURNAL_LIMIT", _integer),
-            "journal_limit": read("GREYLAG_JOURNAL_LIMIT", _integer),
-            "snapshot_limit": read("GREYLAG_SNAPSHOT_LIMIT", _integer),
-            "message_limit": read("GREYLAG_MESSAGE_LIMIT", _integer),
-            "git_hosts": read("GREYLAG_GIT_HOSTS", _listed),
-            "environment_id": read("GREYLAG_ENVIRONMENT", _text),
-            "path_prefix": read("GREYLAG_PATH_PREFIX", _text),
-            "legacy_api": read("GREYLAG_LEGACY_API", _switch),
-            "log_format": read("GREYLAG_LOG_FORMAT", _log_format),
-        }
-        folder = read("GREYLAG_AGENT_FOLDER", _text)
-        if folder is None:
-            raise AgentdConfigError(
-                "GREYLAG_AGENT_FOLDER is not set: it names the folder of the environment."
-            )
-        _check_authorities(environ.get("SSL_CERT_FILE"))
-        named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        settings = cls(Path(folder).absolute(), **named)
-        settings.check()
-        return settings
-
-    def check(self) -> None:
-        """Refuse settings that would open the agent to others without a token.
-
-        Raises:
-            AgentdConfigError: there is none, and the host is not loopback, or any page may call.
-        """
-        if self.token is None and not is_loopback(self.host):
-            raise AgentdConfigError(
-                f"GOOSE_API_HOST={self.host} is reachable from other machines: "
-                "set GREYLAG_AGENT_TOKEN, or listen on 127.0.0.1."
-            )
-        if self.token is None and self.legacy_api:
-            raise AgentdConfigError(
-                "GREYLAG_LEGACY_API lets pages of any origin call: set GREYLAG_AGENT_TOKEN."
-            )
-
-
 # Each reads one variable's value, which is not empty, or raises what is wrong with it.
 
 
-def _read(environ: Mapping[str, str], name: str, parse: Callable[[str, str], _T]) -> _T | None:
-    """Return what ``parse`` makes of a variable's name and value; None for an empty one too."""
-    value = environ.get(name, "").strip()
-    return parse(name, value) if value else None
+def _from(name: str, parse: Callable[[str, str], _T]) -> Callable[[Mapping[str, str]], _T | None]:
+    """Return what reads a variable, ``None`` for an empty one too, and has its name and value
+    parsed.
+    """
+
+    def read(environ: Mapping[str, str]) -> _T | None:
+        value = environ.get(name, "").strip()
+        return parse(name, value) if value else None
+
+    return read
 
 
 def _text(_name: str, value: str) -> str:
@@ -287,5 +174,105 @@ def _goose_setting(name: str, value: str) -> str:
 def _goose_settings(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Collect the contract settings that the environment fixes (the model has its own)."""
     others = (name for name in GOOSE_SETTINGS if name != "GOOSE_MODEL")
-    found = {name: _read(environ, name, _goose_setting) for name in others}
+    found = {name: _from(name, _goose_setting)(environ) for name in others}
     return MappingProxyType({name: value for name, value in found.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class AgentdSettings:
+    """Everything agentd is told at start.
+
+    Attributes:
+        folder: the volume; agentd makes workspace/, home/, tmp/ and state/ in it.
+        host: address to listen on; anything but loopback needs a token.
+        port: TCP port to listen on; 0 takes any free one.
+        token: what clients send as a bearer token; None: no sign-in (loopback only).
+        execd: what runs execd, as a child of ours, with a sandbox around it or without.
+        execd_socket: where an execd listens that another runs; None: run our own.
+        goose: path of goose, or ``scripted``; None: find it.
+        model_url: base URL of an OpenAI-compatible provider; None: the built-in scripted model.
+        model_key: the provider's key; it never leaves agentd.
+        model_retries: seconds to hold back the first, second, ... passing failure of a model call.
+        model_timeout: seconds for which the provider may be silent.
+        proxies: the variables that name proxies, by which the provider is reached.
+        models: the names of the models that may be chosen, the first one unless another is: one
+            alone is fixed; none when the environment does not say.
+        goose_settings: contract settings (GOOSE_MODE, ...) that the environment fixes.
+        confirmation_timeout: seconds that a tool confirmation waits before it is declined.
+        turn_journal_limit: most bytes that one turn may write to its journal.
+        journal_limit: most bytes for all journals; the oldest ended turns go first.
+        snapshot_limit: most bytes for the workspace's states; the oldest go first.
+        message_limit: most bytes (UTF-8) of one message.
+        git_hosts: hosts that git may be led to though their addresses are not public.
+        environment_id: GREYLAG_ENVIRONMENT, inherited by every descendant.
+        path_prefix: what a proxy in front routes by and passes on; None for nothing.
+        legacy_api: whether pages of any origin may call, and the token may come as older clients
+            can send it; needs a token.
+        log_format: ``json`` lines, or ``console`` for people.
+    """
+
+    folder: Path
+    host: Annotated[str, _from("GOOSE_API_HOST", _text)] = "127.0.0.1"
+    port: Annotated[int, _from("GOOSE_API_PORT", partial(_integer, least=0, most=_MAX_PORT))] = 3001
+    token: Annotated[Secret | None, _from("GREYLAG_AGENT_TOKEN", _secret)] = None
+    execd: Annotated[tuple[str, ...], _from("GREYLAG_EXECD", _command)] = _PLAIN_EXECD
+    execd_socket: Annotated[Path | None, _from("GREYLAG_EXECD_SOCKET", _socket)] = None
+    goose: Annotated[str | None, _from("GREYLAG_GOOSE", _text)] = None
+    model_url: Annotated[str | None, _from("GREYLAG_MODEL_URL", _url)] = None
+    model_key: Annotated[Secret | None, _from("GREYLAG_MODEL_KEY", _secret)] = None
+    model_retries: Annotated[tuple[float, ...], _from("GREYLAG_MODEL_RETRIES", _pauses)] = (
+        MODEL_RETRIES
+    )
+    model_timeout: Annotated[float, _from("GREYLAG_MODEL_TIMEOUT", _seconds)] = MODEL_TIMEOUT
+    proxies: Annotated[Mapping[str, str], _proxies] = field(default_factory=dict, repr=False)
+    models: Annotated[tuple[str, ...], _from("GREYLAG_MODEL", _listed)] = ()
+    goose_settings: Annotated[Mapping[str, str], _goose_settings] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    confirmation_timeout: Annotated[float, _from("GREYLAG_CONFIRMATION_TIMEOUT", _seconds)] = 600.0
+    turn_journal_limit: Annotated[int, _from("GREYLAG_TURN_JOURNAL_LIMIT", _integer)] = 64 * _MIB
+    journal_limit: Annotated[int, _from("GREYLAG_JOURNAL_LIMIT", _integer)] = 1024 * _MIB
+    snapshot_limit: Annotated[int, _from("GREYLAG_SNAPSHOT_LIMIT", _integer)] = 2048 * _MIB
+    message_limit: Annotated[int, _from("GREYLAG_MESSAGE_LIMIT", _integer)] = _MIB
+    git_hosts: Annotated[tuple[str, ...], _from("GREYLAG_GIT_HOSTS", _listed)] = ()
+    environment_id: Annotated[str | None, _from("GREYLAG_ENVIRONMENT", _text)] = None
+    path_prefix: Annotated[str | None, _from("GREYLAG_PATH_PREFIX", _text)] = None
+    legacy_api: Annotated[bool, _from("GREYLAG_LEGACY_API", _switch)] = False
+    log_format: Annotated[LogFormat, _from("GREYLAG_LOG_FORMAT", _log_format)] = "json"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings from ``environ`` (as ``os.environ``).
+
+        Raises:
+            AgentdConfigError: a variable is missing or has a value that makes no sense.
+        """
+        hints = get_type_hints(cls, include_extras=True)
+        del hints["folder"]
+        given = {name: hint.__metadata__[0](environ) for name, hint in hints.items()}
+        folder = _from("GREYLAG_AGENT_FOLDER", _text)(environ)
+        if folder is None:
+            raise AgentdConfigError(
+                "GREYLAG_AGENT_FOLDER is not set: it names the folder of the environment."
+            )
+        _check_authorities(environ.get("SSL_CERT_FILE"))
+        named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        settings = cls(Path(folder).absolute(), **named)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Refuse settings that would open the agent to others without a token.
+
+        Raises:
+            AgentdConfigError: there is none, and the host is not loopback, or any page may call.
+        """
+        if self.token is None and not is_loopback(self.host):
+            raise AgentdConfigError(
+                f"GOOSE_API_HOST={self.host} is reachable from other machines: "
+                "set GREYLAG_AGENT_TOKEN, or listen on 127.0.0.1."
+            )
+        if self.token is None and self.legacy_api:
+            raise AgentdConfigError(
+                "GREYLAG_LEGACY_API lets pages of any origin call: set GREYLAG_AGENT_TOKEN."
+            )
