@@ -10,13 +10,14 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from greylag.agentd.changes.states import (
     RULES,
     FileStatus,
     Folder,
     Plan,
+    RestoreStep,
     Seen,
     Snapshot,
     SnapshotError,
@@ -54,22 +55,6 @@ _MOST_NUMBER = 1 << 64
 _STEP_OF_CLOCK = 1_000_000_000
 _MOST_NAME = 255
 _REASONS = RULES | {"special", "unreadable", "too_deep"}
-
-
-class RestoreStep(NamedTuple):
-    """One thing that brings back a part of a state; it may be done again.
-
-    Attributes:
-        do: remove, folder, link, file, mode; sync: wait until all is on the disk.
-        path: where.
-        about: what else execd is told.
-        pieces: the digests of what a file is to hold.
-    """
-
-    do: str
-    path: str
-    about: Mapping[str, Any]
-    pieces: Sequence[str] = ()
 
 
 class Capture:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from greylag.agentd.changes.capture import RestoreStep
-from greylag.agentd.changes.states import Change, FileStatus, SnapshotError, TreeEntry
+from greylag.agentd.changes.states import Change, FileStatus, RestoreStep, SnapshotError, TreeEntry
 from greylag.agentd.changes.store import read_tree, statuses_in
 from greylag.execd.files import entry_path
 

@@ -18,7 +18,8 @@ _MOST_COUNTED = PIECE
 _MOST_NAMED = 20
 _MOST_DIFF = PIECE
 _COUNTING_SECONDS = 2.0
-_TOTALS_SECONDS = 0.5
+TOTALS_SECONDS = 0.5
+"""How long lines are counted where only their number is told."""
 _KINDS = {"f": "file", "d": "folder", "l": "link"}
 
 
@@ -78,11 +79,6 @@ def _cut_note(paths: Sequence[str] | None) -> str:
 def _named(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
     return ", ".join(paths[:_MOST_NAMED]) + more
-
-
-def totals_of(sql: sqlite3.Connection, ends: Ends) -> TurnChanges:
-    """Return how much differs between two states, counted in a moment."""
-    return totals(report(sql, ends, _TOTALS_SECONDS))
 
 
 def totals(found: Changes) -> TurnChanges:

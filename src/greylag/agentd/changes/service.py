@@ -19,11 +19,11 @@ from typing import TypeVar
 import structlog
 
 from greylag.agentd.changes import spans
-from greylag.agentd.changes.capture import Capture, RestoreStep
+from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
-from greylag.agentd.changes.report import diff_of, notes_of, report, totals, totals_of
+from greylag.agentd.changes.report import TOTALS_SECONDS, diff_of, notes_of, report, totals
 from greylag.agentd.changes.spans import Ends, Span
-from greylag.agentd.changes.states import Snapshot, SnapshotError, TreeEntry, split
+from greylag.agentd.changes.states import RestoreStep, Snapshot, SnapshotError, TreeEntry, split
 from greylag.agentd.changes.store import SnapshotStore, keep_on
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import HistoryCut, StorageError
@@ -83,11 +83,9 @@ class ChangeService:
 
     async def is_cut_left(self, cut: HistoryCut) -> bool:
         """Tell whether a history is to be cut still, or whether that is not known."""
-        try:
-            return any(one.cut == cut for one in await self._store.run(spans.left_cuts))
-        except SnapshotError as error:
-            _log.warning("snapshot_failed", error=str(error))
-            return True
+        return await self._tried(
+            lambda sql: any(one.cut == cut for one in spans.left_cuts(sql)), otherwise=True
+        )
 
     async def stop(self) -> None:
         """End what still goes on; the next start goes on with it."""
@@ -154,9 +152,9 @@ class ChangeService:
             found = spans.ends(sql, span_id)
             if found is None:
                 return None
-            totals = totals_of(sql, found)
-            spans.set_totals(sql, span_id, totals)
-            return totals
+            counted = totals(report(sql, found, TOTALS_SECONDS))
+            spans.set_totals(sql, span_id, counted)
+            return counted
 
         return await self._store.run(count)
 
@@ -164,10 +162,7 @@ class ChangeService:
         """Remember that a person changed paths, or what is below them, while turns run."""
         running = set(self._running)
         if running:
-            try:
-                await self._store.run(lambda sql: spans.touch(sql, running, paths))
-            except SnapshotError as error:
-                _log.warning("snapshot_failed", error=str(error))
+            await self._tried(lambda sql: spans.touch(sql, running, paths), otherwise=None)
 
     # What is told.
 
@@ -178,11 +173,7 @@ class ChangeService:
 
     async def totals(self, span_ids: Collection[str]) -> Mapping[str, TurnChanges]:
         """Return how much turns changed, of those of which that is known."""
-        try:
-            return await self._store.run(lambda sql: spans.totals(sql, span_ids))
-        except SnapshotError as error:
-            _log.warning("snapshot_failed", error=str(error))
-            return {}
+        return await self._tried(lambda sql: spans.totals(sql, span_ids), otherwise={})
 
     async def diff(self, span_id: str, path: str) -> FileDiff:
         """Return what a turn or an undo changed in a file."""
@@ -222,19 +213,12 @@ class ChangeService:
             undos = spans.untold(sql, session_id)
             return notes_of(sql, undos), undos
 
-        try:
-            return await self._store.run(read)
-        except SnapshotError as error:
-            _log.warning("snapshot_failed", error=str(error))
-            return "", []
+        return await self._tried(read, otherwise=("", []))
 
     async def told(self, undos: list[Span]) -> None:
         """Remember that the agent was told of undos."""
         if undos:
-            try:
-                await self._store.run(lambda sql: spans.set_told(sql, undos))
-            except SnapshotError as error:
-                _log.warning("snapshot_failed", error=str(error))
+            await self._tried(lambda sql: spans.set_told(sql, undos), otherwise=None)
 
     # Undoing.
 
@@ -395,6 +379,14 @@ class ChangeService:
         if isinstance(found, RequestError):
             raise found
         return found
+
+    async def _tried(self, work: Callable[[sqlite3.Connection], T], *, otherwise: T) -> T:
+        """Do work whose failure stops nobody: the log tells of it."""
+        try:
+            return await self._store.run(work)
+        except SnapshotError as error:
+            _log.warning("snapshot_failed", error=str(error))
+            return otherwise
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -89,38 +89,24 @@ def totals(sql: sqlite3.Connection, span_ids: Collection[str]) -> dict[str, Turn
     """Return how much each span changed of which that is known, and the undo that holds of it."""
     wanted = set(span_ids)
     counted: dict[str, TurnChanges] = {}
-    undone = _Undone()
+    # Each undo settles anew how the turn at its chain's begin stands, and which undo holds of it.
+    stands: dict[str, tuple[str, bool]] = {}
+    holds: dict[str, str | None] = {}
     for row in sql.execute(
         "SELECT span_id, undoes, paths, totals FROM spans WHERE totals IS NOT NULL ORDER BY rowid"
     ):
         if row["span_id"] in wanted or row["undoes"] is not None:
             counted[row["span_id"]] = TurnChanges(*json.loads(row["totals"]))
         if row["undoes"] is not None and row["paths"] != "[]":
-            undone.take(row["span_id"], row["undoes"])
+            turn, undone = stands.get(row["undoes"], (row["undoes"], False))
+            stands[row["span_id"]] = turn, not undone
+            holds[turn] = None if undone else row["span_id"]
     found: dict[str, TurnChanges] = {}
     for span_id in wanted & counted.keys():
-        undo = undone.of(span_id)
+        undo = holds.get(span_id)
         files = 0 if undo is None else counted[undo].files
         found[span_id] = replace(counted[span_id], undo_id=undo, undone_files=files)
     return found
-
-
-class _Undone:
-    """Which undo holds of what: each one settles anew how the span stands at its chain's begin."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[str, bool]] = {}
-        self._undo: dict[str, str | None] = {}
-
-    def take(self, undo: str, undoes: str) -> None:
-        """Take the next undo, in the order of time."""
-        first, undone = self._first.get(undoes, (undoes, False))
-        self._first[undo] = first, not undone
-        self._undo[first] = None if undone else undo
-
-    def of(self, span_id: str) -> str | None:
-        """Return the undo that holds of a turn."""
-        return self._undo.get(span_id)
 
 
 def find(sql: sqlite3.Connection, span_id: str) -> Span | None:

@@ -1,5 +1,6 @@
 """What states of the workspace are made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,6 +103,22 @@ class Plan:
     folders: dict[str, Folder] = field(default_factory=dict)
     wanted: list[tuple[str, str, Seen]] = field(default_factory=list)
     ruled_out: bool = False
+
+
+class RestoreStep(NamedTuple):
+    """One thing that brings back a part of a state; it may be done again.
+
+    Attributes:
+        do: remove, folder, link, file, mode; sync: wait until all is on the disk.
+        path: where.
+        about: what else execd is told.
+        pieces: the digests of what a file is to hold.
+    """
+
+    do: str
+    path: str
+    about: Mapping[str, Any]
+    pieces: Sequence[str] = ()
 
 
 def split(path: str) -> tuple[str, str]:
