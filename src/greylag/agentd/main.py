@@ -241,5 +241,5 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
         terminals=Terminals(execution, setup),
         previews=Previews(execution),
         changes=changes,
-        git=GitService(execution, setup, relay, volume.git, touched=changes.touched),
+        git=GitService(execution, setup, relay, volume.git, changes.touched),
     )

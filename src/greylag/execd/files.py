@@ -204,9 +204,9 @@ class Workspace:
 
     # What may be asked.
 
-    def entry(self, path: str, *, follow: bool = True) -> dict[str, Any]:
+    def entry(self, path: str) -> dict[str, Any]:
         """Return what is at a path."""
-        with refusing(path), self.at(path, follow=follow) as place:
+        with refusing(path), self.at(path) as place:
             return _entry(place)
 
     def page(self, path: str, after: str, most: int) -> dict[str, Any]:

@@ -125,9 +125,10 @@ async def test_goose_asks_a_silent_provider_once_and_its_turn_is_told_of_the_wai
     goose_command: AgentCommand,
     fake_provider: ModelProvider,
     make_sink: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("greylag.agentd.model.relay.NOTICE_AFTER", (0.01,))
     agent = await start_agent(goose_command, provider=fake_provider, model_timeout=1.0)
-    agent._relay._notice_after = (0.01,)
     session = await agent.new_session("A test")
     sink = make_sink()
     await agent.prompt(session, "[[hang]]", sink)

@@ -534,14 +534,18 @@ async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() ->
     assert asked == [f"http://{plain}/a.git/info/refs?service=git-upload-pack"]
 
 
-async def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, server: GitServer) -> None:
+async def test_a_host_that_says_nothing_is_given_up(
+    tmp_path: Path, server: GitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.git.relay.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(clone, "SILENCE_SECONDS", 1)
     folder = tmp_path / "environment"
     async with environment(folder, server):
         volume = Volume(folder)
-        relay = GitRelay(Reach([f"http://{server.host}"]), silence=0.3)
+        relay = GitRelay(Reach([f"http://{server.host}"]))
         folders = agent_setup(AgentdSettings(folder), volume)
         execution = Execution(folder / "execd")
-        service = GitService(execution, folders, relay, tmp_path / "note", silence=1)
+        service = GitService(execution, folders, relay, tmp_path / "note")
         running = asyncio.create_task(service.run(), name="git")
         try:
             for credentials in ((), (GitCredential("git", server.host, USER, TOKEN),)):
@@ -587,7 +591,7 @@ async def test_a_clone_over_its_time_is_told_so_and_one_whose_large_files_are_is
     files = AsyncMock()
     files.show.side_effect = RequestError("file_not_found", "It is not there.")
     files.page.return_value.entries = []
-    slow = clone.Clone(SlowCommands(hangs), files, tmp_path / "note", silence=1)  # type: ignore[arg-type]
+    slow = clone.Clone(SlowCommands(hangs), files, tmp_path / "note")  # type: ignore[arg-type]
     await slow.run(GitSetup("https://git.example/a.git"))
     assert (slow.state.status, slow.state.code) == ends
     assert words in slow.state.detail

@@ -142,9 +142,12 @@ async def test_the_reader_of_a_journal_that_a_tool_cuts_off_comes_to_an_end(tmp_
     journal.publish_end()
 
 
-async def test_a_heartbeat_comes_only_between_frames(tmp_path: Path) -> None:
+async def test_a_heartbeat_comes_only_between_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.journal.replay.HEARTBEAT_SECONDS", 0.01)
     journal = journal_at(tmp_path)
-    tail = JournalTail(tmp_path / "t.sse", journal, heartbeat=0.01)
+    tail = JournalTail(tmp_path / "t.sse", journal)
     chunks = tail.chunks()
     assert await anext(chunks) == sse.HEARTBEAT
     journal.append("complete", {})
@@ -325,8 +328,14 @@ async def test_after_a_failed_write_a_turn_can_still_be_ended_without_a_gap(tmp_
     assert [kind for kind, _ in events_of(tmp_path / "t.sse")] == ["message", "complete"]
 
 
+@pytest.fixture
+def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_folder, "RESERVE_BYTES", 5000)
+
+
+@pytest.mark.usefixtures("small_reserve")
 def test_the_reserve_takes_up_room_until_it_is_released(tmp_path: Path) -> None:
-    reserve = Reserve(tmp_path / "reserve", size=5000)
+    reserve = Reserve(tmp_path / "reserve")
     reserve.release()
     for _ in range(2):
         reserve.hold()
@@ -336,11 +345,12 @@ def test_the_reserve_takes_up_room_until_it_is_released(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("small_reserve")
 def test_a_reserve_without_room_gives_back_what_it_took(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
-        reserve = Reserve(tmp_path / "reserve", size=5000)
+        reserve = Reserve(tmp_path / "reserve")
         with pytest.raises(OSError, match="large"):
             reserve.hold()
     finally:

@@ -206,8 +206,9 @@ async def test_a_header_line_of_64_kib_is_fine_and_a_longer_one_is_one_clear_err
 
 
 async def test_a_silent_provider_is_told_of_and_after_its_time_not_asked_again(
-    serve_app: Serve,
+    serve_app: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("greylag.agentd.model.relay.NOTICE_AFTER", (0.01,))
     calls: list[str] = []
     told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
@@ -219,7 +220,7 @@ async def test_a_silent_provider_is_told_of_and_after_its_time_not_asked_again(
     async def tell(session: str, words: str) -> None:
         told.put_nowait((session, words))
 
-    relay = {"retry_seconds": (60.0,), "idle_seconds": 1.0, "tell": tell, "notice_after": (0.01,)}
+    relay = {"retry_seconds": (60.0,), "idle_seconds": 1.0, "tell": tell}
     async with serve_app(provider_app(answer)) as url, asking(ModelProvider(url), **relay) as agent:
         asked = asyncio.create_task(agent.ask())
         session, words = await told.get()

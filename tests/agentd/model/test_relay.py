@@ -178,6 +178,7 @@ async def test_a_call_without_room_is_told_of_and_the_oldest_always_goes_on(
     client: aiohttp.ClientSession, serve_app: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("greylag.agentd.model.relay.MOST_HELD", 1000)
+    monkeypatch.setattr("greylag.agentd.model.relay.NOTICE_AFTER", (0.05,))
     told: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     async def tell(session: str, words: str) -> None:
@@ -190,7 +191,7 @@ async def test_a_call_without_room_is_told_of_and_the_oldest_always_goes_on(
         await rest.wait()
         yield bytes(10_000)
 
-    async with relayed(serve_app, tell=tell, notice_after=(0.05,)) as (relay, provider):
+    async with relayed(serve_app, tell=tell) as (relay, provider):
         relay.begin_turn("s2")
         url = f"{relay.url}/v1/responses"
         async with asyncio.TaskGroup() as calls:

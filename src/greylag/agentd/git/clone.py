@@ -22,6 +22,8 @@ from greylag.agentd.problems import RequestError
 from greylag.common.git import CAUSES, CloneState, GitSetup
 
 CLONE_SECONDS = 3600.0
+SILENCE_SECONDS = 60.0
+"""After so long a host that says nothing is given up."""
 _FOLDER = ".greylag-00000000c104e000.part"  # of the form that lists and snapshots pass over
 _NEW, _WHOLE = f"{_FOLDER}/new", f"{_FOLDER}/whole"
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -51,19 +53,15 @@ class Clone:
         commands: run git.
         files: those of the workspace.
         note: the file of agentd's own that says that it is done.
-        silence: seconds after which a host that says nothing is given up.
 
     Attributes:
         state: how it stands.
     """
 
-    def __init__(
-        self, commands: GitCommands, files: WorkspaceFiles, note: Path, *, silence: float
-    ) -> None:
+    def __init__(self, commands: GitCommands, files: WorkspaceFiles, note: Path) -> None:
         self._commands = commands
         self._files = files
         self._note = note
-        self._silence = silence
         self.state = _DONE if note.exists() else _NOTHING
         self._left = ""
 
@@ -109,7 +107,7 @@ class Clone:
         ref, depth = setup.ref, ["--depth", str(setup.depth)] if setup.depth else []
         commit = ref if ref is not None and _COMMIT.fullmatch(ref) else None
         chosen = ["--no-checkout"] if commit else ["--branch", ref] if ref else []
-        patience = ["-c", "http.lowSpeedLimit=1", "-c", f"http.lowSpeedTime={self._silence:.0f}"]
+        patience = ["-c", "http.lowSpeedLimit=1", "-c", f"http.lowSpeedTime={SILENCE_SECONDS:.0f}"]
         first = [*patience, "-c", "core.hooksPath=/dev/null", *_NO_LARGE_FILES]
         try:
             async with asyncio.timeout(CLONE_SECONDS):

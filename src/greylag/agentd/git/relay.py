@@ -29,6 +29,7 @@ from greylag.common.net import bears, beginning, end_to_end, on_loopback, proxy_
 from greylag.common.reach import NotPublicError, PublicResolver, Reach
 
 SILENCE_SECONDS = 60.0
+"""So long a host may say nothing."""
 _CONNECT_SECONDS = 15.0
 _MOST_CALLS = 16
 _HOST = r"[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?"
@@ -61,26 +62,18 @@ class GitRelay:
     Args:
         hosts: which may be reached.
         proxies: the variables that name proxies (``proxy_variables``).
-        silence: seconds that a host may say nothing.
 
     Attributes:
         token: what git has to send.
         port: its port, 0 before ``serving``.
     """
 
-    def __init__(
-        self,
-        hosts: Reach,
-        proxies: Mapping[str, str] | None = None,
-        *,
-        silence: float = SILENCE_SECONDS,
-    ) -> None:
+    def __init__(self, hosts: Reach, proxies: Mapping[str, str] | None = None) -> None:
         self.token = secrets.token_urlsafe(24)
         self.port = 0
         self._hosts = hosts
         self._proxies = proxies or {}
         self._resolver = PublicResolver(hosts, self._proxies)
-        self._silence = silence
         self._credentials: dict[str, GitCredential] = {}
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(_MOST_CALLS)
@@ -105,7 +98,7 @@ class GitRelay:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._silence
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
         async with aiohttp.ClientSession(
             timeout=timeout,

@@ -12,7 +12,7 @@ from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.files import Touched, WorkspaceFiles, untold
 from greylag.agentd.git.clone import Clone
 from greylag.agentd.git.commands import GitAnswer, GitCommands, cause_of, failure, plain_line
-from greylag.agentd.git.relay import SILENCE_SECONDS, GitRelay
+from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import GitCommitted, GitPushed, GitStatus
 from greylag.common.backoff import backoff
@@ -43,18 +43,15 @@ class GitService:
         relay: the way to the hosts that there are secrets for.
         note: the file of agentd's own that says that the workspace has what it starts from.
         touched: is told what a person is about to change.
-        silence: seconds after which a host that says nothing is given up.
     """
 
-    def __init__(  # noqa: PLR0913 - what it works with, and how patiently
+    def __init__(
         self,
         execution: Execution,
         setup: AgentSetup,
         relay: GitRelay,
         note: Path,
-        *,
         touched: Touched = untold,
-        silence: float = SILENCE_SECONDS,
     ) -> None:
         self._execution = execution
         self._home = setup.home
@@ -62,7 +59,7 @@ class GitService:
         self._relay = relay
         self._commands = GitCommands(execution, setup)
         files = WorkspaceFiles(execution, setup.workspace)
-        self._clone = Clone(self._commands, files, note, silence=silence)
+        self._clone = Clone(self._commands, files, note)
         self._given = GitSetup()
         self._configured = asyncio.Event()
         self._changed = asyncio.Event()

@@ -133,15 +133,13 @@ class Reserve:
 
     Args:
         path: the file; one that a former agentd left is taken over.
-        size: how many bytes it holds.
 
     Attributes:
         held: whether the room is there, as far as is known.
     """
 
-    def __init__(self, path: Path, size: int = RESERVE_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._size = size
         self.held = False
 
     def hold(self) -> None:
@@ -154,9 +152,9 @@ class Reserve:
         try:
             fd = os.open(self._path, flags, 0o600)
             try:
-                if os.fstat(fd).st_size < self._size:
+                if os.fstat(fd).st_size < RESERVE_BYTES:
                     # Not zeros, which some file systems take no room for.
-                    write_all(fd, os.urandom(self._size))
+                    write_all(fd, os.urandom(RESERVE_BYTES))
                 os.fsync(fd)
             finally:
                 os.close(fd)

@@ -11,6 +11,7 @@ from greylag.common import sse
 FRAME_END = b"\n\n"
 READ_SIZE = 64 * 1024
 HEARTBEAT_SECONDS = 15.0
+"""After so long a silence a comment is sent."""
 
 _MOST_DIGITS = 18
 
@@ -42,15 +43,12 @@ class JournalTail:
     Args:
         path: the journal's file.
         journal: its writer, while the turn runs; None for a turn that has ended.
-        heartbeat: seconds of silence after which a comment is sent.
 
     Raises:
         JournalGoneError: there is no such file any more, or none that can be read.
     """
 
-    def __init__(
-        self, path: Path, journal: TurnJournal | None, heartbeat: float = HEARTBEAT_SECONDS
-    ) -> None:
+    def __init__(self, path: Path, journal: TurnJournal | None) -> None:
         # The agent's tools can put a link or a pipe in its place.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -58,7 +56,6 @@ class JournalTail:
         except OSError as error:
             raise JournalGoneError("The events of this turn are no longer kept.") from error
         self._journal = journal
-        self._heartbeat = heartbeat
         self._offset = 0
 
     async def skip(self, number: int) -> None:
@@ -92,7 +89,7 @@ class JournalTail:
                 return
             else:
                 try:
-                    async with asyncio.timeout(self._heartbeat):
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
                         await changed.wait()
                 except TimeoutError:
                     yield sse.HEARTBEAT

@@ -53,7 +53,8 @@ _NOT_COME = "The model call's body did not come in time."
 _TOO_LARGE = f"The model call has more than {scripted_model.BODY_LIMIT // 1024**2} MiB."
 _NO_ROOM = "There was no room in memory for the model call: others have not been answered in time."
 _LONGEST_RETRY = 30.0
-_NOTICE_AFTER = (10.0, 30.0)
+NOTICE_AFTER = (10.0, 30.0)
+"""Seconds of silence after which a session is told of it; then once a minute."""
 _NOTICE_EVERY = 60.0
 _SCRIPTED_MODEL = (
     "This is a demonstration: a scripted model answers. Set GREYLAG_MODEL_URL, GREYLAG_MODEL_KEY "
@@ -91,7 +92,6 @@ class ModelRelay:
         idle_seconds: how long the provider may be silent, before its answer and within it.
         retry_seconds: how long the first, second, ... passing failure of a call is held back.
         tell: tells a session in a sentence what is waited for.
-        notice_after: seconds of silence after which it is told; then once a minute.
 
     Attributes:
         token: what the agent has to send.
@@ -106,7 +106,6 @@ class ModelRelay:
         idle_seconds: float = MODEL_TIMEOUT,
         retry_seconds: Sequence[float] = (),
         tell: TellSession | None = None,
-        notice_after: Sequence[float] = _NOTICE_AFTER,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._provider = provider
@@ -119,7 +118,6 @@ class ModelRelay:
         self._sessions: dict[str, _SessionCalls] = {}
         self._retry_seconds = retry_seconds
         self._tell = tell
-        self._notice_after = notice_after
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -306,10 +304,9 @@ class ModelRelay:
 
     def _notice_at(self, notices: int) -> float:
         """Return after how much silence the session is told for the next time."""
-        at = self._notice_after
-        return (
-            at[notices] if notices < len(at) else at[-1] + _NOTICE_EVERY * (notices - len(at) + 1)
-        )
+        if notices < len(NOTICE_AFTER):
+            return NOTICE_AFTER[notices]
+        return NOTICE_AFTER[-1] + _NOTICE_EVERY * (notices - len(NOTICE_AFTER) + 1)
 
     async def _say(self, session: str | None, words: str) -> None:
         if session is not None and self._tell is not None:
@@ -331,7 +328,7 @@ class ModelRelay:
             return
         asked = retry_after(response.headers.get("Retry-After", "")) or 0.0
         seconds = min(max(asked, self._retry_seconds[tries]), _LONGEST_RETRY)
-        if seconds >= self._notice_after[0]:
+        if seconds >= NOTICE_AFTER[0]:
             words = f"Trying again in {seconds:.0f} s: {failure.message}"
             await self._say(session, words)
         await asyncio.sleep(seconds)
