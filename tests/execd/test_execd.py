@@ -24,7 +24,7 @@ from greylag.agentd.execution import (
     RemoteOutput,
     RemoteProcess,
 )
-from greylag.common.process_start import birth, process_clock
+from greylag.execd.processes import birth, process_clock
 from greylag.execd.protocol import GROUP, FrameKind, frame, json_frame, read_frame, read_object
 from greylag.execd.server import to_its_end
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from greylag.common import process_start
-from greylag.common.process_start import process_clock
 from greylag.execd import processes
+from greylag.execd.processes import birth, process_clock
 from greylag.execd.protocol import GROUP
 
 
@@ -74,8 +73,7 @@ def test_a_start_is_told_on_the_clock_of_now(
 ) -> None:
     if linux and sys.platform != "linux":
         pytest.skip("this is not Linux")
-    for module in (processes, process_start):
-        monkeypatch.setattr(module, "_LINUX", linux)
+    monkeypatch.setattr(processes, "_LINUX", linux)
     before = process_clock()
     with subprocess.Popen(["/bin/sleep", "60"]) as child:
         started = started_at(child.pid)
@@ -97,3 +95,24 @@ def test_setting_the_clock_does_not_move_when_a_process_began(
         began = started_at(process.pid)
         process.kill()
     assert before - 0.02 <= began <= process_clock() + 0.02
+
+
+WAIT = [sys.executable, "-I", "-S", "-c", "input()"]
+
+
+@pytest.fixture(params=[True, False], ids=["linux", "elsewhere"])
+def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and sys.platform != "linux":
+        pytest.skip("this is not Linux")
+    monkeypatch.setattr(processes, "_LINUX", request.param)
+
+
+@pytest.mark.usefixtures("_system")
+def test_a_birth_is_the_same_while_the_process_lives_and_none_once_it_has_ended() -> None:
+    assert birth(os.getpid()) == birth(os.getpid()) is not None
+    with subprocess.Popen(WAIT, stdin=subprocess.PIPE) as child:  # noqa: S603 - our own words
+        assert birth(child.pid) == birth(child.pid) is not None
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert birth(child.pid) is None, "a zombie"
+    assert birth(child.pid) is None

@@ -19,25 +19,12 @@ from greylag.agentd.execution import (
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
+from greylag.execd.files import CODES
 from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
 _QUICK_SECONDS = 20.0
 _LONG_SECONDS = 3600.0
-_CODES = frozenset(
-    {
-        "file_not_found",
-        "not_a_folder",
-        "not_a_file",
-        "file_exists",
-        "folder_not_empty",
-        "file_denied",
-        "outside_workspace",
-        "invalid_path",
-        "file_changed",
-        "no_space",
-        "invalid_archive",
-    }
-)
+_CODES = {code for code, _ in CODES.values()} | {"outside_workspace", "invalid_archive"}
 _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
 _MOST_TEXT = 16 * 1024

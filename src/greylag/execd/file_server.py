@@ -28,6 +28,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
@@ -134,8 +135,7 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
     tag = request.get("tag")
     path = _path(request)
     writing = files.writing(path, tag if isinstance(tag, str) else None)
-    file, made = await asyncio.to_thread(writing.__enter__)
-    try:
+    async with in_thread(writing) as (file, made):
         await agree(writer)
         async for data in content_in(reader):
             with refusing(path):
@@ -145,18 +145,26 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
                 os.fchmod(file.fileno(), mode & 0o777)
             if (modified := request.get("modified")) is not None:
                 os.utime(file.fileno(), (modified, modified))
-    except BaseException as error:
-        # It goes back through the block, which takes the beginnings of the file away.
-        await asyncio.to_thread(leave, writing, error)
-        raise
-    await asyncio.to_thread(writing.__exit__, None, None, None)
     await agree(writer, entry=made[0])
 
 
-def leave(writing: Any, error: BaseException) -> None:
-    """Leave the block that writes a file by an error, which takes its beginnings away."""
+@asynccontextmanager
+async def in_thread(block: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a block that blocks; an error goes back through it, so that one which writes
+    a file takes its beginnings away.
+    """
+    given = await asyncio.to_thread(block.__enter__)
     try:
-        writing.__exit__(type(error), error, error.__traceback__)
+        yield given
+    except BaseException as error:
+        await asyncio.to_thread(_leave, block, error)
+        raise
+    await asyncio.to_thread(block.__exit__, None, None, None)
+
+
+def _leave(block: AbstractContextManager[Any], error: BaseException) -> None:
+    try:
+        block.__exit__(type(error), error, error.__traceback__)
     except BaseException as again:  # what came is raised by the caller already
         if again is not error:
             raise

@@ -43,7 +43,7 @@ HERE = b"."
 ANY = "*"
 """Stands for the tag of any file, but of one that is there."""
 
-_CODES = {
+CODES = {
     errno.ENOENT: ("file_not_found", "It is not there"),
     errno.ENOTDIR: ("not_a_folder", "It is no folder"),
     errno.EISDIR: ("not_a_file", "It is no plain file"),
@@ -58,6 +58,7 @@ _CODES = {
     errno.EINVAL: ("invalid_path", "This cannot be done there"),
     errno.ELOOP: ("file_changed", "It changed meanwhile"),
 }
+"""What the system refuses, as a code and in words."""
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def refusing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code, words = _CODES.get(error.errno or 0, ("file_failed", error.strerror or str(error)))
+        code, words = CODES.get(error.errno or 0, ("file_failed", error.strerror or str(error)))
         raise RefusedError(code, f"{words}: {path[:200]}") from error
 
 

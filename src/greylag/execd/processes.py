@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from greylag.execd.protocol import GROUP
@@ -23,6 +24,7 @@ _LINUX = sys.platform == "linux"
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _STATE, _PARENT, _START_TIME = 0, 1, 19  # proc(5), counted from the field after the name
+_ENDED = {b"Z", b"X"}
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK") if _LINUX else 100
 _KILL_SECONDS = 3.0
 _PAUSE_SECONDS = 0.02
@@ -36,6 +38,37 @@ class Process:
     pid: int
     parent: int
     start: float
+
+
+def birth(pid: int) -> str | None:
+    """Return what tells the process ``pid`` from others that had its number.
+
+    ``None`` when there is none, or only a zombie. Two births are the same process's when equal,
+    also when the system's clock was set in between, by which psutil tells a start.
+    """
+    if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
+        try:
+            process = psutil.Process(pid)
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return None if ended else str(process.create_time())
+        except psutil.Error:
+            return None
+    try:
+        fields = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if fields[_STATE] in _ENDED:
+        return None
+    return f"{_boot()}:{fields[_START_TIME].decode()}"
+
+
+def process_clock() -> float:
+    """Return now, in seconds, on the clock by which it is told here when a process began; nobody
+    can set it.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
 
 
 def adopt_orphans() -> None:
@@ -92,7 +125,7 @@ def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
 
     Args:
         wanted: environment variables, all of which must be there.
-        since: seconds on the clock of ``greylag.common.process_start.process_clock``.
+        since: seconds on the clock of ``process_clock``.
 
     Returns:
         the pids that could not be killed.
@@ -153,14 +186,23 @@ def _all() -> Iterator[Process]:
         if not name.isdecimal() or int(name) == os.getpid():
             continue
         try:
-            stat = Path(f"/proc/{name}/stat").read_bytes()
+            fields = _stat(int(name))
         except OSError:
             continue
-        # The second field is the program's name in brackets, which may hold anything.
-        fields = stat[stat.rindex(b")") + 2 :].split()
-        if fields[_STATE] not in {b"Z", b"X"}:
+        if fields[_STATE] not in _ENDED:
             start = int(fields[_START_TIME]) / _TICKS_A_SECOND
             yield Process(int(name), int(fields[_PARENT]), start)
+
+
+def _stat(pid: int) -> list[bytes]:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    # The second field is the program's name in brackets, which may hold anything.
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _all_elsewhere() -> Iterator[Process]:

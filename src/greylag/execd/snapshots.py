@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from greylag.execd.file_server import content_in, leave, write_out
+from greylag.execd.file_server import content_in, in_thread, write_out
 from greylag.execd.files import (
     FOLDER,
     HERE,
@@ -556,18 +556,12 @@ def _link(files: Workspace, path: str, target: str) -> None:
 async def _write(files: Workspace, path: str, tag: str | None, mode: int, reader: Reader) -> None:
     content = content_in(reader)
     try:
-        writing = files.writing(path, tag, durable=False)
-        file, _ = await asyncio.to_thread(writing.__enter__)
-        try:
+        async with in_thread(files.writing(path, tag, durable=False)) as (file, _):
             async for data in content:
                 with refusing(path):
                     await asyncio.to_thread(write_all, file, data)
             with refusing(path):
                 os.fchmod(file.fileno(), mode)
-        except BaseException as error:
-            await asyncio.to_thread(leave, writing, error)
-            raise
-        await asyncio.to_thread(writing.__exit__, None, None, None)
     finally:
         async for _ in content:  # what a refusal left unread is not the next step
             pass

@@ -17,7 +17,7 @@ from tests.agentd.doubles import Api, eventually, serving
 from greylag.agentd.config import Secret as AgentdToken
 from greylag.agentd.execution import ExecdProcess
 from greylag.agentd.terminals import MOST_TERMINALS, SCROLLBACK, Scrollback
-from greylag.common.process_start import birth
+from greylag.execd.processes import birth
 
 TERMINALS = "/api/v1/terminals"
 SIZE = {"rows": 24, "columns": 80}

@@ -22,7 +22,7 @@ from greylag.cluster.local.processes import (
     send,
     wait_end,
 )
-from greylag.common import process_start
+from greylag.execd import processes as system_processes
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 
@@ -100,7 +100,7 @@ async def test_without_pidfds_ends_are_seen_and_signals_sent_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(processes, "_open_pidfd", lambda _pid: None)
-    monkeypatch.setattr(process_start, "_LINUX", False)
+    monkeypatch.setattr(system_processes, "_LINUX", False)
     with sleeper() as process:
         waiting = asyncio.create_task(wait_end(process))
         await asyncio.sleep(0)

@@ -36,7 +36,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.model.relay import ModelRelay
 from greylag.common.backoff import backoff
-from greylag.common.process_start import process_clock
+from greylag.execd.processes import process_clock
 
 _CONFIGURATION = "_goose/unstable/config/"
 _INVALID_PARAMS = -32602

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from greylag.common.process_start import birth
+from greylag.execd.processes import birth
 
 MARK = "GREYLAG_ENVIRONMENT"
 """The environment variable that every descendant of an environment's agentd inherits."""
