@@ -5,6 +5,7 @@ Whoever asks was let in by the platform; what answers is the agent's, and believ
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -34,7 +35,7 @@ class Previews:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self.http = aiohttp.ClientSession(
-            connector=_Tunnels(execution),
+            connector=_Tunnels(self.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -57,7 +58,10 @@ class Previews:
         Raises:
             NotListeningError: no process of the environment listens there.
         """
-        return await _connected(self._execution, port)
+        try:
+            return await self._execution.connect(port)
+        except ExecutionError as error:
+            raise NotListeningError(str(error)) from error
 
     async def close(self) -> None:
         """End all connections."""
@@ -86,9 +90,9 @@ class _End(ResponseHandler):
 class _Tunnels(aiohttp.BaseConnector):
     """Connects by execd to a port of the other side's loopback."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, connect: Callable[[int], Awaitable[tuple[Reader, Writer]]]) -> None:
         super().__init__(limit=_MOST_CONNECTIONS)
-        self._execution = execution
+        self._connect = connect
         self._tunnels: set[asyncio.Task[None]] = set()
 
     async def _create_connection(
@@ -97,20 +101,13 @@ class _Tunnels(aiohttp.BaseConnector):
         traces: object,  # noqa: ARG002 - the library's signature
         timeout: object,  # noqa: ARG002, ASYNC109 - the same; execd has times of its own
     ) -> ResponseHandler:
-        reader, writer = await _connected(self._execution, req.url.port or 0)
+        reader, writer = await self._connect(req.url.port or 0)
         ours, theirs = socket.socketpair()
         tunnel = asyncio.create_task(_carry(theirs, (reader, writer)), name="tunnel")
         self._tunnels.add(tunnel)
         tunnel.add_done_callback(self._tunnels.discard)
         _, end = await self._loop.create_connection(lambda: _End(self._loop, tunnel), sock=ours)
         return end
-
-
-async def _connected(execution: Execution, port: int) -> tuple[Reader, Writer]:
-    try:
-        return await execution.connect(port)
-    except ExecutionError as error:
-        raise NotListeningError(str(error)) from error
 
 
 async def _carry(end: socket.socket, port: tuple[Reader, Writer]) -> None:

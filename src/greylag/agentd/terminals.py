@@ -233,7 +233,7 @@ class Terminals:
             if len(self._terminals) - len(ended) >= MOST_TERMINALS:
                 reason = f"{MOST_TERMINALS} terminals run already: end one of them."
                 raise RequestError("limit_exceeded", reason)
-            process = await self._shell((rows, columns))
+            process = await self._start(self._setup.workspace, (rows, columns), *_SHELLS)
             if len(self._terminals) >= MOST_TERMINALS:
                 await self.end(ended[0].id)
             terminal = RunningTerminal(process, rows, columns)
@@ -294,30 +294,24 @@ class Terminals:
         inside = PurePosixPath(folder)
         if inside.is_absolute() or ".." in inside.parts or "\0" in folder:
             raise invalid("folder must be a path below the workspace.")
-        try:
-            await self._make_folders()
-            return await self._start(argv, self._setup.workspace / inside, size)
-        except ExecutionError as error:
-            raise RequestError("not_started", str(error)) from error
-
-    async def _shell(self, size: tuple[int, int]) -> RemoteProcess:
-        *others, last = _SHELLS
-        try:
-            await self._make_folders()
-            for shell in others:
-                try:
-                    return await self._start(shell, self._setup.workspace, size)
-                except ExecutionRefusedError as error:
-                    _log.info("shell_not_started", shell=shell[0], error=str(error))
-            return await self._start(last, self._setup.workspace, size)
-        except ExecutionError as error:
-            raise RequestError("not_started", str(error)) from error
-
-    async def _make_folders(self) -> None:
-        setup = self._setup  # what runs there can remove them
-        await self._execution.make_folders((setup.workspace, setup.home, setup.tmp))
+        return await self._start(self._setup.workspace / inside, size, argv)
 
     async def _start(
+        self, folder: Path, size: tuple[int, int] | None, *programs: Sequence[str]
+    ) -> RemoteProcess:
+        """Start the first of some programs that can be."""
+        try:
+            await self._execution.make_folders(self._setup.folders)
+            for argv in programs[:-1]:
+                try:
+                    return await self._run(argv, folder, size)
+                except ExecutionRefusedError as error:
+                    _log.info("shell_not_started", shell=argv[0], error=str(error))
+            return await self._run(programs[-1], folder, size)
+        except ExecutionError as error:
+            raise RequestError("not_started", str(error)) from error
+
+    async def _run(
         self, argv: Sequence[str], folder: Path, size: tuple[int, int] | None
     ) -> RemoteProcess:
         env = _environment(self._setup, argv[0])

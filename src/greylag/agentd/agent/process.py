@@ -84,7 +84,7 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
         AgentUnavailableError: they cannot be made; the message says why.
     """
     try:
-        await execution.make_folders((setup.workspace, setup.home, setup.tmp))
+        await execution.make_folders(setup.folders)
     except ExecutionError as error:
         raise AgentUnavailableError(f"The agent's folders cannot be made: {error}") from error
 

@@ -215,6 +215,11 @@ class AgentSetup:
     )
     environment_id: str | None = None
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """To be made before anything is started in them: what runs there can remove them."""
+        return self.workspace, self.home, self.tmp
+
 
 @dataclass(frozen=True, slots=True)
 class AgentState:

@@ -171,7 +171,7 @@ class GitCommands:
             "GIT_LITERAL_PATHSPECS": str(int(literal)),
         }
         try:
-            await self._execution.make_folders((setup.workspace, setup.home, setup.tmp))
+            await self._execution.make_folders(setup.folders)
             process = await self._execution.run(
                 ("git", *args),
                 env=env,

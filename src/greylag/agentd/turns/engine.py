@@ -243,7 +243,7 @@ class TurnEngine:
         running = self._running.get(turn.turn_id)
         if running is None:
             return "ended"
-        return "asks" if running.asks else "working"
+        return "working" if running.question is None else "asks"
 
     async def stop(self) -> None:
         """Take no more turns, and ask those that run to end."""

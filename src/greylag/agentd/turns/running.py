@@ -146,11 +146,6 @@ class RunningTurn:
             self._settle(confirmation_id, "cancelled", _SETTLED["cancelled"])
 
     @property
-    def asks(self) -> bool:
-        """Whether a question waits for its answer."""
-        return bool(self._questions)
-
-    @property
     def question(self) -> Question | None:
         """The oldest that waits for its answer."""
         return next(iter(self._questions.values()), None)
