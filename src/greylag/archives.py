@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -23,39 +22,17 @@ from greylag.store.sqlite.archive import SqliteArchive, is_there
 DATABASE = "greylag.db"
 
 
-@dataclass(frozen=True, slots=True)
-class SqlitePlace:
-    """A file of records."""
-
-    path: Path
-
-    @property
-    def shown(self) -> str:
-        """The place for people."""
-        return f"sqlite://{self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class MongoPlace:
-    """A database on MongoDB servers; the URI may hold a password."""
-
-    uri: str = field(repr=False)
-    database: str
-
-    @property
-    def shown(self) -> str:
-        """The place for people, without user and password."""
-        return f"mongodb://{_hosts(self.uri)}/{self.database}"
-
-
-StorePlace = SqlitePlace | MongoPlace
-
-
-def place_of(settings: Settings) -> StorePlace:
-    """Return where Greylag keeps its records with these settings."""
+def place_of(settings: Settings) -> str:
+    """Return where Greylag keeps its records with these settings, for people: without user and
+    password.
+    """
     if settings.mongodb_uri is None:
-        return SqlitePlace((settings.data / DATABASE).resolve())
-    return MongoPlace(settings.mongodb_uri.get_secret_value(), settings.mongodb_db)
+        return f"sqlite://{_file(settings)}"
+    return f"mongodb://{_hosts(settings.mongodb_uri.get_secret_value())}/{settings.mongodb_db}"
+
+
+def _file(settings: Settings) -> Path:
+    return (settings.data / DATABASE).resolve()
 
 
 async def export_records(
@@ -99,8 +76,7 @@ def shell() -> Actor:
 
 async def examine_store(settings: Settings) -> StoreReport | None:
     """Check the store of ``settings``; ``None`` when there is none yet. Nothing is changed."""
-    place = place_of(settings)
-    if isinstance(place, SqlitePlace) and not is_there(place.path):
+    if settings.mongodb_uri is None and not is_there(_file(settings)):
         return None
     async with open_archive(settings, write=False) as archive:
         return await check_store(archive, SystemClock().now())
@@ -114,16 +90,16 @@ async def open_archive(settings: Settings, *, write: bool) -> AsyncIterator[Arch
         ConfigError: it is no store of this Greylag.
         StoreUnavailableError: it cannot be reached.
     """
-    archive = await _open(settings, place_of(settings), write=write)
+    archive = await _open(settings, write=write)
     try:
         yield archive
     finally:
         await archive.close()
 
 
-async def _open(settings: Settings, place: StorePlace, *, write: bool) -> Archive:
-    if isinstance(place, SqlitePlace):
-        return await SqliteArchive.open(place.path, write=write)
+async def _open(settings: Settings, *, write: bool) -> Archive:
+    if settings.mongodb_uri is None:
+        return await SqliteArchive.open(_file(settings), write=write)
     # Only where it is used: the driver takes a fifth of a second to import.
     from greylag.store.mongo.archive import MongoArchive  # noqa: PLC0415
     from greylag.store.mongo.connection import MongoLimits  # noqa: PLC0415
@@ -131,7 +107,8 @@ async def _open(settings: Settings, place: StorePlace, *, write: bool) -> Archiv
     limits = MongoLimits(
         operation=settings.mongodb_timeout, connections=settings.mongodb_connections
     )
-    return await MongoArchive.open(place.uri, place.database, place=place.shown, limits=limits)
+    uri, place = settings.mongodb_uri.get_secret_value(), place_of(settings)
+    return await MongoArchive.open(uri, settings.mongodb_db, place=place, limits=limits)
 
 
 def _hosts(uri: str) -> str:

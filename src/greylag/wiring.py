@@ -270,7 +270,7 @@ async def assembled_orphans(settings: Settings) -> AsyncIterator[Orphans]:
             adapters.store,
             adapters.cluster,
             adapters.clock,
-            place=place_of(settings).shown,
+            place=place_of(settings),
             namespace_prefix=settings.namespace_prefix,
             worker=f"{_process_name()}-orphans",
             longest=settings.activation_timeout,

@@ -77,7 +77,7 @@ async def test_an_import_says_what_the_store_holds(sites: Sites, backup: Path, k
     done = await call("import", str(backup), "--json", env=target.env)
     assert (done.code, done.err) == (0, "")
     assert done.document == {
-        "store": place_of(target.settings).shown,
+        "store": place_of(target.settings),
         "file": str(backup),
         "projects": 2,
         "events": 6,

@@ -71,7 +71,7 @@ def export_(file: str, data: Path | None, *, as_json: bool) -> int:
     settings = _settings(data)
     with shown_progress() as progress, _written(file) as write:
         found = _run(export_records(settings, write, progress, unreadable))
-    summary = {"store": place_of(settings).shown, "file": file, **asdict(found)}
+    summary = {"store": place_of(settings), "file": file, **asdict(found)}
     if file == STREAM:
         output.note(", ".join(f"{name} {value}" for name, value in summary.items()))
     else:
@@ -123,7 +123,7 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
     _print(
         output,
         {
-            "store": place_of(settings).shown,
+            "store": place_of(settings),
             "file": file,
             **asdict(done.contents),
             "left_out": done.left_out,
