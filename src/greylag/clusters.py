@@ -74,7 +74,7 @@ async def _kubernetes_cluster(
             "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
         )
     cluster = KubernetesCluster(
-        Api.open(connection),
+        Api(connection),
         options,
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,

@@ -189,7 +189,7 @@ async def open_kubernetes(
     assert connection is not None
     options = Options(**(usual | changed))
     variables = {"GREYLAG_GOOSE": goose} if goose else {}
-    cluster = KubernetesCluster(Api.open(connection), options, variables, namespace_prefix=prefix)
+    cluster = KubernetesCluster(Api(connection), options, variables, namespace_prefix=prefix)
     try:
         yield cluster
     finally:

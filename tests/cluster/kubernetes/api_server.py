@@ -44,7 +44,7 @@ async def served(*answers: Answer) -> AsyncIterator[tuple[Server, Api]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    api = Api.open(Connection("KUBE_HOST", server.url, None, Token("t0ken")))
+    api = Api(Connection("KUBE_HOST", server.url, None, Token("t0ken")))
     try:
         yield server, api
     finally:

@@ -17,6 +17,7 @@ from tests.cluster.kubernetes.api_server import Answer, cut, says, served, statu
 from tests.cluster.kubernetes.kubeconfigs import certificate, connected
 from tests.ports import free_port
 
+from greylag.cluster.kubernetes import api as api_module
 from greylag.cluster.kubernetes import transport
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.credentials import Credentials, TokenFile
@@ -67,7 +68,7 @@ async def test_an_error_without_an_end_is_cut() -> None:
 
 
 async def test_an_answer_that_is_too_long_is_given_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "LONGEST_ANSWER", 1000)
+    monkeypatch.setattr(api_module, "LONGEST_ANSWER", 1000)
     async with served(says({"a": "x" * 2000})) as (server, api):
         with pytest.raises(ClusterUnavailableError, match="too long"):
             await api.read("Pod", "n", "a")
@@ -139,7 +140,7 @@ async def test_a_call_that_was_never_sent_is_tried_again_whatever_it_is() -> Non
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     found = connected(host=f"http://127.0.0.1:{port}", token="t")
-    api = Api.open(found)
+    api = Api(found)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(transport, "FIRST_PAUSE", 0.1)
@@ -151,8 +152,8 @@ async def test_a_call_that_was_never_sent_is_tried_again_whatever_it_is() -> Non
 
 
 async def test_waiting_for_room_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CALLS_AT_ONCE", 1)
-    monkeypatch.setattr(transport, "TRY_SECONDS", 2.0)
+    monkeypatch.setattr(api_module, "CALLS_AT_ONCE", 1)
+    monkeypatch.setattr(api_module, "TRY_SECONDS", 2.0)
 
     async def slow(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.5)
@@ -167,7 +168,7 @@ async def test_waiting_for_room_is_no_try(monkeypatch: pytest.MonkeyPatch) -> No
 async def with_file(server_url: str, path: Path) -> AsyncIterator[Api]:
     await asyncio.to_thread(path.write_text, "old")
     credentials: Credentials = TokenFile(path)
-    api = Api.open(replace(connected(host=server_url, token="t"), credentials=credentials))
+    api = Api(replace(connected(host=server_url, token="t"), credentials=credentials))
     try:
         yield api
     finally:
@@ -208,7 +209,7 @@ async def test_a_log_is_opened_with_the_rotated_token(tmp_path: Path) -> None:
     async with (
         served(known) as (server, _),
         with_file(server.url, path) as api,
-        api.stream_log("n", "a") as chunks,
+        api.stream_log("n", "a", container="c") as chunks,
     ):
         assert b"".join([chunk async for chunk in chunks]) == b"line\n"
 
@@ -230,7 +231,7 @@ async def secured(folder: Path) -> AsyncIterator[tuple[str, str]]:
 
 async def first_word(**options: str) -> str:
     """Return what the start is refused with."""
-    api = Api.open(connected(**options))
+    api = Api(connected(**options))
     try:
         with pytest.raises(ConfigError) as refused:
             await server_version(api)
@@ -260,7 +261,7 @@ async def test_a_server_name_in_the_kubeconfig_is_what_the_certificate_must_have
 ) -> None:
     async with secured(tmp_path) as (url, pem):
         found = replace(connected(host=url, token="t", ca=pem), server_name="other.test")
-        api = Api.open(found)
+        api = Api(found)
         try:
             with pytest.raises(ApiError, match="404"):
                 await api.get("/version")
@@ -272,8 +273,8 @@ async def test_connections_of_streams_that_are_refused_are_given_back() -> None:
     async with served(status(403, "Forbidden")) as (_, api):
         for _ in range(3):
             with pytest.raises(ApiError, match="403"):
-                async with api.stream_log("n", "a"):
+                async with api.stream_log("n", "a", container="c"):
                     pass
-        connector = api._transport._http.connector
+        connector = api._http.connector
         assert isinstance(connector, aiohttp.TCPConnector)
         assert not connector._acquired

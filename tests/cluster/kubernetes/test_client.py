@@ -16,7 +16,7 @@ from tests.cluster.kubernetes.api_server import (
 )
 
 from greylag.cluster.kubernetes import transport
-from greylag.cluster.kubernetes.api import server_version
+from greylag.cluster.kubernetes.api import CALLS_AT_ONCE, server_version
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
@@ -135,4 +135,4 @@ async def test_all_calls_share_one_pool_of_limited_size() -> None:
 
     async with served(slow) as (_, api):
         await asyncio.gather(*(api.within(9).read("Pod", "n", "a") for _ in range(100)))
-    assert most == transport.CALLS_AT_ONCE
+    assert most == CALLS_AT_ONCE

@@ -96,7 +96,7 @@ def by_administrator(account: Account, folder: Path) -> ConnectionOptions:
 async def test_it_leads_to_lists_and_watches(way: Any, account: Account, tmp_path: Path) -> None:
     connection = connect(way(account, tmp_path), {})
     assert connection is not None
-    api = Api.open(connection)
+    api = Api(connection)
     try:
         assert (await server_version(api)).startswith("v1.")
         found = await api.list("Namespace")
@@ -147,7 +147,7 @@ async def test_a_host_where_nothing_answers_is_told_with_the_settings_name(
 async def version_of(options: ConnectionOptions) -> str:
     connection = connect(options, {})
     assert connection is not None
-    api = Api.open(connection)
+    api = Api(connection)
     try:
         return await server_version(api)
     finally:

@@ -148,10 +148,10 @@ def lives(pid: int) -> bool:
 async def test_a_plugin_that_takes_longer_than_a_try_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.cluster.kubernetes.transport.TRY_SECONDS", 0.3)
+    monkeypatch.setattr("greylag.cluster.kubernetes.api.TRY_SECONDS", 0.3)
     found = plugin(tmp_path, "time.sleep(0.6)\nsay(token='slow')")
     async with served(says(thing("a", 1))) as (server, _):
-        api = Api.open(replace(found, server=server.url, ssl=None))
+        api = Api(replace(found, server=server.url, ssl=None))
         try:
             assert await api.read("Pod", "n", "a")
         finally:
@@ -162,7 +162,7 @@ async def test_a_plugin_that_takes_longer_than_a_try_is_waited_for(
 async def test_a_plugin_that_is_too_slow_for_a_call_is_named_and_not_the_api_server(
     tmp_path: Path,
 ) -> None:
-    api = Api.open(plugin(tmp_path, "time.sleep(60)"))
+    api = Api(plugin(tmp_path, "time.sleep(60)"))
     try:
         with pytest.raises(ClusterUnavailableError, match=r"The credentials .* did not come in"):
             await api.within(0.3).read("Pod", "n", "a")

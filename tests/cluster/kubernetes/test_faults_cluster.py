@@ -161,7 +161,7 @@ async def scene(
     proxy = ApiProxy(cluster_connection(), seed="faults")
     proxy.refused, proxy.cuts = refused, cuts
     pods = Pods(prefix)
-    api = Api.open(cluster_connection())
+    api = Api(cluster_connection())
     watching = asyncio.create_task(pods.watch(api), name="pods")
     try:
         async with proxy.serve(folder) as kubeconfig:

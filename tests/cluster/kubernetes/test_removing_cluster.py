@@ -62,7 +62,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
         projects.append(replace(new, names=names))
     await asyncio.gather(*(worker.prepare(one.environment) for one in projects))
     for one in projects:
-        api = DoomedApi.open(worker._api.connection)
+        api = DoomedApi(worker._api.connection)
         api.left = calls
         doomed = KubernetesCluster(api, worker._options, worker._variables, namespace_prefix=prefix)
         try:

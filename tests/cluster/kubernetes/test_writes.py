@@ -50,7 +50,7 @@ def environment(number: int) -> Environment:
 
 @asynccontextmanager
 async def opened(server: StatefulServer, options: Options) -> AsyncIterator[KubernetesCluster]:
-    cluster = KubernetesCluster(Api.open(server.connection), options, {"GREYLAG_MODEL": "gpt"})
+    cluster = KubernetesCluster(Api(server.connection), options, {"GREYLAG_MODEL": "gpt"})
     try:
         yield cluster
     finally:

@@ -47,7 +47,7 @@ async def test_an_activation_asks_for_six_things_and_writes_five(options: dict[s
     async with real_cluster.open_kubernetes(goose="scripted", **options) as first:
         project = named_for(first, make_project())
         await first.prepare(project.environment)
-        api = RecordingApi.open(first._api.connection)
+        api = RecordingApi(first._api.connection)
         api.asked = []
         # With what the first has learned of the cluster, for which each asks once.
         known = first._applier._options

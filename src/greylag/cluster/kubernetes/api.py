@@ -1,33 +1,57 @@
-"""The verbs of the Kubernetes API that Greylag uses, over plain JSON.
+"""The verbs of the Kubernetes API that Greylag uses, over plain JSON: one pool, limited in time.
 
 ``Api`` is what the rest of the adapter calls; ``server_version`` asks at start whether the settings
 lead to an API server that takes us.
 """
 
+import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
+import structlog
+from yarl import URL
 
 from greylag.cluster.kubernetes import credentials
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS, Object
-from greylag.cluster.kubernetes.transport import ApiCall, Transport, WatchStream
+from greylag.cluster.kubernetes.transport import (
+    ApiCall,
+    WatchStream,
+    kept_alive,
+    pause_after,
+    unavailable,
+)
+from greylag.common.net import beginning
+from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 WITHIN_SECONDS = 30.0
 ADMISSION_TIMEOUT = "5s"
 """A write that takes longer, as by a slow admission webhook, is told as that."""
 
+TRY_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+CREDENTIALS_SECONDS = 30.0
+CALLS_AT_ONCE = 32
+LONGEST_ANSWER = 64 * 1024 * 1024
 PAGE = 250
+
 _NOT_FOUND = 404
 _UNAUTHORIZED = 401
+_LONGEST_ERROR = 64 * 1024
+_WARNINGS_KEPT = 200
+_CALL_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 # Where one thing is in several settings: which holds the authority, and which the credentials.
 _PARTS = {"KUBE_HOST": ("KUBE_CA", "KUBE_TOKEN")}
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +66,47 @@ class Api:
     """One API server. Each call with all its tries takes 30 seconds at most: see ``within``.
 
     Calls raise ``ApiError`` for what is refused and ``ClusterUnavailableError`` when there is no
-    answer. Objects are JSON; ``kind`` is one of ``KINDS``.
+    answer. Objects are JSON; ``kind`` is one of ``KINDS``. Make it on the running loop; ``close``
+    it.
     """
 
-    def __init__(self, transport: Transport, within: float = WITHIN_SECONDS) -> None:
-        self._transport = transport
-        self._within = within
-
-    @classmethod
-    def open(cls, connection: Connection) -> Self:
-        """Return an API with a pool of its own; call it on the running loop, ``close`` it."""
-        return cls(Transport(connection))
-
-    @property
-    def connection(self) -> Connection:
-        """The way to the API server."""
-        return self._transport.connection
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._within = WITHIN_SECONDS
+        # The number of calls is held down by `_room`; streams (watches, logs) do not count.
+        connector = aiohttp.TCPConnector(
+            limit=0, ttl_dns_cache=30, socket_factory=kept_alive, ssl=connection.ssl or True
+        )
+        self._http = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Lists come as they are: unpacking them would hold the loop up.
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        )
+        # It would repeat a DELETE by itself: what may be repeated is for `ApiCall` to say.
+        self._http._retry_connection = False  # noqa: SLF001 - there is no public way
+        self._room = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._warned: set[str] = set()
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._transport.close()
+        await self._http.close()
 
-    def within(self, seconds: float) -> "Api":
+    def within(self, seconds: float) -> Self:
         """Return the same API (and pool) whose calls take ``seconds`` at most."""
-        return Api(self._transport, seconds)
+        same = copy(self)
+        same._within = seconds  # noqa: SLF001 - its own
+        return same
 
     async def answers(self, within: float) -> bool:
         """Tell whether the API server is up, in ``within`` seconds and one try."""
-        return await self._transport.answers("/readyz", within)
+        call = ApiCall("GET", "/readyz")
+        try:
+            who = await self._who()
+            async with asyncio.timeout(within), self._sent(call, who, _CALL_TIMEOUT) as response:
+                return response.status < 500  # noqa: PLR2004 - HTTP's server errors
+        except (aiohttp.ClientError, TimeoutError, OSError, ClusterUnavailableError):
+            return False
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """Return what is at ``path``."""
@@ -190,20 +227,22 @@ class Api:
         namespace: str,
         pod: str,
         *,
-        container: str = "",
+        container: str,
         follow: bool = False,
         tail: int | None = None,
         previous: bool = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a container's log (``previous``: of its run before) as chunks of bytes."""
-        params = {"follow": str(follow).lower(), "previous": str(previous).lower()}
-        if container:
-            params["container"] = container
+        params = {
+            "container": container,
+            "follow": str(follow).lower(),
+            "previous": str(previous).lower(),
+        }
         if tail is not None:
             params["tailLines"] = str(tail)
         request = ApiCall("GET", f"{KINDS['Pod'].path(namespace, pod)}/log", params)
         # A quiet log is no dead one; TCP keepalive tells the two apart.
-        async with self._transport.stream(request, silence=None) as response:
+        async with self._stream(request, silence=None) as response:
             yield self._chunks(response)
 
     @asynccontextmanager
@@ -221,18 +260,149 @@ class Api:
             "timeoutSeconds": str(seconds),
         }
         request = ApiCall("GET", KINDS[kind].path(), params)
-        async with self._transport.stream(request, silence=silence) as response:
-            yield WatchStream(response, self._transport)
+        async with self._stream(request, silence=silence) as response:
+            yield WatchStream(response, self.connection.server)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
             async for chunk in response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._transport.unavailable(error) from error
+            raise unavailable(self.connection.server, error) from error
 
-    async def _ask(self, request: ApiCall) -> Any:
-        return await self._transport.ask(request, self._within)
+    async def _ask(self, call: ApiCall) -> Any:
+        """Do ``call`` and return its JSON, with all its tries in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._within
+        tried, renewed = 0, False
+        while True:
+            who = await self._who(deadline)
+            try:
+                # Waiting for room is no try.
+                async with asyncio.timeout_at(deadline), self._room, asyncio.timeout(TRY_SECONDS):
+                    return await self._once(call, who)
+            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not renewed and self._renews(error, who):
+                    renewed = True
+                    continue
+                tried += 1
+                pause = pause_after(call, error, tried)
+                if pause is None or loop.time() + pause >= deadline:
+                    if isinstance(error, ApiError) and not error.is_unavailable:
+                        raise
+                    raise unavailable(self.connection.server, error) from error
+            await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def _stream(
+        self, call: ApiCall, *, silence: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Open an answer without an end; one that is silent for ``silence`` seconds breaks off.
+
+        It is repeated only with renewed credentials, and raises as a call. Errors while it is read
+        are the reader's to translate.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
+        async with AsyncExitStack() as stack:
+            response = await self._opened(call, timeout, stack)
+            try:
+                yield response
+            finally:
+                response.close()
+
+    async def _opened(
+        self,
+        call: ApiCall,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+        stack: AsyncExitStack,
+    ) -> aiohttp.ClientResponse:
+        renewed = False
+        while True:
+            who = await self._who()
+            try:
+                async with asyncio.timeout(TRY_SECONDS):
+                    sent = self._sent(call, who, timeout)
+                    response = await stack.enter_async_context(sent)
+                    await self._check(response)
+            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not renewed and self._renews(error, who):
+                    renewed = True
+                    continue
+                if isinstance(error, ApiError) and not error.is_unavailable:
+                    raise
+                raise unavailable(self.connection.server, error) from error
+            return response
+
+    async def _who(self, deadline: float | None = None) -> Mapping[str, str]:
+        """Return the headers that say who asks. A program that gives them takes its own time."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CREDENTIALS_SECONDS if deadline is None else deadline
+        try:
+            async with asyncio.timeout_at(until):
+                return await self.connection.credentials.headers()
+        except TimeoutError as error:
+            message = f"The credentials for {self.connection.server} did not come in time."
+            raise ClusterUnavailableError(message) from error
+
+    def _renews(self, error: Exception, who: Mapping[str, str]) -> bool:
+        """Tell whether it was refused for credentials that may be renewed; it did nothing then."""
+        unknown = isinstance(error, ApiError) and error.status == _UNAUTHORIZED
+        return unknown and self.connection.credentials.refused(who)
+
+    async def _once(self, call: ApiCall, who: Mapping[str, str]) -> Any:
+        async with self._sent(call, who, _CALL_TIMEOUT) as response:
+            await self._check(response)
+            body = await beginning(response.content, LONGEST_ANSWER + 1)
+        if len(body) > LONGEST_ANSWER:
+            server = self.connection.server
+            raise ClusterUnavailableError(
+                f"The API server {server} gave an answer that is too long."
+            )
+        try:
+            return parse_json(body)
+        except ValueError as error:
+            raise ApiError(502, "NotJson", "the answer is not JSON") from error
+
+    @asynccontextmanager
+    async def _sent(
+        self,
+        call: ApiCall,
+        who: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        to = self.connection
+        headers = dict(who)
+        data = None
+        if call.body is not None:
+            headers["Content-Type"] = call.content_type
+            data = json.dumps(call.body).encode()
+        async with self._http.request(
+            call.method,
+            URL(to.server + call.path, encoded=True).update_query(call.params),
+            headers=headers,
+            data=data,
+            timeout=timeout,
+            # A redirect could send the credentials elsewhere.
+            allow_redirects=False,
+            proxy=to.proxy,
+            server_hostname=to.server_name,
+        ) as response:
+            yield response
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        """Raise what is no success; tell the operator once of what the API server warns of."""
+        for warning in response.headers.getall("Warning", ()):
+            if warning not in self._warned and len(self._warned) < _WARNINGS_KEPT:
+                self._warned.add(warning)
+                _log.warning("kubernetes_warning", text=warning)
+        if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's successes
+            body = await beginning(response.content, _LONGEST_ERROR)
+            asked = response.headers.get("Retry-After")
+            if response.status == _UNAUTHORIZED:
+                # The connection may be one that showed a certificate of old.
+                response.close()
+            words, date = response.reason or "", response.headers.get("Date")
+            raise ApiError.of_answer(response.status, words, body, asked, date)
 
 
 def _chosen(selector: str, fields: str) -> dict[str, str]:
