@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 from tests.cluster.kubernetes.api_server import (
@@ -19,20 +18,26 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes.informer import Change, InformerPace, Informers
+from greylag.cluster.kubernetes import informer
+from greylag.cluster.kubernetes.informer import Change, Informers
 from greylag.domain.errors import ClusterError
 
-QUICK = InformerPace(first_pause=0.01, longest_pause=0.05, probe=0.2, first_probe=0.05, silence=0.3)
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(informer, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(informer, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(informer, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(informer, "FIRST_PROBE", 0.05)
+    monkeypatch.setattr(informer, "SILENCE", 0.3)
 
 
 @asynccontextmanager
-async def watching(
-    *answers: Answer, pace: InformerPace = QUICK
-) -> AsyncIterator[tuple[Server, Informers, list[Change]]]:
+async def watching(*answers: Answer) -> AsyncIterator[tuple[Server, Informers, list[Change]]]:
     """Watch Pods; yield once the first list is known."""
     changes: list[Change] = []
     async with served(*answers) as (server, api):
-        informers = Informers(api.within(1), {"Pod": ""}, pace)
+        informers = Informers(api.within(1), ["Pod"])
         informers.subscribe(changes.append)
         running = asyncio.create_task(informers.run(), name="informers")
         try:
@@ -101,7 +106,7 @@ async def test_after_410_all_is_listed_anew_and_what_went_meanwhile_is_told(gone
 async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
     said = 'pods is forbidden: User "w" cannot list resource "pods" in API group ""'
     async with served(status(403, "Forbidden", said)) as (_, api):
-        informers = Informers(api, {"Pod": ""}, QUICK)
+        informers = Informers(api, ["Pod"])
         running = asyncio.create_task(informers.run(), name="informers")
         with pytest.raises(ClusterError, match="pods is forbidden") as refused:
             await informers.synced(0.3)
@@ -142,10 +147,12 @@ async def test_a_list_that_takes_too_long_is_begun_anew() -> None:
         stream({"type": "ADDED"}, ["no event"]),
     ],
 )
-async def test_no_answer_ends_the_informers_for_good(nonsense: Answer) -> None:
+async def test_no_answer_ends_the_informers_for_good(
+    nonsense: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(informer, "LONGEST_ASKED", 0.01)
     parts = (nonsense, page(10), nonsense, nonsense, page(11, thing("a", 1)), stream(then="silent"))
     again = status(410, "Expired")
-    pace = replace(QUICK, longest_asked=0.01)
-    async with watching(*parts[:4], again, *parts[4:], pace=pace) as (_, informers, _changes):
+    async with watching(*parts[:4], again, *parts[4:]) as (_, informers, _changes):
         await until(lambda: ("n", "a") in informers["Pod"].cache)
         assert await informers.alive(PATIENCE)

@@ -138,7 +138,7 @@ async def test_a_start_begins_anew_when_the_one_before_was_killed_before_it_gave
         folder = folder_of(tmp_path, PROJECT)
         # What a starter leaves that dies between its record and its leave: the pipe is its.
         left = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", launch.__file__, str(folder.path), "{}", *standin()),
+            *(sys.executable, "-I", "-S", launch.__file__, str(folder.path), *standin()),
             stdin=asyncio.subprocess.PIPE,
         )
         process = identify(left.pid)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.processes import ProcessId, marked
-from greylag.cluster.local.sandbox import ProcessLimits
 from greylag.cluster.local.supervision import Observer, _not_ready
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
@@ -96,14 +96,15 @@ async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREYLAG_TOKEN", "the operator's")
-    limits = ProcessLimits(open_files=777)
-    async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}, limits=limits) as cluster:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}) as cluster:
         await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
         facts, record = facts_of(tmp_path), record_of(tmp_path, PROJECT)
     assert facts["session"] == facts["pid"]
     assert facts["core"] == [0, 0]
-    assert facts["files"] == [777, 777]
+    assert facts["files"] == [most, most]
     assert facts["stdin"] == "/dev/null"
     assert "GREYLAG_TOKEN" not in facts["environ"]
     assert facts["environ"]["GREYLAG_MODEL"] == "m"

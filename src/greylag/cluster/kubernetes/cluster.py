@@ -14,7 +14,6 @@ from greylag.cluster.kubernetes.diagnosis import container, wants_pod
 from greylag.cluster.kubernetes.failures import ApiError, translated
 from greylag.cluster.kubernetes.identity import (
     NAME_ANNOTATION,
-    SELECTOR,
     TEMPLATE_ANNOTATION,
     Object,
     noted,
@@ -96,7 +95,7 @@ class KubernetesCluster:
         self._variables = variables
         self.namespace_prefix = namespace_prefix
         self._unasked = ChangeFeed()
-        self._informers = Informers(api, dict.fromkeys(WATCHED, SELECTOR))
+        self._informers = Informers(api, WATCHED)
         self._cache = ProjectCache(self._informers, self._unasked)
         self._proxy = ServiceProxy(api.connection)
         self._keys = AgentKeys(options.agent_key)

@@ -5,7 +5,7 @@ object they keep what tells how an environment is, and no more (``trim``).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from greylag.cluster.kubernetes.failures import ApiError, cluster_error
 from greylag.cluster.kubernetes.identity import (
     CHANGED_BY,
     FINGERPRINT,
+    SELECTOR,
     Object,
     changed_by,
     fingerprint,
@@ -30,6 +31,27 @@ if TYPE_CHECKING:
 
 ObjectKey = tuple[str, str]
 """Namespace ("" for what has none) and name."""
+
+PROBE_SECONDS = 3.0
+"""How often, and how long, the API server is asked whether it is up."""
+
+FIRST_PROBE = 0.2
+"""After a bad answer it is asked again after so many seconds, then ever later."""
+
+SILENCE = 90.0
+"""How many seconds a watch may tell nothing (bookmarks come each minute)."""
+
+LASTS = 300
+"""After how many seconds a watch is opened anew."""
+
+STEADY_SECONDS = 1.0
+"""A watch that lasted so long was well: the next begins after ``FIRST_PAUSE``."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before a watch is opened again, and after many that failed."""
+
+LONGEST_ASKED = 60.0
+"""The most seconds that an API server may ask to be left alone: the caches are old for so long."""
 
 _META = (
     "name",
@@ -67,32 +89,6 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class InformerPace:
-    """Times of the informers, in seconds.
-
-    Attributes:
-        probe: how often, and how long, the API server is asked whether it is up.
-        first_probe: after a bad answer it is asked again after this, then ever later.
-        silence: how long a watch may tell nothing (bookmarks come each minute).
-        lasts: when a watch is opened anew.
-        steady: a watch that lasted this long was well: the next begins after ``first_pause``.
-        first_pause: before a watch is opened again.
-        longest_pause: the same after many that failed.
-        longest_asked: the most that an API server may ask to be left alone, as the caches are old
-            for so long.
-    """
-
-    probe: float = 3.0
-    first_probe: float = 0.2
-    silence: float = 90.0
-    lasts: int = 300
-    steady: float = 1.0
-    first_pause: float = 0.1
-    longest_pause: float = 5.0
-    longest_asked: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
     """An object that is new, changed or ``gone``. ``thing`` is its last known (trimmed) state."""
 
@@ -104,25 +100,16 @@ class Change:
 
 
 class Informers:
-    """What of these kinds is in the cluster now. Somebody must await ``run`` all the time.
+    """What of these kinds is ours in the cluster. Somebody must await ``run`` all the time.
 
-    Args:
-        api: of the cluster.
-        selectors: for each kind the label selector that chooses ours. Secrets do not belong here.
-        pace: how often and how long.
+    Secrets do not belong among the kinds.
     """
 
-    def __init__(
-        self, api: Api, selectors: Mapping[str, str], pace: InformerPace | None = None
-    ) -> None:
+    def __init__(self, api: Api, kinds: Iterable[str]) -> None:
         self._api = api
-        self._pace = pace or InformerPace()
         self._answers = asyncio.Event()
         self._listeners: list[Callable[[Change], None]] = []
-        self._by_kind = {
-            kind: Informer(api, kind, selector, self._tell, self._pace)
-            for kind, selector in selectors.items()
-        }
+        self._by_kind = {kind: Informer(api, kind, self._tell) for kind in kinds}
 
     def __getitem__(self, kind: str) -> "Informer":
         return self._by_kind[kind]
@@ -196,12 +183,12 @@ class Informers:
 
     async def _probe(self) -> None:
         """Ask now and then whether the API server is up: a watch that is quiet cannot tell."""
-        pauses = Pauses(self._pace.first_probe, self._pace.probe)
+        pauses = Pauses(FIRST_PROBE, PROBE_SECONDS)
         while True:
-            if await self._api.answers(self._pace.probe):
+            if await self._api.answers(PROBE_SECONDS):
                 pauses.worked()
                 self._answers.set()
-                await asyncio.sleep(self._pace.probe)
+                await asyncio.sleep(PROBE_SECONDS)
                 continue
             self._answers.clear()
             if pauses.failed:
@@ -216,24 +203,15 @@ class Informers:
 
 
 class Informer:
-    """All objects of one kind that ``selector`` chooses, in all namespaces.
+    """All objects of one kind that are ours, in all namespaces.
 
     ``cache`` is what is known; it says what is true now only while ``live``.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        kind: str,
-        selector: str,
-        tell: Callable[[Change], None],
-        pace: InformerPace,
-    ) -> None:
+    def __init__(self, api: Api, kind: str, tell: Callable[[Change], None]) -> None:
         self.kind = kind
         self._api = api
-        self._selector = selector
         self._tell = tell
-        self._pace = pace
         self._cache: dict[ObjectKey, Object] = {}
         self.cache: Mapping[ObjectKey, Object] = MappingProxyType(self._cache)
         self._live = asyncio.Event()
@@ -287,8 +265,8 @@ class Informer:
                     await self._follow()
                 except (ApiError, ClusterUnavailableError) as error:
                     asked = self._lost(error)
-                failed = 0 if loop.time() - began >= self._pace.steady else failed + 1
-                await asyncio.sleep(max(asked, self._pause(failed)))
+                failed = 0 if loop.time() - began >= STEADY_SECONDS else failed + 1
+                await asyncio.sleep(max(asked, backoff(failed, FIRST_PAUSE, LONGEST_PAUSE)))
         finally:
             self._live.clear()
 
@@ -299,10 +277,10 @@ class Informer:
         version = self._version or ""
         async with self._api.watch(
             self.kind,
-            selector=self._selector,
+            selector=SELECTOR,
             resource_version=version,
-            seconds=self._pace.lasts,
-            silence=self._pace.silence,
+            seconds=LASTS,
+            silence=SILENCE,
         ) as stream:
             self._stream, self.problem, self.refusal = stream, "", None
             self._live.set()
@@ -316,7 +294,7 @@ class Informer:
     async def _list(self) -> None:
         fresh: dict[ObjectKey, dict[str, Any]] = {}
         version = ""
-        async for page in self._api.pages(self.kind, selector=self._selector):
+        async for page in self._api.pages(self.kind, selector=SELECTOR):
             version = page.resource_version
             for thing in page.items:
                 kept = trim(self.kind, thing)
@@ -361,10 +339,7 @@ class Informer:
             return 0.0
         if answer.is_gone:
             self._version = None
-        return min(answer.retry_after or 0.0, self._pace.longest_asked)
-
-    def _pause(self, failed: int) -> float:
-        return backoff(failed, self._pace.first_pause, self._pace.longest_pause)
+        return min(answer.retry_after or 0.0, LONGEST_ASKED)
 
 
 def trim(kind: str, thing: Object) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.removal import empty_removed
 from greylag.cluster.local.sandbox import (
-    ProcessLimits,
     SandboxChoice,
     SandboxNetwork,
     choose_sandbox,
@@ -54,7 +53,6 @@ class LocalCluster:
         hidden: what environments in a sandbox must not read, beside the usual folders, the one
             that we were started in, and ``root``.
         shown: what they are to read all the same.
-        limits: most of what each process of an environment may have.
         grace: seconds between a stop's SIGTERM and its SIGKILL.
 
     Raises:
@@ -75,7 +73,6 @@ class LocalCluster:
         memory: int | None = None,
         hidden: Sequence[Path] = (),
         shown: Sequence[Path] = (),
-        limits: ProcessLimits | None = None,
         grace: float = 8.0,
     ) -> None:
         self._root = root.absolute()
@@ -87,9 +84,7 @@ class LocalCluster:
             memory=memory,
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
-        self._spawner = Spawner(
-            command=agentd_command, extra=extra, sandbox=box, limits=limits or ProcessLimits()
-        )
+        self._spawner = Spawner(command=agentd_command, extra=extra, sandbox=box)
         self._threads = Threads()
         self._unasked = ChangeFeed()
         self._supervisor = Supervisor(self._threads, self._unasked, grace)

@@ -31,7 +31,7 @@ from greylag.cluster.local.processes import (
     runs_file,
     send,
 )
-from greylag.cluster.local.sandbox import ProcessLimits, Sandbox
+from greylag.cluster.local.sandbox import Sandbox
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Fence, ProjectRef
@@ -259,7 +259,6 @@ class Spawner:
     command: Sequence[str]
     extra: Mapping[str, str]
     sandbox: Sandbox
-    limits: ProcessLimits
 
     @property
     def settings(self) -> str:
@@ -310,9 +309,8 @@ class Spawner:
         return started
 
     def _spawn(self, folder: Folder, record: EnvironmentRecord, stdin: int, log: int) -> int:
-        limits = json.dumps(self.limits.as_rlimits())
         launcher = [sys.executable, "-I", "-S", str(Path(launch.__file__)), str(folder.path)]
-        argv = [*launcher, limits, *self.command]
+        argv = [*launcher, *self.command]
         # posix_spawn and no Popen: the process is to outlive us, and is reaped by whoever watches.
         return os.posix_spawn(
             argv[0],

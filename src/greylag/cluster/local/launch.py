@@ -1,7 +1,7 @@
 """What stands between us and agentd at its start: waits for leave, sets limits, becomes agentd.
 
-Run as a file by a bare interpreter (``python -I -S launch.py FOLDER LIMITS COMMAND...``), so it
-imports nothing of ours. Why it exists:
+Run as a file by a bare interpreter (``python -I -S launch.py FOLDER COMMAND...``), so it imports
+nothing of ours. Why it exists:
 
 - It starts agentd only after a byte has come on stdin. We send that byte once the pid is on record;
   if we are killed before, it reads end of file and exits. So there is never an agentd that no
@@ -10,11 +10,9 @@ imports nothing of ours. Why it exists:
   exec (``preexec_fn``) is not safe in a program with threads, and ``prlimit`` afterwards is too
   late for what agentd has started by then.
 
-FOLDER, where no tool can put a file, becomes the working directory. LIMITS is JSON: names of
-``resource.RLIMIT_*`` to numbers.
+FOLDER, where no tool can put a file, becomes the working directory.
 """
 
-import json
 import os
 import resource
 import sys
@@ -23,9 +21,12 @@ NOT_FOUND = 127
 """The exit code when COMMAND cannot be run, as shells have it."""
 
 _CLOSE_UP_TO = 4096
+# Of each process. There is none for the number of them: the system counts those per account, so an
+# environment would be charged for the user's browser.
+_LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 4096}
 
 
-def main(folder: str, limits: str, command: list[str]) -> None:
+def main(folder: str, command: list[str]) -> None:
     """Become ``command``; return only when there is no leave, or exit when it cannot be run."""
     os.setsid()
     os.umask(0o077)
@@ -34,8 +35,8 @@ def main(folder: str, limits: str, command: list[str]) -> None:
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - pathlib is not worth its import here
         os.dup2(nothing.fileno(), 0)
     os.closerange(3, _CLOSE_UP_TO)
-    for name, most in json.loads(limits).items():
-        _limit(getattr(resource, f"RLIMIT_{name}"), most)
+    for kind, most in _LIMITS.items():
+        _limit(kind, most)
     try:
         os.chdir(folder)
         os.execvpe(command[0], command, os.environ)  # noqa: S606 - its whole purpose; no shell
@@ -52,4 +53,4 @@ def _limit(kind: int, most: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

@@ -1,4 +1,4 @@
-"""What holds an environment's processes: resource limits, bubblewrap and pasta where they work."""
+"""What holds an environment's untrusted side: bubblewrap and pasta, where they work."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -69,25 +69,6 @@ _PASTA_NETWORK = (
     "They use your network through pasta, and do not reach what listens on this machine's loopback."
 )
 _STRICT_NETWORK = "They have no network; the model is reached through Greylag."
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessLimits:
-    """Most of what each process of an environment may have.
-
-    There is none for the number of processes: the system counts those per account, so an
-    environment would be charged for the user's browser. Core files are always off.
-    """
-
-    open_files: int = 4096
-    file_bytes: int | None = None
-
-    def as_rlimits(self) -> Mapping[str, int]:
-        """Return names of ``resource.RLIMIT_*`` with their values."""
-        limits = {"CORE": 0, "NOFILE": self.open_files}
-        if self.file_bytes is not None:
-            limits["FSIZE"] = self.file_bytes
-        return limits
 
 
 @dataclass(frozen=True, slots=True)
