@@ -24,15 +24,12 @@ from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, Servi
 from greylag.cluster.kubernetes.manifests import AGENTD
 from greylag.cluster.kubernetes.observation import EnvironmentObserver
 from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.ownership import Ownership, foreign
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.kubernetes.writes import (
     Applier,
     FencedWrites,
-    Ownership,
-    Remover,
     fence_of,
-    foreign,
-    removal_stamp,
     stamp,
     start_mark,
 )
@@ -112,7 +109,6 @@ class KubernetesCluster:
             probe=self._probe,
             refreshed=self._applier.refreshed,
         )
-        self._remover = Remover(api, self._cache)
         self._writes = FencedWrites(api, self._informers, self._cache)
         self._watching: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -211,14 +207,10 @@ class KubernetesCluster:
                     "The environment must be stopped before it can be deleted.",
                     code="environment_running",
                 )
-            if found is not None:
-                patch = {"metadata": removal_stamp(environment, found)}
-                found = await self._writes.patched(environment, patch)
-            await self._remover.remove(environment, found)
+            await self._writes.remove(environment, found)
             return None
 
         await self._writes.do(environment, step)
-        self._writes.deleted(environment)
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
         """Return once the project's objects changed after the last look, or after ``timeout``."""

@@ -139,32 +139,23 @@ def project_selector(environment: Environment) -> str:
     return f"{PROJECT_LABEL}={project_slug(environment)}"
 
 
-def _owned(environment: Environment, marks: dict[str, str]) -> dict[str, str]:
-    """Return labels with the one that says which Greylag's the object is, where that is known."""
-    return marks | ({INSTANCE_LABEL: environment.instance} if environment.instance else {})
+def shared_metadata(environment: Environment, name: str) -> dict[str, Any]:
+    """Return ``metadata`` of an object in the user's namespace that all projects share."""
+    instance = {INSTANCE_LABEL: environment.instance} if environment.instance else {}
+    return {
+        "name": name,
+        "namespace": environment.names.namespace,
+        "labels": {MANAGED_BY_LABEL: MANAGED_BY, **instance},
+        "annotations": {USER_ID_ANNOTATION: environment.ref.user_id},
+    }
 
 
 def project_metadata(environment: Environment, name: str) -> dict[str, Any]:
     """Return ``metadata`` of an object that is this project's alone."""
-    return {
-        "name": name,
-        "namespace": environment.names.namespace,
-        "labels": _owned(environment, labels(environment)),
-        "annotations": {
-            USER_ID_ANNOTATION: environment.ref.user_id,
-            PROJECT_ID_ANNOTATION: environment.ref.project_id,
-        },
-    }
-
-
-def shared_metadata(environment: Environment, name: str) -> dict[str, Any]:
-    """Return ``metadata`` of an object in the user's namespace that all projects share."""
-    return {
-        "name": name,
-        "namespace": environment.names.namespace,
-        "labels": _owned(environment, {MANAGED_BY_LABEL: MANAGED_BY}),
-        "annotations": {USER_ID_ANNOTATION: environment.ref.user_id},
-    }
+    metadata = shared_metadata(environment, name)
+    metadata["labels"] = labels(environment) | metadata["labels"]
+    metadata["annotations"][PROJECT_ID_ANNOTATION] = environment.ref.project_id
+    return metadata
 
 
 def label_of(thing: Object | None, name: str) -> str | None:

@@ -1,12 +1,9 @@
 """Writing an environment under a claim, so that of two workers the newer one has its way.
 
-Before that it must be ours: ``Ownership`` tells our namespaces from those of another Greylag on the
-same cluster, of which nothing is changed.
-
 The Deployment carries the newest claim, and each step compares it: ``FencedWrites`` refuses a step
 under an older one, and one that was overtaken in between is refused by the API server, for it names
-the resourceVersion that it was decided on. ``Applier`` makes an environment's objects what they are
-to be, by server-side apply, the Deployment last; ``Remover`` removes them, the Deployment last.
+the resourceVersion that it was decided on. It also removes an environment's objects, the Deployment
+last. ``Applier`` makes them what they are to be, by server-side apply, the Deployment last.
 """
 
 import asyncio
@@ -14,7 +11,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -63,6 +59,7 @@ from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.manifests import has_pod_limits, project_objects, settings_digest
 from greylag.cluster.kubernetes.options import Options, quantity
+from greylag.cluster.kubernetes.ownership import Ownership
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
 from greylag.domain.errors import ClusterError, OvertakenError
 from greylag.domain.project import Environment, Fence, ProjectRef
@@ -87,7 +84,10 @@ FencedStep = Callable[[Object | None], Awaitable[dict[str, Any] | None]]
 
 
 class FencedWrites:
-    """Does steps that write an environment's Deployment. The caches must be fresh."""
+    """Does steps that write an environment's Deployment. The caches must be fresh.
+
+    What steps call, as ``remove``, raises ``ApiError`` and ``ClusterError``.
+    """
 
     def __init__(self, api: Api, informers: Informers, cache: ProjectCache) -> None:
         self._api = api
@@ -132,8 +132,32 @@ class FencedWrites:
         names = environment.names
         return await self._api.patch_merge("Deployment", names.namespace, names.deployment, patch)
 
-    def deleted(self, environment: Environment) -> None:
-        """Remember the claim under which an environment was deleted."""
+    async def remove(self, environment: Environment, deployment: Object | None) -> None:
+        """Remove all of an environment that does not run; the Deployment, with the claim, last.
+
+        As long as that is there a removal that was cut off is done again, so the namespace goes
+        before it.
+
+        Args:
+            environment: which environment.
+            deployment: that which was looked at: if it has changed since, ``ApiError`` 409.
+        """
+        if deployment is not None:
+            metadata = stamp(environment, deployment)
+            metadata["annotations"][REMOVING_ANNOTATION] = environment.fence.record_id
+            deployment = await self.patched(environment, {"metadata": metadata})
+        await self._remove_parts(environment)
+        await self._gone(environment, "PersistentVolumeClaim", volume_claim_name(environment))
+        await self._remove_unused_namespace(environment.names.namespace)
+        if deployment is not None:
+            await self._api.delete(
+                "Deployment",
+                environment.names.namespace,
+                environment.names.deployment,
+                uid=deployment["metadata"]["uid"],
+                version=deployment["metadata"]["resourceVersion"],
+            )
+            await self._gone(environment, "Deployment", environment.names.deployment)
         self._deleted[environment.ref] = environment.fence
         self._deleted.move_to_end(environment.ref)
         if len(self._deleted) > _REMEMBERED:
@@ -144,6 +168,50 @@ class FencedWrites:
         fence = environment.fence
         if newest and newest.record_id == fence.record_id and newest.number > fence.number:
             raise OvertakenError(newest.number)
+
+    async def _remove_parts(self, environment: Environment) -> None:
+        names = environment.names
+        parts = (
+            ("Ingress", names.ingress),
+            ("Service", names.service),
+            ("PersistentVolumeClaim", volume_claim_name(environment)),
+            ("ConfigMap", config_name(environment)),
+            ("Secret", secret_name(environment)),
+        )
+        for kind, name in parts:
+            # The claim sees to it that nobody makes one of that name anew meanwhile.
+            await self._api.delete(kind, names.namespace, name, again=True)
+
+    async def _gone(self, environment: Environment, kind: str, name: str) -> None:
+        """Return when the caches know an object no more; raise what holds it up."""
+        key = key_of(environment)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GONE_SECONDS):
+                while self._cache.find(kind, environment.names.namespace, name) is not None:
+                    await self._cache.changed(key, self._cache.version(key), GONE_SECONDS)
+        left = self._cache.find(kind, environment.names.namespace, name)
+        if left is not None:
+            raise of_cause(stuck_removal(kind, left))
+
+    async def _remove_unused_namespace(self, name: str) -> None:
+        """Remove the user's namespace if it is ours and neither we nor others need things there.
+
+        Of several environments that are removed at once each is marked before it looks, so the last
+        one sees the marks of all.
+        """
+        known = self._cache.find("Namespace", "", name)
+        if known is None or is_removed(known) or not is_ours(known):
+            return
+        deployments = (await self._api.list("Deployment", name)).items
+        going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
+        volumes = (await self._api.list("PersistentVolumeClaim", name)).items
+        pods = (await self._api.list("Pod", name)).items
+        if any(_slug(one) not in going for one in (*deployments, *volumes, *pods)):
+            return
+        with suppress(ApiError):
+            # Another worker may be ahead, or the account may not remove namespaces: nothing in it
+            # is needed, so that is no harm.
+            await self._api.delete("Namespace", None, name, uid=known["metadata"]["uid"])
 
     async def _read_back(self, written: Object) -> None:
         """Wait until the informers know what was written, so that the next look sees it."""
@@ -179,99 +247,20 @@ def stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
     return stamped
 
 
-def removal_stamp(environment: Environment, deployment: Object) -> dict[str, Any]:
-    """Return what ``stamp`` does, with the mark that the environment is being removed."""
-    metadata = stamp(environment, deployment)
-    metadata["annotations"][REMOVING_ANNOTATION] = environment.fence.record_id
-    return metadata
-
-
 def is_being_removed(deployment: Object) -> bool:
     """Tell whether the removal of this very environment has begun; there is no way back then."""
     removing = annotation_of(deployment, REMOVING_ANNOTATION)
     return removing is not None and removing == annotation_of(deployment, RECORD_ANNOTATION)
 
 
+def _slug(thing: Object) -> str | None:
+    """Return which project's an object is, ``None`` for what is not ours."""
+    return label_of(thing, PROJECT_LABEL) if is_ours(thing) else None
+
+
 def start_mark(deployment: Object | None) -> str:
     """Return the mark under which a Deployment makes its pod."""
     return annotation_of(deployment, START_ANNOTATION) or "1"
-
-
-class Ownership:
-    """Which namespaces are ours. What a namespace says counts for all that is in it.
-
-    It carries the id of the Greylag that first wrote in it, put there in one atomic step. One that
-    an earlier version made has none, and is ours once a project in our records leads to it.
-    """
-
-    def __init__(
-        self, api: Api, cache: ProjectCache, instance: Callable[[], Awaitable[str]]
-    ) -> None:
-        self._api = api
-        self._cache = cache
-        self._ask = instance
-        self._own = ""
-
-    async def instance(self) -> str:
-        """Return our id. Raises ``StoreUnavailableError``."""
-        self._own = self._own or await self._ask()
-        return self._own
-
-    async def other(self, namespace: str) -> str | None:
-        """Return the id of the other Greylag whose namespace this is; ``None`` for all else."""
-        owner = label_of(self._cache.find("Namespace", "", namespace), INSTANCE_LABEL)
-        own = await self.instance()
-        return owner if own and owner != own else None
-
-    async def checked(self, environment: Environment) -> Environment:
-        """Return the environment with our id, and with its namespace made ours if that is nobody's.
-
-        Raises:
-            ClusterError: it is another Greylag's (terminal), or nothing is known.
-            StoreUnavailableError: our id is not known.
-        """
-        name = environment.names.namespace
-        with translated():
-            await self._take(name, self._cache.find("Namespace", "", name), frm=None)
-        return replace(environment, instance=await self.instance())
-
-    async def take(self, name: str, *, frm: str | None) -> Object | None:
-        """Make a namespace ours that is nobody's, or the other Greylag's with the id ``frm``.
-
-        Returns it as it was, ``None`` where it is not there. Raises as ``checked``, but
-        ``ApiError``.
-        """
-        found = await self._api.read("Namespace", None, name)
-        await self._take(name, found, frm=frm)
-        return found
-
-    async def _take(self, name: str, known: Object | None, *, frm: str | None) -> None:
-        own = await self.instance()
-        while known is not None and own and is_ours(known):
-            owner = label_of(known, INSTANCE_LABEL)
-            if owner == own:
-                return
-            if owner not in {None, frm}:
-                raise foreign(name, str(owner))
-            version = known["metadata"]["resourceVersion"]
-            patch = {"metadata": {"resourceVersion": version, "labels": {INSTANCE_LABEL: own}}}
-            try:
-                known = await self._api.patch_merge("Namespace", None, name, patch)
-            except ApiError as error:
-                if error.status != _CONFLICT:
-                    raise
-                known = await self._api.read("Namespace", None, name)
-
-
-def foreign(namespace: str, instance: str) -> ClusterError:
-    """Return the refusal of what another Greylag has in a namespace."""
-    return ClusterError(
-        f"The namespace {namespace} belongs to another Greylag on this cluster, {instance}.",
-        code="environment_foreign",
-        hint="Give one of the two another KUBE_NAMESPACE_PREFIX. If the records of that one are "
-        f"lost, `greylag orphans --adopt --instance {instance}` takes its environments over.",
-        terminal=True,
-    )
 
 
 class Applier:
@@ -494,87 +483,6 @@ def _holds(there: Any, wanted: Any) -> bool:
         )
     # The API server leaves out what is empty.
     return bool(there == wanted) or (wanted in ({}, []) and not there)
-
-
-class Remover:
-    """Removes environments that do not run. Raises ``ApiError`` and ``ClusterError``."""
-
-    def __init__(self, api: Api, cache: ProjectCache) -> None:
-        self._api = api
-        self._cache = cache
-
-    async def remove(self, environment: Environment, deployment: Object | None) -> None:
-        """Remove everything of the environment; the Deployment, which carries the claim, last.
-
-        As long as that is there a removal that was cut off is done again, so the namespace goes
-        before it.
-
-        Args:
-            environment: which environment.
-            deployment: that which was looked at, marked as being removed: if it has changed since,
-                ``ApiError`` 409.
-        """
-        await self._remove_parts(environment)
-        await self._gone(environment, "PersistentVolumeClaim", volume_claim_name(environment))
-        await self._remove_unused_namespace(environment.names.namespace)
-        if deployment is not None:
-            await self._api.delete(
-                "Deployment",
-                environment.names.namespace,
-                environment.names.deployment,
-                uid=deployment["metadata"]["uid"],
-                version=deployment["metadata"]["resourceVersion"],
-            )
-            await self._gone(environment, "Deployment", environment.names.deployment)
-
-    async def _remove_parts(self, environment: Environment) -> None:
-        names = environment.names
-        parts = (
-            ("Ingress", names.ingress),
-            ("Service", names.service),
-            ("PersistentVolumeClaim", volume_claim_name(environment)),
-            ("ConfigMap", config_name(environment)),
-            ("Secret", secret_name(environment)),
-        )
-        for kind, name in parts:
-            # The claim sees to it that nobody makes one of that name anew meanwhile.
-            await self._api.delete(kind, names.namespace, name, again=True)
-
-    async def _gone(self, environment: Environment, kind: str, name: str) -> None:
-        """Return when the caches know an object no more; raise what holds it up."""
-        key = key_of(environment)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GONE_SECONDS):
-                while self._cache.find(kind, environment.names.namespace, name) is not None:
-                    await self._cache.changed(key, self._cache.version(key), GONE_SECONDS)
-        left = self._cache.find(kind, environment.names.namespace, name)
-        if left is not None:
-            raise of_cause(stuck_removal(kind, left))
-
-    async def _remove_unused_namespace(self, name: str) -> None:
-        """Remove the user's namespace if it is ours and neither we nor others need things there.
-
-        Of several environments that are removed at once each is marked before it looks, so the last
-        one sees the marks of all.
-        """
-        known = self._cache.find("Namespace", "", name)
-        if known is None or is_removed(known) or not is_ours(known):
-            return
-        deployments = (await self._api.list("Deployment", name)).items
-        going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
-        volumes = (await self._api.list("PersistentVolumeClaim", name)).items
-        pods = (await self._api.list("Pod", name)).items
-        if any(_slug(one) not in going for one in (*deployments, *volumes, *pods)):
-            return
-        with suppress(ApiError):
-            # Another worker may be ahead, or the account may not remove namespaces: nothing in it
-            # is needed, so that is no harm.
-            await self._api.delete("Namespace", None, name, uid=known["metadata"]["uid"])
-
-
-def _slug(thing: Object) -> str | None:
-    """Return which project's an object is, ``None`` for what is not ours."""
-    return label_of(thing, PROJECT_LABEL) if is_ours(thing) else None
 
 
 def _fitted(wanted: Object, there: Object | None) -> dict[str, Any]:
