@@ -18,7 +18,7 @@ from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes import observation
 from greylag.cluster.kubernetes.api import Api
-from greylag.cluster.kubernetes.cluster import KubernetesCluster
+from greylag.cluster.kubernetes.cluster import WATCHED, KubernetesCluster
 from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
@@ -221,7 +221,7 @@ async def test_what_somebody_changed_meanwhile_is_set_right(
             inner = inner[name]
         inner[path[-1]] = value
         server.put(kind, key[1], changed)
-        if cluster._cache.watches(kind):
+        if kind in WATCHED:
             assert await cluster._informers[kind].reached(str(server.version), 5)
         await cluster._writes.do(environment(2), partial(_applied, cluster))
 

@@ -5,7 +5,7 @@ For one event loop. Nothing here asks the API server.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -87,10 +87,6 @@ class ProjectCache:
         """Return one object of a kind that is watched, ``None`` where it is not there."""
         return self._informers[kind].cache.get((namespace, name))
 
-    def watches(self, kind: str) -> bool:
-        """Tell whether the objects of this kind are known."""
-        return kind in self._informers
-
     def pods(self, key: ProjectKey) -> list[Object]:
         """Return a project's pods."""
         things = self._projects[key].things if key in self._projects else {}
@@ -100,14 +96,14 @@ class ProjectCache:
         """Return why a project's pod ended unasked, until another is ready or none is wanted."""
         return self._projects[key].ended if key in self._projects else None
 
-    def refs(self) -> Iterator[tuple[ProjectRef, str]]:
-        """Yield whose Deployments and volume claims there are, with their namespaces, once each."""
+    def refs(self) -> Sequence[tuple[ProjectRef, str]]:
+        """Return whose Deployments and volume claims there are, and in which namespaces."""
         seen: dict[tuple[ProjectRef, str], None] = {}
         for kind in ("Deployment", "PersistentVolumeClaim"):
             for thing in self._informers[kind].cache.values():
                 if (ref := ref_of(thing)) is not None:
                     seen[ref, thing["metadata"]["namespace"]] = None
-        yield from seen
+        return list(seen)
 
     def version(self, key: ProjectKey) -> int:
         """Return a number that grows with each change of the project's objects, 0 without any."""

@@ -249,8 +249,11 @@ class KubernetesCluster:
         """Return what Deployments and volumes tell, also in namespaces of another Greylag."""
         self._begin()
         await self._observer.fresh()
-        places = [place for place in self._cache.refs() if self._is_named_for(*place)]
-        return [self._described(ref, await self._ownership.other(place)) for ref, place in places]
+        return [
+            self._described(ref, await self._ownership.other(namespace))
+            for ref, namespace in self._cache.refs()
+            if namespace == self._names(ref).namespace
+        ]
 
     async def take_over(self, found: FoundEnvironment) -> None:
         """Put our id on the namespace, if it carries that of ``found``."""
@@ -269,9 +272,6 @@ class KubernetesCluster:
         await self._proxy.close()
         await self._probe.close()
         await self._api.close()
-
-    def _is_named_for(self, ref: ProjectRef, namespace: str) -> bool:
-        return self._names(ref).namespace == namespace
 
     def _names(self, ref: ProjectRef) -> EnvironmentNames:
         return environment_names(ref.user_id, ref.project_id, prefix=self.namespace_prefix)

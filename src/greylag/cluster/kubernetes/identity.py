@@ -62,17 +62,16 @@ _FINGERPRINTED = frozenset({"Deployment", "Ingress", "NetworkPolicy", "Secret", 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of object: its group ("" is the core), version and name in paths."""
+    """One kind of object, of version ``v1``: its group ("" is the core) and name in paths."""
 
     group: str
-    version: str
     plural: str
     namespaced: bool = True
 
     @property
     def api_version(self) -> str:
         """What its objects have in ``apiVersion``."""
-        return f"{self.group}/{self.version}" if self.group else self.version
+        return f"{self.group}/v1" if self.group else "v1"
 
     def path(self, namespace: str | None = None, name: str | None = None) -> str:
         """Return the path of one object, or of all of ``namespace``, or of all that there are."""
@@ -88,19 +87,19 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "ConfigMap": Kind("", "v1", "configmaps"),
-    "Deployment": Kind("apps", "v1", "deployments"),
-    "Event": Kind("", "v1", "events"),
-    "Ingress": Kind("networking.k8s.io", "v1", "ingresses"),
-    "LimitRange": Kind("", "v1", "limitranges"),
-    "Namespace": Kind("", "v1", "namespaces", namespaced=False),
-    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
-    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
-    "Pod": Kind("", "v1", "pods"),
-    "ResourceQuota": Kind("", "v1", "resourcequotas"),
-    "Secret": Kind("", "v1", "secrets"),
-    "Service": Kind("", "v1", "services"),
-    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
+    "ConfigMap": Kind("", "configmaps"),
+    "Deployment": Kind("apps", "deployments"),
+    "Event": Kind("", "events"),
+    "Ingress": Kind("networking.k8s.io", "ingresses"),
+    "LimitRange": Kind("", "limitranges"),
+    "Namespace": Kind("", "namespaces", namespaced=False),
+    "NetworkPolicy": Kind("networking.k8s.io", "networkpolicies"),
+    "PersistentVolumeClaim": Kind("", "persistentvolumeclaims"),
+    "Pod": Kind("", "pods"),
+    "ResourceQuota": Kind("", "resourcequotas"),
+    "Secret": Kind("", "secrets"),
+    "Service": Kind("", "services"),
+    "ServiceAccount": Kind("", "serviceaccounts"),
 }
 
 

@@ -114,9 +114,6 @@ class Informers:
     def __getitem__(self, kind: str) -> "Informer":
         return self._by_kind[kind]
 
-    def __contains__(self, kind: str) -> bool:
-        return kind in self._by_kind
-
     @property
     def live(self) -> bool:
         """Whether the caches say what is true now; if not, what they hold or lack is no proof."""

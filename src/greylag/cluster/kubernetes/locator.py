@@ -170,10 +170,8 @@ def endpoint_of(environment: Environment, options: Options, service: Object | No
     """
     if service is None:
         return None
-    return ingress_url(environment, options) or _service_url(environment, service)
-
-
-def _service_url(environment: Environment, service: Object) -> str | None:
+    if (url := ingress_url(environment, options)) is not None:
+        return url
     if service["spec"].get("type") == "LoadBalancer":
         return _balancer_url(service)
     return _inside_url(environment, service)

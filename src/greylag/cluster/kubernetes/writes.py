@@ -423,7 +423,7 @@ class Applier:
     def _kept(self, thing: Object) -> Object | None:
         """Return what the caches know of an object, None where its kind is not watched."""
         kind, meta = thing["kind"], thing["metadata"]
-        if not self._cache.watches(kind):
+        if kind in _UNWATCHED:
             return None
         return self._cache.find(kind, meta.get("namespace", ""), meta["name"])
 
