@@ -116,7 +116,7 @@ needs_bubblewrap = pytest.mark.skipif(
 
 
 def test_without_a_sandbox_the_command_is_as_it_was(tmp_path: Path) -> None:
-    assert Sandbox().command(["agentd", "x"], [tmp_path]) == ["agentd", "x"]
+    assert Sandbox().command(["agentd", "x"], [tmp_path], tmp_path) == ["agentd", "x"]
     assert Sandbox().execd(tmp_path, tmp_path)[1:] == ["-I", "-m", "greylag.execd"]
     assert Sandbox(memory=77).execd(tmp_path, tmp_path)[-2:] == ["--memory", "77"]
     assert "not isolated from each other" in Sandbox().notice
@@ -339,13 +339,14 @@ def test_the_start_folder_is_hidden_unless_it_is_the_system_s(
 
 
 @needs_bubblewrap
-def test_a_hidden_file_cannot_be_read() -> None:
+def test_a_hidden_file_cannot_be_read(tmp_path: Path) -> None:
     # /srv is none of the folders that are emptied anyway.
     with tempfile.TemporaryDirectory(dir="/srv") as folder:
         secret = Path(folder, ".env")
         secret.write_text("secret")
         box = choose_sandbox("bubblewrap", hidden=(secret,), needed=())
-        command = box.command(["cat", str(secret)], [])
+        box.write(tmp_path / "seccomp")
+        command = box.command(["cat", str(secret)], [], tmp_path / "seccomp")
         told = subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - ours
         assert told.returncode == 1
         assert told.stdout == b""
@@ -360,8 +361,11 @@ def test_greylag_itself_stays_visible_when_it_lies_in_the_hidden_home_folder(
     monkeypatch.chdir(repository)
     sandbox = choose_sandbox("bubblewrap", hidden=(), needed=())
 
+    sandbox.write(tmp_path / "seccomp")
+
     def run(code: str) -> int:
-        command = sandbox.command([sys.executable, "-c", code], [tmp_path])
+        argv = [sys.executable, "-c", code]
+        command = sandbox.command(argv, [tmp_path], tmp_path / "seccomp")
         return subprocess.run(command, check=False, capture_output=True).returncode  # noqa: S603 - ours
 
     assert run("import greylag.cluster.local") == 0
@@ -373,6 +377,6 @@ def test_what_lies_in_a_needed_folder_is_not_mounted_twice(tmp_path: Path) -> No
     program.parent.mkdir(parents=True)
     program.touch()
     box = Sandbox("bwrap", hidden=(tmp_path,), needed=(program, tmp_path / "venv"))
-    command = box.command(["true"], [tmp_path])
+    command = box.command(["true"], [tmp_path], tmp_path / "seccomp")
     assert str(tmp_path / "venv") in command
     assert str(program) not in command

@@ -122,10 +122,9 @@ class Sandbox:
             argv += ["--processes", str(_MOST_PROCESSES)]
         return self.command(argv, [volume / name for name in WRITABLE], seccomp)
 
-    def command(
-        self, argv: Sequence[str], writable: Sequence[Path], seccomp: Path | None = None
-    ) -> list[str]:
-        """Return what to run so that ``argv`` runs inside, ``writable`` folders being so.
+    def command(self, argv: Sequence[str], writable: Sequence[Path], seccomp: Path) -> list[str]:
+        """Return what to run so that ``argv`` runs inside, ``writable`` folders being so, with what
+        ``write`` has written to ``seccomp``.
 
         It inherits stdin, stdout and stderr, and no other descriptor for sure.
         """
@@ -154,7 +153,7 @@ class Sandbox:
         flags += ["--chdir", "/"]
         around = [] if self.pasta is None else [self.pasta, *_PASTA]
         flags += [] if self.pasta is None else _in_pasta(seccomp)
-        if seccomp is None or seccomp_filter() is None:
+        if seccomp_filter() is None:
             return [*around, self.bwrap, *flags, "--", *argv]
         # The shell opens the filter for bubblewrap, and is gone then.
         around += ["/bin/sh", "-c", 'exec "$@" 9<"$0"', str(seccomp)]
@@ -266,12 +265,12 @@ def _no_more_namespaces(bwrap: str) -> tuple[str, ...]:
     return ("--disable-userns",) if b"--disable-userns" in usage.stdout + usage.stderr else ()
 
 
-def _in_pasta(seccomp: Path | None) -> list[str]:
+def _in_pasta(seccomp: Path) -> list[str]:
     """Return flags for bubblewrap: pasta makes us root of its namespace, in here we are ourselves,
     and name servers are asked in its way.
     """
     flags = ["--uid", str(os.getuid()), "--gid", str(os.getgid())]
-    if seccomp is None or not _NAME_SERVERS.exists():
+    if not _NAME_SERVERS.exists():
         return flags
     return [*flags, "--ro-bind", str(_beside(seccomp)), str(_NAME_SERVERS.resolve())]
 
