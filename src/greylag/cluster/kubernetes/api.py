@@ -8,7 +8,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
@@ -321,8 +321,7 @@ class Api:
             who = await self._who()
             try:
                 async with asyncio.timeout(TRY_SECONDS):
-                    sent = self._sent(call, who, timeout)
-                    response = await stack.enter_async_context(sent)
+                    response = await stack.enter_async_context(self._sent(call, who, timeout))
                     await self._check(response)
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 if not renewed and self._renews(error, who):
@@ -354,29 +353,26 @@ class Api:
             await self._check(response)
             body = await beginning(response.content, LONGEST_ANSWER + 1)
         if len(body) > LONGEST_ANSWER:
-            server = self.connection.server
-            raise ClusterUnavailableError(
-                f"The API server {server} gave an answer that is too long."
-            )
+            message = f"The API server {self.connection.server} gave an answer that is too long."
+            raise ClusterUnavailableError(message)
         try:
             return parse_json(body)
         except ValueError as error:
             raise ApiError(502, "NotJson", "the answer is not JSON") from error
 
-    @asynccontextmanager
-    async def _sent(
+    def _sent(
         self,
         call: ApiCall,
         who: Mapping[str, str],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout: aiohttp.ClientTimeout,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         to = self.connection
         headers = dict(who)
         data = None
         if call.body is not None:
             headers["Content-Type"] = call.content_type
             data = json.dumps(call.body).encode()
-        async with self._http.request(
+        return self._http.request(
             call.method,
             URL(to.server + call.path, encoded=True).update_query(call.params),
             headers=headers,
@@ -386,8 +382,7 @@ class Api:
             allow_redirects=False,
             proxy=to.proxy,
             server_hostname=to.server_name,
-        ) as response:
-            yield response
+        )
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         """Raise what is no success; tell the operator once of what the API server warns of."""
