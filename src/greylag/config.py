@@ -10,7 +10,6 @@ from typing import Literal, Self
 from pydantic import BaseModel, ByteSize, Field, Json, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from greylag.common.audit_copy import COPY_FORM
 from greylag.common.net import Proxy, is_confidential, is_loopback, network_of
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
@@ -25,6 +24,8 @@ _USUAL_AUTHORITIES = (
     Path("/etc/ssl/cert.pem"),
 )
 DEFAULT_USERS = (User("me", "Me"),)
+# Nothing, standard output, this machine's syslog, or another's by UDP.
+_COPY_FORM = r"^(|stdout|syslog|syslog://[A-Za-z0-9.-]+:[0-9]{1,5})$"
 _LEAST_KEY = 32
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
@@ -80,7 +81,7 @@ class Settings(BaseSettings):
     token_days: float = Field(365.0, gt=0, le=3650)
     session_days: float = Field(30.0, gt=0, le=365)
     audit_days: float = Field(365.0, gt=0, le=36_500)
-    audit_copy: str = Field("", pattern=COPY_FORM)
+    audit_copy: str = Field("", pattern=_COPY_FORM)
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -30,7 +30,6 @@ from greylag.common.agent_api import (
     Turn,
 )
 from greylag.common.git import CloneState, GitSetup
-from greylag.domain import record
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import (
     AgentFailedError,
@@ -49,10 +48,14 @@ from greylag.domain.project import (
     Event,
     NewEvent,
     Project,
+    ProjectRecord,
     ProjectRef,
     Status,
+    edited,
+    handed_over,
+    refreshed,
+    wanted,
 )
-from greylag.domain.record import ProjectRecord
 from greylag.domain.users import (
     ApiToken,
     DeviceLogin,
@@ -867,7 +870,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """
         return await self.change(
             ProjectRef(owner, project_id),
-            lambda before: record.edited(before, edit.name, edit.metadata, now),
+            lambda before: edited(before, edit.name, edit.metadata, now),
             audit,
         )
 
@@ -894,7 +897,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """
         return await self.change(
             ProjectRef(owner, project_id),
-            lambda before: record.wanted(before, desired, now, deadline, again=again),
+            lambda before: wanted(before, desired, now, deadline, again=again),
             audit,
         )
 
@@ -905,7 +908,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
         """
         return await self.change(
-            ProjectRef(owner, project_id), lambda before: record.refreshed(before, now), audit
+            ProjectRef(owner, project_id), lambda before: refreshed(before, now), audit
         )
 
     async def hand_over(
@@ -927,7 +930,7 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """
         return await self.change(
             ProjectRef(owner, project_id),
-            lambda before: record.handed_over(before, new_owner, now),
+            lambda before: handed_over(before, new_owner, now),
             audit,
         )
 

@@ -45,7 +45,7 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents
+from greylag.services.agents import Agents, Transcripts
 from greylag.services.audit import Audit
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
@@ -56,7 +56,6 @@ from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import DeviceLogins, Tokens
-from greylag.services.transcripts import Transcripts
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.people import RecentPeople
 from greylag.store.sqlite.archive import is_there

@@ -13,8 +13,15 @@ from typing import Any
 from greylag.common.clock import rfc3339
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent, Link, chained, to_json
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Event, Project, ProjectRef, new_instance_id
-from greylag.domain.record import ProjectRecord, poked, unsettled
+from greylag.domain.project import (
+    Event,
+    Project,
+    ProjectRecord,
+    ProjectRef,
+    new_instance_id,
+    poked,
+    unsettled,
+)
 from greylag.ports import (
     AnyKept,
     AuditFilter,

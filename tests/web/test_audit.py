@@ -18,7 +18,7 @@ from greylag.ports import AuditFilter
 from greylag.services import accounts
 from greylag.services.accounts import EXPORT_AT_ONCE
 from greylag.services.people import UserEdit
-from greylag.web.api.audit import LINES
+from greylag.web.audit import LINES
 
 HIDDEN = "not-for-the-trail"
 SAFE = {"GET"}

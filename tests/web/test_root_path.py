@@ -10,8 +10,8 @@ from greylag.config import OWN_PATHS, load_settings
 from greylag.domain.errors import ConfigError
 from greylag.web import device, oidc
 from greylag.web.addresses import STATIC
+from greylag.web.audit import AUDIT_PAGE
 from greylag.web.auth import COOKIE, SIGN_IN, SIGN_OUT
-from greylag.web.dashboard.audit import AUDIT_PAGE
 from greylag.web.dashboard.pages import USER_PAGE
 
 ROOT = "/tools/greylag"

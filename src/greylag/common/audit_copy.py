@@ -15,8 +15,6 @@ from typing import Any
 
 import structlog
 
-COPY_FORM = r"^(|stdout|syslog|syslog://[A-Za-z0-9.-]+:[0-9]{1,5})$"
-"""Nothing, standard output, this machine's syslog, or another's by UDP."""
 _LOCAL = Path("/dev/log")
 _USUAL = ("localhost", 514)
 _WAITING = 10_000
@@ -25,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 class AuditCopy:
-    """Writes entries to ``where`` (``COPY_FORM``), until it is closed.
+    """Writes entries to ``where``, as ``GREYLAG_AUDIT_COPY`` says it, until it is closed.
 
     Raises:
         OSError: nothing takes them there.

@@ -12,8 +12,7 @@ from greylag.domain.errors import (
     ProjectExistsError,
     ProjectNotFoundError,
 )
-from greylag.domain.project import Event, Lease, Project, ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import Event, Lease, Project, ProjectRecord, ProjectRef
 from greylag.ports import CURSOR_FORM, Claim, Duty, Finding, IdempotencyKey, Outcome, ProjectPage
 
 LOG_LENGTH = 500

@@ -24,8 +24,6 @@ from greylag.domain.project import ProjectRef
 STATIC = "/static"
 SERVICE_WORKER = "js/service_worker.js"
 """Shows notifications on every page of the site."""
-LOCAL = "localhost"
-"""The name below which previews have theirs where no domain is set: browsers find it here."""
 _FOLDER = Path(__file__).parent / "static"
 _VERSION_DIGITS = 16
 _VERSION = re.compile(rf"[0-9a-f]{{{_VERSION_DIGITS}}}")

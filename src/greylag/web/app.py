@@ -14,13 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web import device, oidc
+from greylag.web import audit, device, oidc
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, audit, notifications, people, platform, previews, projects, relay
+from greylag.web.api import agent, notifications, people, platform, previews, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, extensions, sharing
-from greylag.web.dashboard import audit as audit_page
 from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
@@ -77,7 +76,7 @@ _PAGES = (
     notification_pages.router,
     sharing.router,
     extensions.router,
-    audit_page.router,
+    audit.page_router,
     device.page_router,
     user_pages.router,
     project_pages.router,

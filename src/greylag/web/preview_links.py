@@ -21,7 +21,6 @@ from greylag.domain.users import Principal, Share
 from greylag.execd.files import parts_of
 from greylag.execd.protocol import RefusedError
 from greylag.ports import Revocations
-from greylag.web.addresses import LOCAL
 from greylag.web.request_log import CONTENT_POLICY
 
 OPEN = "/.greylag/open"
@@ -29,6 +28,8 @@ OPEN = "/.greylag/open"
 TICKET_SECONDS = 300
 COOKIE_SECONDS = 12 * 3600
 HINT = "Open it from the project's page again: each link opens one browser, for some hours."
+# The name below which previews have theirs where no domain is set: browsers find it here.
+_LOCAL = "localhost"
 _FILES = "files"
 _LONGEST_LABEL = 63
 _PLAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -106,7 +107,7 @@ class PreviewLinks:
     def label_of(self, host: str) -> str | None:
         """Return the first part of a preview's host, ``None`` for a host that is none's."""
         label, _, domain = host.lower().partition(":")[0].partition(".")
-        known = domain == (self._domain or LOCAL)
+        known = domain == (self._domain or _LOCAL)
         return label if known and _LABEL.fullmatch(label) else None
 
     def link(self, preview: Preview) -> str:
@@ -162,7 +163,7 @@ class PreviewLinks:
 def beside(origin: str, label: str, domain: str) -> str:
     """Return the origin that a preview has beside ours: below the domain, at the same port."""
     parts = urlsplit(origin)
-    return f"{parts.scheme}://{label}.{domain or LOCAL}" + (f":{parts.port}" if parts.port else "")
+    return f"{parts.scheme}://{label}.{domain or _LOCAL}" + (f":{parts.port}" if parts.port else "")
 
 
 def file_address(path: str) -> str:

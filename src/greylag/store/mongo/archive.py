@@ -16,8 +16,7 @@ from pymongo.errors import BulkWriteError
 
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
-from greylag.domain.project import ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import ProjectRecord, ProjectRef
 from greylag.ports import (
     AuditFilter,
     Fill,

@@ -11,8 +11,7 @@ from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import ProjectExistsError
-from greylag.domain.project import Event, Project, ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.ports import Created, IdempotencyKey, PageQuery, ProjectPage, StoredKey
 from greylag.store import records
 from greylag.store.mongo.connection import WriteAttempts

@@ -16,8 +16,7 @@ from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import GreylagError, StoreUnavailableError
-from greylag.domain.project import Event, Project, ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.store.changes import ChangeHub
 from greylag.store.mongo import indexes
 from greylag.store.mongo.audit_trail import AuditTrail

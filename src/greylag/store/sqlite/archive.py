@@ -11,8 +11,7 @@ from greylag.common.sqlite import SqlThread, transaction, version_of
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
-from greylag.domain.project import ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import ProjectRecord, ProjectRef
 from greylag.ports import (
     AuditFilter,
     Fill,

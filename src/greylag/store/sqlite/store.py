@@ -19,8 +19,7 @@ import structlog
 from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Event, Project, ProjectRef
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
     AnyKept,
     AuditFilter,

@@ -13,8 +13,16 @@ from functools import lru_cache
 from typing import Any
 
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import MOMENTS, Event, Lease, Project, ProjectRef, Status, project_of
-from greylag.domain.record import ProjectRecord
+from greylag.domain.project import (
+    MOMENTS,
+    Event,
+    Lease,
+    Project,
+    ProjectRecord,
+    ProjectRef,
+    Status,
+    project_of,
+)
 from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage
 from greylag.store import records
 from greylag.store.records import DutyRecord, Position, from_millis, millis

@@ -1,26 +1,112 @@
-"""The page of the audit trail, for administrators: who, what, when; filtered, and as a file."""
+"""The audit trail, for administrators: who, what, when; in the API and on a page, filtered, and as
+lines of JSON.
+"""
 
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Self
 from urllib.parse import urlencode
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Query
+from pydantic import AwareDatetime, BeforeValidator
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from greylag.common.clock import parse_rfc3339
 from greylag.domain.audit import Result
 from greylag.domain.errors import InvalidRequestError
-from greylag.ports import AuditFilter
+from greylag.domain.users import Action
+from greylag.ports import AgentAnswer, AuditFilter, NumberedEntry
 from greylag.web.addresses import address
-from greylag.web.api.audit import lines
-from greylag.web.deps import CallDep
+from greylag.web.api.relay import RelayedAnswer
+from greylag.web.deps import CallDep, RequestContext, api_router, problems
+from greylag.web.schemas import AuditOut
 
 AUDIT_PAGE = "/audit"
+LINES = "application/jsonl"
+MAX_PAGE = 500
 STEP = 100
-_LARGEST = 10**15
+_MAX_NUMBER = 2**53
+_LONGEST = 1000
 
-router = APIRouter(include_in_schema=False)
+router = api_router("audit")
+page_router = APIRouter(include_in_schema=False)
+
+# Pydantic by itself takes numbers for moments, too.
+_Moment = Annotated[AwareDatetime, BeforeValidator(parse_rfc3339)]
+_Text = Annotated[str | None, Query(min_length=1, max_length=_LONGEST)]
+
+
+async def _filter(  # noqa: PLR0913 - one for each member of the query
+    *,
+    user: Annotated[_Text, Query(description="What this user did, by their id.")] = None,
+    action: Annotated[_Text, Query(description="Exactly this action.")] = None,
+    object: Annotated[  # noqa: A002 - the API's own name
+        _Text, Query(description="What was done with this, or with what is below it.")
+    ] = None,
+    result: Annotated[Result | None, Query(description="What came of it.")] = None,
+    since: Annotated[_Moment | None, Query(description="Not before.")] = None,
+    until: Annotated[_Moment | None, Query(description="Before.")] = None,
+) -> AuditFilter:
+    return AuditFilter(user, action, object, result, since, until)
+
+
+FilterDep = Annotated[AuditFilter, Depends(_filter)]
+
+
+@router.get(
+    "/api/audit",
+    summary="Read the audit trail",
+    response_model=AuditOut,
+    responses={
+        **problems(),
+        200: {
+            "description": "A page, the newest first; with `Accept: application/jsonl` all entries,"
+            " the oldest first, each a line of JSON.",
+            "content": {LINES: {"schema": {"type": "string"}}},
+        },
+    },
+)
+async def read_audit(
+    request: Request,
+    call: CallDep,
+    asked: FilterDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many at most.")] = 50,
+    cursor: Annotated[
+        int | None, Query(ge=1, le=_MAX_NUMBER, description="`next_cursor` of the page before.")
+    ] = None,
+) -> Any:
+    """For the operator and administrators. Each entry carries the hash of the one before it."""
+    if LINES in request.headers.get("accept", ""):
+        return await lines(call, asked)
+    page = await call.use_cases.audit_reader.page(call.principal, asked, limit, cursor)
+    return JSONResponse(
+        {
+            "entries": [entry for _, entry in page.entries],
+            "next_cursor": page.cursor,
+            "start": {"number": page.bounds.start.number, "hash": page.bounds.start.hash},
+            "end": {"number": page.bounds.end.number, "hash": page.bounds.end.hash},
+        }
+    )
+
+
+async def lines(
+    call: RequestContext, asked: AuditFilter, headers: Mapping[str, str] = MappingProxyType({})
+) -> Response:
+    """Return the answer that streams entries, the oldest first, in constant memory."""
+    batches = await call.use_cases.audit_reader.export(call.principal, asked)
+    answer = AgentAnswer(200, {"content-type": LINES, **headers}, _encoded(batches))
+    allowed = call.while_allowed(Action.AUDIT_READ)
+    return RelayedAnswer(nullcontext(answer), allowed, "audit_export_cut")
+
+
+async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIterator[bytes]:
+    async for batch in batches:
+        yield "".join(f"{json.dumps(entry)}\n" for _, entry in batch).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +151,7 @@ class AuditForm:
         return address(f"{path}?{urlencode(given)}" if given else path)
 
 
-@router.get(AUDIT_PAGE)
+@page_router.get(AUDIT_PAGE)
 async def show_audit(request: Request, call: CallDep) -> Response:
     """Show the newest entries, or those before the one that the address names."""
     form = AuditForm.read(request)
@@ -83,7 +169,7 @@ async def show_audit(request: Request, call: CallDep) -> Response:
     )
 
 
-@router.get(f"{AUDIT_PAGE}/export")
+@page_router.get(f"{AUDIT_PAGE}/export")
 async def export_audit(request: Request, call: CallDep) -> Response:
     """Give all that the filter finds as a file, a line of JSON for each entry."""
     saved = {"content-disposition": 'attachment; filename="audit.jsonl"'}
