@@ -13,8 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from greylag.common.net import Proxy, is_confidential, is_loopback, network_of
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ConfigError, InvalidRequestError
-from greylag.domain.git import check_host
 from greylag.domain.names import check_id, check_name
+from greylag.domain.project import check_host
 from greylag.domain.users import DefaultLimits, Limits, User
 
 DEFAULT_PORT = 8700

@@ -11,8 +11,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     StoreUnavailableError,
 )
-from greylag.domain.git import GitSource
-from greylag.domain.project import Desired, Lease, Status
+from greylag.domain.project import Desired, GitSource, Lease, Status
 from greylag.ports import Edit, PageQuery, ProjectStore
 
 

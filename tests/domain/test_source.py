@@ -7,7 +7,7 @@ import pytest
 
 from greylag.common.git import REF_FORM
 from greylag.domain.errors import InvalidRequestError
-from greylag.domain.git import HOST_FORM, URL_FORM, GitSource, check_host, check_source
+from greylag.domain.project import HOST_FORM, URL_FORM, GitSource, check_host, check_source
 
 URL = "https://github.com/octocat/hello-world.git"
 

@@ -6,10 +6,9 @@ from datetime import timedelta
 from tests.clocks import FakeClock
 from tests.harness import Harness, settings
 
-from greylag.domain.git import GitSource
 from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
-from greylag.domain.project import Desired, Project, ProjectRef, new_record_id
+from greylag.domain.project import Desired, GitSource, Project, ProjectRef, new_record_id
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import Pace, Reconciler
 

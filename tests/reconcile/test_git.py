@@ -6,8 +6,7 @@ import pytest
 from tests.reconcile.bench import PACE, REF, Bench
 
 from greylag.common.git import CAUSES, CloneState
-from greylag.domain.git import GitSource
-from greylag.domain.project import Desired, ProjectRef, Status
+from greylag.domain.project import Desired, GitSource, ProjectRef, Status
 from greylag.domain.users import OPERATOR
 from greylag.reconcile import reconciler
 from greylag.services.secrets import NewSecret

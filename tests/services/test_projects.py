@@ -17,9 +17,8 @@ from greylag.domain.errors import (
     UserNotFoundError,
     WaitTimeoutError,
 )
-from greylag.domain.git import GitSource
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, NewEvent, ProjectRef, Status
+from greylag.domain.project import Desired, GitSource, NewEvent, ProjectRef, Status
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Edit, Outcome, PageQuery
 from greylag.services.projects import NewProject

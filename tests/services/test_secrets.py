@@ -14,7 +14,7 @@ from greylag.domain.errors import (
     MissingError,
     RefusalError,
 )
-from greylag.domain.git import GitSource
+from greylag.domain.project import GitSource
 from greylag.domain.users import OPERATOR
 from greylag.ports import AuditFilter
 from greylag.services.projects import NewProject

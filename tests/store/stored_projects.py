@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.git import GitSource
-from greylag.domain.project import Desired, Event, Lease, Status
+from greylag.domain.project import Desired, Event, GitSource, Lease, Status
 from greylag.ports import StoredKey, StoredProject
 
 FAR = datetime(2999, 1, 1, tzinfo=UTC)

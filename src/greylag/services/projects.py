@@ -22,16 +22,17 @@ from greylag.domain.errors import (
     UserNotFoundError,
     WaitTimeoutError,
 )
-from greylag.domain.git import GitSource, check_source
 from greylag.domain.names import check_id, check_name, environment_names, new_project_id
 from greylag.domain.project import (
     DEFAULT_TEMPLATE,
     TEMPLATE_KEY,
     Desired,
     Event,
+    GitSource,
     Project,
     ProjectRef,
     Status,
+    check_source,
     new_record_id,
 )
 from greylag.domain.users import Action, DefaultLimits, Principal, User

@@ -21,9 +21,8 @@ from greylag.domain.errors import (
     RefusalError,
     UserNotFoundError,
 )
-from greylag.domain.git import check_host
 from greylag.domain.names import slug
-from greylag.domain.project import Project
+from greylag.domain.project import Project, check_host
 from greylag.domain.users import Action, Principal, UserSecret, of_user
 from greylag.ports import Attempts, Clock, PeopleStore
 from greylag.services.access import Gate

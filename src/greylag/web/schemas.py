@@ -13,16 +13,18 @@ from greylag.common.agent_api import Decision
 from greylag.common.clock import maybe_rfc3339, rfc3339
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 from greylag.domain.audit import Result
-from greylag.domain.git import (
+from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
+from greylag.domain.project import (
     HOST_FORM,
     MAX_HOST_LENGTH,
     MAX_URL_LENGTH,
     MOST_COMMITS,
     URL_FORM,
+    Desired,
     GitSource,
+    Project,
+    Status,
 )
-from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
-from greylag.domain.project import Desired, Project, Status
 from greylag.domain.users import Limits, MemberRole, Role, Scope, User
 from greylag.ports import MAX_ADDRESS, PushAddress
 from greylag.services.agents import MESSAGE_ID_FORM

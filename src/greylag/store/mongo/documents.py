@@ -16,9 +16,17 @@ from bson import ObjectId
 
 from greylag.common.typed import is_encodable
 from greylag.domain.errors import ErrorInfo, StoreUnavailableError
-from greylag.domain.git import GitSource
 from greylag.domain.names import EnvironmentNames, environment_names
-from greylag.domain.project import Desired, Event, Lease, Project, ProjectRecord, Status, unsettled
+from greylag.domain.project import (
+    Desired,
+    Event,
+    GitSource,
+    Lease,
+    Project,
+    ProjectRecord,
+    Status,
+    unsettled,
+)
 from greylag.ports import StoredKey
 from greylag.store.records import KEY_LIFETIME, LOG_LENGTH
 

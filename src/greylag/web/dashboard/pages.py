@@ -26,9 +26,8 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
 )
-from greylag.domain.git import GitSource
 from greylag.domain.names import path_segment
-from greylag.domain.project import Desired, Project, Status
+from greylag.domain.project import Desired, GitSource, Project, Status
 from greylag.web.addresses import address, inline_url, service_worker_url, static_url, user_url
 from greylag.web.schemas import ProblemDocument, check_metadata
 
