@@ -81,7 +81,8 @@ function commands(): Command[] {
   return [
     ...clicks(".rail-row", "Project", (row) => row.querySelector(".rail-name")!),
     ...clicks(".session-link", "Session", (link) => link.querySelector(".session-title")!),
-    ...clicks("#new-session, .rail-all, #show-more", "Action"),
+    ...named(".rail-all", "All projects"),
+    ...clicks("#new-session, #show-more", "Action"),
     ...named("#rail-new", "New project"),
     ...clicks("#tabs [role=tab]:not(.tab-chat)", "Pane"),
     ...clicks("#project-header :is(form button, [role=menuitem])", "This project"),

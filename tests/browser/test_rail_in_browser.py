@@ -195,6 +195,8 @@ async def test_many_projects_are_searched_ordered_and_found_by_a_few_letters(
     await page.keyboard.press("Enter")
     await expect(page.locator("h1")).to_have_text("Project 079")
     await page.keyboard.press("Control+k")
+    await palette.fill("all proj")
+    await expect(page.get_by_role("option")).to_have_text("All projectsAction")
     await palette.fill("new proj")
     await person.picture("palette")
     await page.keyboard.press("Enter")
