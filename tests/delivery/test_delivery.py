@@ -170,6 +170,8 @@ async def test_what_is_answered_tells_what_to_do_next_and_no_redirect_is_followe
         "https://",
         "https://hooks.example:0/",
         "https://hooks.example:99999/",
+        "https://[::1/",
+        "/",
         "https://127.0.0.1/",
         "https://127.8.9.10:8000/",
         "https://0.0.0.0/",
@@ -202,9 +204,9 @@ async def test_an_address_that_must_not_be_told_is_refused_when_it_is_added(addr
         for to in (WebhookAddress(address, SECRET), Browser().address(address)):
             with pytest.raises(InvalidRequestError):
                 way.check(to)
-        assert (
-            await way.post(WebhookAddress(address, SECRET), "msg_1", NOW, b"{}")
-        ).result is DeliveryResult.REFUSED
+        posted = await way.post(WebhookAddress(address, SECRET), "msg_1", NOW, b"{}")
+        pushed = await way.push(Browser().address(address), way.new_key(), MESSAGE)
+        assert posted.result is pushed.result is DeliveryResult.REFUSED
 
 
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f.1", "localhost.", "ip6-localhost"])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from greylag.common.git import CAUSES
 from greylag.domain.errors import HINTS, ClusterError, ConfigError, GreylagError, RefusalError
 from greylag.domain.names import environment_names
 from greylag.domain.project import Project, ProjectRef, new_record_id
@@ -40,10 +41,10 @@ def test_record_ids_have_the_form_of_object_ids_sort_by_time_and_do_not_repeat()
 
 def test_no_two_errors_share_a_code_and_each_says_what_to_do() -> None:
     kinds = [kind for kind in all_errors() if kind.__module__ == GreylagError.__module__]
-    codes = [*HINTS, *(kind.code for kind in kinds if kind is not RefusalError)]
+    codes = [*CAUSES, *HINTS, *(kind.code for kind in kinds if kind is not RefusalError)]
     assert len(set(codes)) == len(codes)
     assert all(kind.hint for kind in kinds)
-    assert all(RefusalError("It cannot be.", code).info.hint for code in HINTS)
+    assert all(RefusalError("It cannot be.", code).info.hint for code in (*CAUSES, *HINTS))
 
 
 def test_an_error_carries_its_sentence_and_its_hint() -> None:

@@ -70,7 +70,6 @@ async def send(of: UseCases) -> None:
 
 
 CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
-    (lambda of: of.gate.authorize(ZOE, Action.PROJECTS_LIST, "ada"), Action.PROJECTS_LIST),
     (lambda of: of.projects.page(*WHO, PageQuery()), Action.PROJECTS_LIST),
     (lambda of: of.projects.get(*AT), Action.PROJECTS_READ),
     (lambda of: of.projects.follow(*AT, 0), Action.PROJECTS_READ),

@@ -109,6 +109,8 @@ class HttpDelivery:
 
     async def push(self, to: PushAddress, key: str, message: PushMessage) -> Delivered:
         """Give a message to a browser's push service; see the port."""
+        if (refused := self._refusal(to.endpoint)) is not None:
+            return refused
         origin = str(URL(to.endpoint).origin())
         word = web_push.authorization(key, origin, message.contact, datetime.now(UTC))
         headers = {
@@ -126,6 +128,8 @@ class HttpDelivery:
         self, to: WebhookAddress, message_id: str, at: datetime, body: bytes
     ) -> Delivered:
         """Send a signed message to a webhook; see the port."""
+        if (refused := self._refusal(to.url)) is not None:
+            return refused
         headers = {
             "Content-Type": "application/json",
             "webhook-id": message_id,
@@ -134,13 +138,16 @@ class HttpDelivery:
         headers["webhook-signature"] = signature(to.secret, headers, body)
         return await self._send(to.url, headers, body, {HTTPStatus.GONE})
 
-    async def _send(
-        self, address: str, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
-    ) -> Delivered:
+    def _refusal(self, address: str) -> Delivered | None:
         try:
             self._checked(address)
         except InvalidRequestError as error:  # the settings have changed since it was added
             return Delivered(DeliveryResult.REFUSED, str(error))
+        return None
+
+    async def _send(
+        self, address: str, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
+    ) -> Delivered:
         url = URL(address)
         try:
             proxy = proxy_for(address, self._proxies)

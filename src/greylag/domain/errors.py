@@ -35,7 +35,6 @@ class GreylagError(Exception):
 
 
 HINTS: Mapping[str, str] = {
-    **CAUSES,
     "history_not_cut": (
         "Undo without cutting it: the agent is told of the undo with the next message."
     ),
@@ -56,15 +55,15 @@ HINTS: Mapping[str, str] = {
     ),
     "turn_running": "Wait for the turn's end, or cancel it.",
 }
-"""What to do about each ``RefusalError``, by its code."""
+"""What to do about each ``RefusalError``, by its code; git's are ``CAUSES``."""
 
 
 class RefusalError(GreylagError):
-    """A refusal that nothing of ours treats apart from others: ``code``, of ``HINTS``, says why."""
+    """A refusal that nothing of ours treats apart from others: ``code`` says why."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
-        self.info = ErrorInfo(code, message, HINTS[code])
+        self.info = ErrorInfo(code, message, (CAUSES if code in CAUSES else HINTS)[code])
 
 
 class InvalidRequestError(GreylagError):

@@ -415,16 +415,16 @@ def check_source(source: GitSource) -> GitSource:
 
 def _checked_url(url: str) -> str:
     """Return ``url``, its host in small letters."""
-    field = "source.git.url"
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
-            f"{field} must not hold a user or password.",
+            "source.git.url must not hold a user or password.",
             hint="Keep a token as a secret of yours for that host: docs/git.md tells how.",
         )
     if len(url) > MAX_URL_LENGTH or not _URL.fullmatch(url):
         raise InvalidRequestError(
-            f"{field} must be the address of a repository of at most {MAX_URL_LENGTH} characters, "
-            "as https://github.com/octocat/hello-world.git, without a query."
+            "source.git.url must be the address of a repository of at most "
+            f"{MAX_URL_LENGTH} characters, as https://github.com/octocat/hello-world.git, "
+            "without a query."
         )
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")

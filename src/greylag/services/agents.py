@@ -89,12 +89,12 @@ class Transcripts:
             return None
         if request.operation is LIST_SESSIONS:
             sessions = [one.session for one in known.sessions]
-            return _answer(SessionList(sessions, known.total), rfc3339(known.kept_at))
+            return _copied(SessionList(sessions, known.total), rfc3339(known.kept_at))
         one = known.find(request.parts["session"])
         if one is None:
             return None
         if request.operation is SHOW_SESSION:
-            return _answer(one.session, rfc3339(known.kept_at))
+            return _copied(one.session, rfc3339(known.kept_at))
         return await self._messages(project, one, request.query)
 
     async def _messages(
@@ -110,7 +110,7 @@ class Transcripts:
             end = before or MOST_BEFORE
             said = [message for message in said if message.message_index < end][-limit:]
         history = History(one.session.session_id, list(said), one.session.message_count)
-        return _answer(history, one.copied_at)
+        return _copied(history, one.copied_at)
 
     async def _known(self, project: Project) -> Transcript | None:
         return unpack(await self._part(project, SESSIONS))
@@ -130,7 +130,7 @@ def _whole_number(query: Mapping[str, str], name: str, most: int) -> int | None:
     return int(value)
 
 
-def _answer(told: Any, kept_at: str) -> AgentAnswer:
+def _copied(told: Any, kept_at: str) -> AgentAnswer:
     async def body() -> AsyncIterator[bytes]:
         yield json.dumps(asdict(told), ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -155,9 +155,9 @@ class Agents:
     """The use cases of what runs in an environment.
 
     Each fails as ``Projects`` does for a wrong user or project, as its method of ``AgentGateway``
-    does, and by ``NotActiveError`` when the environment does not run. ``terminal`` tells whether
-    people may run things there themselves. ``transcripts`` answers some of what is asked of an
-    environment that does not run.
+    does, and by ``NotActiveError`` when the environment does not run; ``send`` wakes it instead.
+    ``terminal`` tells whether people may run things there themselves. ``transcripts`` answers some
+    of what is asked of an environment that does not run.
     """
 
     projects: Projects
@@ -213,7 +213,7 @@ class Agents:
         answer = self.gateway.relay(at, request)
         if request.operation.method == "GET":
             return answer
-        doing = self.projects.audit.doing(
+        doing = self.projects.gate.audit.doing(
             principal, action, _object(ref, request), operation=request.operation.name
         )
         return _opened(answer, doing)
@@ -233,8 +233,8 @@ class Agents:
         """Return a WebSocket of the agent's, to be opened."""
         at = await self.address(principal, ref, Action.TERMINAL_USE)
         about = (principal, Action.TERMINAL_USE, name_of(ref) + socket.path.format(**parts))
-        doing = self.projects.audit.doing(*about, operation=f"open_{socket.name}")
-        open_still = self.projects.audit.lasting(*about, operation=f"close_{socket.name}")
+        doing = self.projects.gate.audit.doing(*about, operation=f"open_{socket.name}")
+        open_still = self.projects.gate.audit.lasting(*about, operation=f"close_{socket.name}")
         return _opened(self.gateway.socket(at, socket, parts), doing, open_still)
 
     async def forward(
@@ -287,7 +287,7 @@ class Agents:
         message_id = new.message_id or uuid.uuid4().hex
         on = f"{name_of(ref)}/sessions/{new.session_id or ''}"
         about = (principal, Action.MESSAGES_SEND, on)
-        async with self.projects.audit.doing(*about, message_id=message_id):
+        async with self.projects.gate.audit.doing(*about, message_id=message_id):
             turn = await self.gateway.start_turn(
                 at, new.session_id, new.message, message_id, principal.name
             )
@@ -334,7 +334,7 @@ class Agents:
         """Ask a turn to end."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
         on = f"{name_of(ref)}/turns/{turn_id}"
-        async with self.projects.audit.doing(
+        async with self.projects.gate.audit.doing(
             principal, Action.AGENT_WRITE, on, operation="cancel_turn"
         ):
             return await self.gateway.cancel_turn(at, turn_id)
@@ -351,7 +351,7 @@ class Agents:
         """Answer a turn's question whether a tool may run."""
         at = await self.address(principal, ref, Action.AGENT_WRITE)
         on = f"{name_of(ref)}/turns/{turn_id}/confirmations/{confirmation_id}"
-        async with self.projects.audit.doing(
+        async with self.projects.gate.audit.doing(
             principal,
             Action.AGENT_WRITE,
             on,

@@ -88,11 +88,12 @@ class Notifier:
     gateway: AgentGateway
     clock: Clock
     worker: str
-    _users: frozenset[str] = frozenset()
-    _projects: dict[str, Project] = field(default_factory=dict)
-    _heard: dict[str, _Heard] = field(default_factory=dict)
-    _telling: Counter[str] = field(default_factory=Counter)  # deliveries that go on, by user
-    _renew_at: float = float("-inf")
+    _users: frozenset[str] = field(init=False, default=frozenset())
+    _projects: dict[str, Project] = field(init=False, default_factory=dict)
+    _heard: dict[str, _Heard] = field(init=False, default_factory=dict)
+    # Deliveries that go on, by user.
+    _telling: Counter[str] = field(init=False, default_factory=Counter)
+    _renew_at: float = field(init=False, default=float("-inf"))
 
     async def run(self) -> None:
         """Hear and tell until cancelled; a store that cannot be reached is waited for."""

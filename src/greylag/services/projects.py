@@ -47,7 +47,6 @@ from greylag.ports import (
     Subscription,
 )
 from greylag.services.access import Gate
-from greylag.services.audit import Audit
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
@@ -93,11 +92,6 @@ class Projects:
     namespace_prefix: str
     activation_timeout: float
     limits: DefaultLimits
-
-    @property
-    def audit(self) -> Audit:
-        """What the audit trail is told by."""
-        return self.gate.audit
 
     async def page(self, principal: Principal, user_id: str, query: PageQuery) -> ProjectPage:
         """Return one page of what the principal may see of a user's projects, newest first."""
@@ -152,7 +146,7 @@ class Projects:
                 if asked and (earlier := await self.store.created(user.id, asked, at)):
                     return Created(earlier, new=False)
                 raise
-            event = self.audit.event(
+            event = self.gate.audit.event(
                 principal, AuditAction.PROJECT_CREATE, name_of(project.ref), name=project.name
             )
             return await self.store.create(project, asked, audit=event)
@@ -191,7 +185,9 @@ class Projects:
         return given
 
     async def _give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
-        event = self.audit.event(principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id)
+        event = self.gate.audit.event(
+            principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id
+        )
         there = ProjectRef(user.id, ref.project_id)
         hint = "Hand over or delete that one first, or choose another user."
         if await self._find(there) is not None:
@@ -225,7 +221,7 @@ class Projects:
             check_metadata(edit.metadata)
             async with self.gate.limited(principal, Action.PROJECTS_WRITE, ref):
                 self._check_template(owner, edit.metadata)
-        event = self.audit.event(
+        event = self.gate.audit.event(
             principal,
             AuditAction.PROJECT_EDIT,
             name_of(ref),
@@ -281,7 +277,7 @@ class Projects:
         return at once. One that is not outdated is left alone.
         """
         await self.gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
-        event = self.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
+        event = self.gate.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
         return await self.store.refresh(ref.user_id, ref.project_id, self.clock.now(), audit=event)
 
     async def _want(
@@ -295,7 +291,7 @@ class Projects:
             now,
             now + timedelta(seconds=self.activation_timeout),
             again=again,
-            audit=self.audit.event(who, _ACTIONS[desired], name_of(ref)),
+            audit=self.gate.audit.event(who, _ACTIONS[desired], name_of(ref)),
         )
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:

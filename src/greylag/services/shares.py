@@ -59,7 +59,7 @@ class Shares:
             created_at=now,
             expires_at=now + timedelta(seconds=new.seconds),
         )
-        told = self.projects.audit.event(
+        told = self.gate.audit.event(
             principal,
             AuditAction.PREVIEW_LINK,
             shown_by(ref, new.port),
@@ -92,7 +92,7 @@ class Shares:
         if share is None or share.record_id != project.id:
             raise MissingError(f"Nothing is shared by the name {key!r}.")
         on = shown_by(ref, share.port)
-        event = self.projects.audit.event
+        event = self.gate.audit.event
         told = event(principal, AuditAction.PREVIEW_END, on, path=share.path)
         await self.store.remove(Share, key, audit=told)
 
