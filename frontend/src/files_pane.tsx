@@ -106,7 +106,7 @@ function useOpenFile(workspace: Workspace) {
   return [open, show, () => setOpen(null)] as const;
 }
 
-type Attempt = (action: () => Promise<unknown>) => Promise<void>;
+type Doing = (action: () => Promise<unknown>) => Promise<void>;
 
 function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (transfer: DataTransfer) => void; children: ComponentChildren }) {
   const [over, setOver] = useState(false);
@@ -125,7 +125,7 @@ function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (tran
 interface ToolbarProps {
   workspace: Workspace;
   folder: string;
-  attempt: Attempt;
+  attempt: Doing;
   onUpload: (uploads: Upload[]) => void;
   onUnpack: (archive: File) => void;
 }
@@ -192,7 +192,7 @@ interface FolderProps {
   workspace: Workspace;
   folder: string;
   news: number;
-  attempt: Attempt;
+  attempt: Doing;
   onUnpack: (into: string, archive: string) => void;
   onFolder: (path: string) => void;
   onFile: (path: string) => void;

@@ -21,7 +21,9 @@ export interface Project {
   mayWrite: boolean;
 }
 
-/** How it stands; `news` changes when what is shown of it may not be true any more. */
+/** How it stands, one object as long as the page lives: what loads a part first reads it afterwards, as it is then.
+ * `news` changes when what is shown of it may not be true any more.
+ */
 export interface Now {
   status: string;
   news: number;
@@ -35,14 +37,13 @@ export function startPane(name: string, begin: (place: HTMLElement, project: Pro
   const about = document.querySelector<HTMLElement>("[data-console]")?.dataset;
   if (!place || !about?.api || !about.page) return;
   const show = begin(place, { api: about.api, page: about.page, mayWrite: about.writes === "true" });
-  let news = 0;
-  let status = "";
+  const now = { status: "", news: 0 };
   const refresh = () => {
-    status = projectStatus();
-    news += 1;
-    show({ status, news });
+    now.status = projectStatus();
+    now.news += 1;
+    show(now);
   };
-  const hasChanged = () => (always ? place.hasChildNodes() : isShown(name) && status !== projectStatus());
+  const hasChanged = () => (always ? now.news > 0 : isShown(name) && now.status !== projectStatus());
   whenShown(name, refresh);
   document.addEventListener("greylag:changed", () => hasChanged() && refresh());
   for (const event of ["turn-ended", "undone"]) document.addEventListener(`greylag:${event}`, () => isShown(name) && refresh());

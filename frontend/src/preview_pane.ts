@@ -6,9 +6,9 @@ let wanted: { path: string } | null = null;
 
 /** Bring the pane to life, on a page that has one. */
 export function startPreview(): void {
-  startPane("preview", (place, { api, page }) => async ({ status }) => {
+  startPane("preview", (place, { api, page }) => async (now) => {
     const part = await loaded(place, import("./preview_view"));
-    part?.show(place, { api, page, status, wanted });
+    part?.show(place, { api, page, status: now.status, wanted });
   }, { always: true });
 }
 

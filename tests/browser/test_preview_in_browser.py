@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 from tests.browser.person import AXE, Person, at_browser
 from tests.browser.whole import Whole, up
 
@@ -230,3 +230,28 @@ async def test_a_project_that_failed_offers_to_wake_it(person: Person) -> None:
         }"""
     )
     await expect(shown.get_by_role("button", name="Activate it")).to_be_visible()
+
+
+async def test_a_pane_that_loads_while_the_project_wakes_shows_it_awake(person: Person) -> None:
+    page = person.page
+    stands = """(status) => {
+        document.querySelector("#project-header").dataset.status = status;
+        document.dispatchEvent(new Event("greylag:changed"));
+    }"""
+    come = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await come.wait()
+        await route.continue_()
+
+    await page.route("**/preview_view-*.js", late)
+    await page.get_by_role("tab", name="Files").click()  # which stands there from now on
+    await page.reload()
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.evaluate(stands, "activating")
+    async with page.expect_request("**/preview_view-*.js"):
+        shown = await pane(person)
+    await page.evaluate(stands, "active")
+    come.set()
+    await expect(shown).to_contain_text("Nothing is served yet")
+    await page.unroute("**/preview_view-*.js")

@@ -128,7 +128,7 @@ async def _revoke_itself(server: str, token: str) -> None:
 def _show_me(access: Access, me: dict[str, Any]) -> None:
     access.output.fields(
         me,
-        {
+        lambda: {
             "user": me["id"] or "the operator",
             "name": me["display_name"],
             "email": me["email"],
@@ -196,8 +196,13 @@ async def create_token(
         "user": access.user,
     }
     made = await access.api.post("tokens", body=body)
-    words = f"Token {made['id']}, until {moment(made['expires_at'])}; shown this once:"
-    access.output.made(made, words, made["token"])
+    access.output.made(
+        made,
+        lambda: (
+            f"Token {made['id']}, until {moment(made['expires_at'])}; shown this once:",
+            made["token"],
+        ),
+    )
 
 
 @tokens.command("revoke")

@@ -109,8 +109,7 @@ async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> 
     last = f"{check.last.number}:{check.last.hash}"
     access.output.made(
         {"whole": True, "entries": check.count, "last": last},
-        f"The audit trail is whole: {check.count} entries. The last one is",
-        last,
+        lambda: (f"The audit trail is whole: {check.count} entries. The last one is", last),
     )
 
 

@@ -46,7 +46,7 @@ def _tell(access: Access, found: Any) -> None:
     counts = {"changed": one.changed, "untracked": one.untracked, "conflicted": one.conflicted}
     access.output.fields(
         asdict(one),
-        {
+        lambda: {
             "branch": one.branch or "none: a commit is checked out",
             "commit": one.commit or "none yet",
             "follows": one.upstream,
@@ -68,8 +68,9 @@ async def commit(access: Access, *, project: str, message: str, paths: tuple[str
     place = await access.place(project)
     body = {"message": message, "paths": list(paths) or None}
     made = await access.api.post(*place.path, "git", "commit", body=body, within=LONGEST_WAIT)
-    words = f"Committed to {made['branch'] or 'no branch'}:"
-    access.output.made(made, words, made["commit"])
+    access.output.made(
+        made, lambda: (f"Committed to {made['branch'] or 'no branch'}:", made["commit"])
+    )
 
 
 @git.command()

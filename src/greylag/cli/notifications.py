@@ -49,8 +49,13 @@ async def add_webhook(access: Access, *, name: str) -> None:
     url = click.prompt("Address", err=True) if sys.stdin.isatty() else sys.stdin.readline()
     body = {"name": name, "url": url.strip()}
     made = await access.api.post(*await _path(access), "webhooks", body=body)
-    words = f"Webhook {made['id']} at {made['host']}; its secret is shown this once:"
-    access.output.made(made, words, made["secret"])
+    access.output.made(
+        made,
+        lambda: (
+            f"Webhook {made['id']} at {made['host']}; its secret is shown this once:",
+            made["secret"],
+        ),
+    )
 
 
 @notifications.command("test")

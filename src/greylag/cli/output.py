@@ -6,7 +6,7 @@ import os
 import sys
 import termios
 import webbrowser
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -197,22 +197,25 @@ class Output:
         else:
             self.note(words)
 
-    def made(self, document: object, words: str, value: str) -> None:
-        """Print ``document`` for programs; for people ``value``, a line to copy, after a note."""
+    # Programs are given what there is as it is, whether or not it has all that people are told.
+
+    def made(self, document: object, tell: Callable[[], tuple[str, str]]) -> None:
+        """Print ``document`` for programs; for people a note and a line to copy."""
         if self.json:
             self.document(document)
-        else:
-            self.note(words)
-            self.line(value)
+            return
+        words, value = tell()
+        self.note(words)
+        self.line(value)
 
-    def fields(self, document: object, fields: Mapping[str, Any]) -> None:
+    def fields(self, document: object, tell: Callable[[], Mapping[str, Any]]) -> None:
         """Print ``document`` for programs; for people names with their values, one a line, without
         those that have no value.
         """
         if self.json:
             self.document(document)
             return
-        shown = {name: value for name, value in fields.items() if value not in (None, "", {})}
+        shown = {name: value for name, value in tell().items() if value not in (None, "", {})}
         width = max((len(name) for name in shown), default=0)
         for name, value in shown.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

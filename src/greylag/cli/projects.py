@@ -273,29 +273,30 @@ async def _show_log(access: Access, place: ProjectPlace, first: int, wished: str
 
 def show_project(output: Output, project: ProjectJson) -> None:
     """Print one project."""
+    output.fields(project, lambda: _told(project))
+
+
+def _told(project: ProjectJson) -> dict[str, Any]:
     error = project["error"]
-    output.fields(
-        project,
-        {
-            "project": project["project_id"],
-            "name": project["name"],
-            "user": project["user_id"],
-            "status": project["status"],
-            "wanted": project["desired"] if project["desired"] != project["status"] else None,
-            "endpoint": project["endpoint"],
-            "outdated": "yes: `greylag rollout` starts it anew" if project["outdated"] else None,
-            "error": f"{error['message']} [{error['code']}]" if error else None,
-            "hint": error["hint"] if error else None,
-            "metadata": project["metadata"],
-            "source": _source(project["source"]),
-            "namespace": project["namespace"],
-            "deployment": project["deployment"],
-            "activated": project["last_activated_at"],
-            "deactivated": project["last_deactivated_at"],
-            "created": project["created_at"],
-            "updated": project["updated_at"],
-        },
-    )
+    return {
+        "project": project["project_id"],
+        "name": project["name"],
+        "user": project["user_id"],
+        "status": project["status"],
+        "wanted": project["desired"] if project["desired"] != project["status"] else None,
+        "endpoint": project["endpoint"],
+        "outdated": "yes: `greylag rollout` starts it anew" if project["outdated"] else None,
+        "error": f"{error['message']} [{error['code']}]" if error else None,
+        "hint": error["hint"] if error else None,
+        "metadata": project["metadata"],
+        "source": _source(project["source"]),
+        "namespace": project["namespace"],
+        "deployment": project["deployment"],
+        "activated": project["last_activated_at"],
+        "deactivated": project["last_deactivated_at"],
+        "created": project["created_at"],
+        "updated": project["updated_at"],
+    }
 
 
 def _row(project: ProjectJson) -> tuple[str, ...]:

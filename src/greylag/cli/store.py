@@ -133,7 +133,9 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
 
 
 def _print(output: Output, summary: dict[str, Any]) -> None:
-    output.fields(summary, {name: str(value) for name, value in summary.items() if value != 0})
+    output.fields(
+        summary, lambda: {name: str(value) for name, value in summary.items() if value != 0}
+    )
 
 
 def _settings(data: Path | None) -> "Settings":
