@@ -39,9 +39,6 @@ class Secret:
     value: str = field(repr=False)
 
 
-# Each reads one variable's value, which is not empty, or raises what is wrong with it.
-
-
 def _from(name: str, parse: Callable[[str, str], _T]) -> Callable[[Mapping[str, str]], _T | None]:
     """Return what reads a variable, ``None`` for an empty one too, and has its name and value
     parsed.
@@ -52,6 +49,9 @@ def _from(name: str, parse: Callable[[str, str], _T]) -> Callable[[Mapping[str, 
         return parse(name, value) if value else None
 
     return read
+
+
+# Each reads one variable's value, which is not empty, or raises what is wrong with it.
 
 
 def _text(_name: str, value: str) -> str:

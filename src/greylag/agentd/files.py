@@ -24,7 +24,7 @@ from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, rea
 
 _QUICK_SECONDS = 20.0
 _LONG_SECONDS = 3600.0
-_CODES = {code for code, _ in CODES.values()} | {"outside_workspace", "invalid_archive"}
+_CODES = frozenset({"outside_workspace", "invalid_archive", *(code for code, _ in CODES.values())})
 _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
 _MOST_TEXT = 16 * 1024

@@ -41,10 +41,10 @@ class Process:
 
 
 def birth(pid: int) -> str | None:
-    """Return what tells the process ``pid`` from others that had its number.
+    """Return what tells the process ``pid`` from others that had its number: pids are used again.
 
-    ``None`` when there is none, or only a zombie. Two births are the same process's when equal,
-    also when the system's clock was set in between, by which psutil tells a start.
+    ``None`` when there is none, or only a zombie. On Linux setting the clock changes nothing of it;
+    elsewhere it is by the clock that psutil tells a start.
     """
     if not _LINUX:
         import psutil  # noqa: PLC0415 - only where there is no /proc
@@ -65,8 +65,8 @@ def birth(pid: int) -> str | None:
 
 
 def process_clock() -> float:
-    """Return now, in seconds, on the clock by which it is told here when a process began; nobody
-    can set it.
+    """Return now, in seconds, on the clock by which it is told here when a process began; on Linux
+    nobody can set it.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
 

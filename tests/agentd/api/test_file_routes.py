@@ -25,6 +25,7 @@ from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 
 from greylag.agentd import execution, files
 from greylag.agentd.agent.types import PromptResult, TurnSink
+from greylag.agentd.api import requests
 from greylag.agentd.problems import RequestError
 from greylag.execd import archives
 from greylag.execd.files import Workspace, parts_of, shown
@@ -514,3 +515,7 @@ async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
             with pytest.raises(aiohttp.ClientPayloadError):
                 await ask(api, "GET", "/archive")
             assert len((await listed(api, ""))["entries"]) == 2
+
+
+def test_whatever_execd_refuses_by_has_a_status() -> None:
+    assert requests._STATUS.keys() >= files._CODES

@@ -1,6 +1,7 @@
 """agentd answers every operation that the platform relays, as the one table describes it."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from greylag.common import agent_api
 from greylag.common.agent_api import Operation
 
 EXTENSIONS = "_goose/unstable/config/extensions"
+
+
+def test_each_operation_has_a_name_of_its_own_and_asks_for_a_path() -> None:
+    names = [operation.name for operation in agent_api.OPERATIONS]
+    assert len(set(names)) == len(names)
+    for operation in agent_api.OPERATIONS:
+        assert re.fullmatch(r"(GET|POST|PUT|DELETE) /\S*", operation.request)
 
 
 @pytest.mark.parametrize("operation", agent_api.OPERATIONS, ids=lambda one: one.name)

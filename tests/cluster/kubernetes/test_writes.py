@@ -16,10 +16,10 @@ from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.kubernetes import observation
+from greylag.cluster.kubernetes import observation, writes
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import WATCHED, KubernetesCluster
-from greylag.cluster.kubernetes.identity import START_ANNOTATION, Object
+from greylag.cluster.kubernetes.identity import KINDS, START_ANNOTATION, Object
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import ClusterError, LeaseLostError
@@ -151,7 +151,7 @@ async def test_what_no_controller_takes_up_is_not_deleted(monkeypatch: pytest.Mo
         assert not any(asked.startswith("DELETE") for asked in server.asked)
 
 
-async def test_of_what_was_deleted_nothing_is_remembered() -> None:
+async def test_of_what_was_deleted_no_object_is_remembered() -> None:
     async with asleep() as (server, cluster):
         namespace = environment(2).names.namespace
         there = {**deployment(server), "status": {"observedGeneration": 1}}
@@ -165,6 +165,22 @@ async def test_of_what_was_deleted_nothing_is_remembered() -> None:
         await cluster.observe(environment(2))
         assert cluster._observer._known == {}
         assert cluster._cache._deployments == {}
+
+
+async def test_what_was_deleted_is_not_made_again_under_an_older_claim() -> None:
+    async with asleep() as (server, cluster):
+        namespace = environment(3).names.namespace
+        there = {**deployment(server), "status": {"observedGeneration": 1}}
+        server.put("Deployment", namespace, there)
+        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        await cluster.delete(environment(3))
+        with pytest.raises(LeaseLostError):
+            await cluster.start(environment(2))
+
+
+def test_each_kind_is_watched_or_is_not() -> None:
+    assert set(WATCHED).isdisjoint(writes._UNWATCHED)
+    assert set(KINDS) - {*WATCHED, *writes._UNWATCHED} == {"Event"}  # read, and never applied
 
 
 async def test_a_start_under_an_older_claim_is_refused_and_writes_nothing() -> None:

@@ -96,10 +96,14 @@ async def test_an_environment_is_a_session_of_its_own_with_limits_and_no_foreign
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREYLAG_TOKEN", "the operator's")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
     async with open_local(tmp_path, model={"GREYLAG_MODEL": "m"}) as cluster:
-        await cluster.start(PROJECT.environment)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most - 1, hard))  # the launcher's is another
+        try:
+            await cluster.start(PROJECT.environment)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await reaches(cluster, PROJECT, Observed.READY)
         facts, record = facts_of(tmp_path), record_of(tmp_path, PROJECT)
     assert facts["session"] == facts["pid"]

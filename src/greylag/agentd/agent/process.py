@@ -114,7 +114,7 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
 
 async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
     for key, value in defaults.items():
-        if await _read(peer, key) is None:
+        if await _setting(peer, key) is None:
             params = {"key": key, "value": value}
             await peer.request("_goose/unstable/config/upsert", params)
 
@@ -124,7 +124,7 @@ async def _limit_extensions(peer: AcpPeer) -> None:
 
     Once only: what the user turns on later stays on.
     """
-    if await _read(peer, _PREPARED) is not None:
+    if await _setting(peer, _PREPARED) is not None:
         return
     listed = await peer.request(f"{CONFIGURED}/list", {})
     for entry in listed["extensions"]:
@@ -136,7 +136,7 @@ async def _limit_extensions(peer: AcpPeer) -> None:
     await peer.request("_goose/unstable/config/upsert", params)
 
 
-async def _read(peer: AcpPeer, key: str) -> Any:
+async def _setting(peer: AcpPeer, key: str) -> Any:
     answer = await peer.request("_goose/unstable/config/read", {"key": key})
     return answer.get("value")
 
@@ -211,7 +211,7 @@ class AgentProcess:
                 watchers = [
                     reading,
                     tasks.create_task(self.watch_stderr(), name="agent-stderr"),
-                    tasks.create_task(self._start(on_ready), name="agent-start"),
+                    tasks.create_task(self._make_ready(on_ready), name="agent-start"),
                     tasks.create_task(self._await_end(reading), name="agent-end"),
                 ]
                 reason = await self._over
@@ -231,7 +231,7 @@ class AgentProcess:
         await asyncio.sleep(_EXIT_SECONDS)
         self.request_kill()
 
-    async def _start(self, on_ready: Callable[[str], None]) -> None:
+    async def _make_ready(self, on_ready: Callable[[str], None]) -> None:
         try:
             with understood():
                 async with asyncio.timeout(_START_SECONDS):

@@ -20,7 +20,6 @@ LONGEST_QUOTE = 400
 
 _FAILED = 500
 _UNAUTHORIZED = 401
-_CONFLICT = 409
 _INVALID = frozenset({400, 422})
 
 
@@ -49,6 +48,11 @@ class ApiError(Exception):
     def is_gone(self) -> bool:
         """Whether a resourceVersion or a list's continuation is too old to go on from."""
         return self.status == 410 or self.reason in {"Expired", "Gone"}  # noqa: PLR2004 - HTTP's Gone
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether the object has changed since it was read, or is there already."""
+        return self.status == 409  # noqa: PLR2004 - HTTP's Conflict
 
     @property
     def is_refusal(self) -> bool:
@@ -253,7 +257,7 @@ def cluster_error(error: ApiError) -> ClusterError:
             code="cluster_unauthorized",
             hint="Renew KUBE_TOKEN or the kubeconfig, and start Greylag again.",
         )
-    if error.status == _CONFLICT:
+    if error.is_conflict:
         return ClusterError(
             f"Somebody else changes the environment at the same time: {words}",
             code="cluster_conflict",

@@ -10,8 +10,6 @@ from greylag.cluster.kubernetes.identity import INSTANCE_LABEL, Object, is_ours,
 from greylag.domain.errors import ClusterError
 from greylag.domain.project import Environment
 
-_CONFLICT = 409
-
 
 class Ownership:
     """Which namespaces are ours. What a namespace says counts for all that is in it.
@@ -74,7 +72,7 @@ class Ownership:
             try:
                 known = await self._api.patch_merge("Namespace", None, name, patch)
             except ApiError as error:
-                if error.status != _CONFLICT:
+                if not error.is_conflict:
                     raise
                 known = await self._api.read("Namespace", None, name)
 

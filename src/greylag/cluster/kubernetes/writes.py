@@ -70,7 +70,6 @@ GONE_SECONDS = 5.0
 
 _REMEMBERED = 10_000
 _TRIES = 5
-_CONFLICT = 409
 _REFUSED = frozenset({403, 422})
 _VOLUME_FIELDS = ("storageClassName", "accessModes")
 _UNWATCHED = frozenset({"ConfigMap", "LimitRange", "ResourceQuota", "Secret", "ServiceAccount"})
@@ -112,7 +111,7 @@ class FencedWrites:
             try:
                 written = await step(found)
             except ApiError as error:
-                if error.status != _CONFLICT or tried == _TRIES:
+                if not error.is_conflict or tried == _TRIES:
                     raise cluster_error(error) from error
                 with translated():
                     found = await self._api.read("Deployment", names.namespace, names.deployment)
