@@ -59,7 +59,7 @@ async def _goes_on(change: str) -> None:
                 kubectl, "get", what, *where, "-o", f"jsonpath={path or '{.metadata.name}'}"
             )
             assert found.stdout == becomes, (change, found)
-            await second.stop(again.environment)
+            await accepted(second.stop, again)
             await reaches(second, again, Observed.STOPPED)
 
 
