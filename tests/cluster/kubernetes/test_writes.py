@@ -151,12 +151,16 @@ async def test_what_no_controller_takes_up_is_not_deleted(monkeypatch: pytest.Mo
         assert not any(asked.startswith("DELETE") for asked in server.asked)
 
 
+async def taken_up(server: StatefulServer, cluster: KubernetesCluster) -> None:
+    """Let the controller have taken up the Deployment as it is, and the informers know of it."""
+    there = {**deployment(server), "status": {"observedGeneration": 1}}
+    server.put("Deployment", environment(2).names.namespace, there)
+    assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+
+
 async def test_of_what_was_deleted_no_object_is_remembered() -> None:
     async with asleep() as (server, cluster):
-        namespace = environment(2).names.namespace
-        there = {**deployment(server), "status": {"observedGeneration": 1}}
-        server.put("Deployment", namespace, there)
-        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        await taken_up(server, cluster)
         await cluster.delete(environment(2))
         async with asyncio.timeout(PATIENCE):
             while (await cluster.observe(environment(2))).state is not Observed.ABSENT:
@@ -169,10 +173,7 @@ async def test_of_what_was_deleted_no_object_is_remembered() -> None:
 
 async def test_what_was_deleted_is_not_made_again_under_an_older_claim() -> None:
     async with asleep() as (server, cluster):
-        namespace = environment(3).names.namespace
-        there = {**deployment(server), "status": {"observedGeneration": 1}}
-        server.put("Deployment", namespace, there)
-        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        await taken_up(server, cluster)
         await cluster.delete(environment(3))
         with pytest.raises(LeaseLostError):
             await cluster.start(environment(2))
