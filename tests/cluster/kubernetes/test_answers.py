@@ -18,7 +18,7 @@ from tests.cluster.kubernetes.kubeconfigs import certificate, connected
 from tests.ports import free_port
 
 from greylag.cluster.kubernetes import api as api_module
-from greylag.cluster.kubernetes import transport
+from greylag.cluster.kubernetes import calls
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.credentials import Credentials, TokenFile
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
@@ -27,7 +27,7 @@ from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
 
 
 def in_pieces(code: int, *pieces: bytes) -> Answer:
@@ -143,7 +143,7 @@ async def test_a_call_that_was_never_sent_is_tried_again_whatever_it_is() -> Non
     api = Api(found)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transport, "FIRST_PAUSE", 0.1)
+            patch.setattr(calls, "FIRST_PAUSE", 0.1)
             made, _ = await asyncio.gather(api.patch_merge("Pod", "n", "a", {}), begin(runner))
         assert made == thing("a", 1)
     finally:

@@ -15,7 +15,7 @@ from tests.cluster.kubernetes.api_server import (
     thing,
 )
 
-from greylag.cluster.kubernetes import transport
+from greylag.cluster.kubernetes import calls
 from greylag.cluster.kubernetes.api import CALLS_AT_ONCE, server_version
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
@@ -23,7 +23,7 @@ from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(calls, "FIRST_PAUSE", 0.001)
 
 
 async def test_a_call_carries_the_token_and_is_told_to_ask_for_json() -> None:
@@ -69,11 +69,11 @@ async def test_after_429_anything_is_repeated_and_not_before_retry_after() -> No
         assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize(("asked", "tries"), [("0", transport.TRIES), ("6", 1)])
+@pytest.mark.parametrize(("asked", "tries"), [("0", calls.TRIES), ("6", 1)])
 async def test_who_waits_is_told_of_an_api_server_that_stays_too_busy(
     asked: str, tries: int
 ) -> None:
-    async with served(*[status(429, **{"Retry-After": asked})] * transport.TRIES) as (server, api):
+    async with served(*[status(429, **{"Retry-After": asked})] * calls.TRIES) as (server, api):
         with pytest.raises(ClusterUnavailableError, match="answered 429"):
             await api.read("Pod", "n", "a")
         assert len(server.asked) == tries

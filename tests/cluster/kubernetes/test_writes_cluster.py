@@ -9,9 +9,9 @@ from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.calls import ApiCall
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import Toleration
-from greylag.cluster.kubernetes.transport import ApiCall
 from greylag.domain.lifecycle import Observed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

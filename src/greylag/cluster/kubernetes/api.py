@@ -18,16 +18,16 @@ import structlog
 from yarl import URL
 
 from greylag.cluster.kubernetes import credentials
-from greylag.cluster.kubernetes.connection import Connection
-from greylag.cluster.kubernetes.failures import ApiError
-from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS, Object
-from greylag.cluster.kubernetes.transport import (
+from greylag.cluster.kubernetes.calls import (
     ApiCall,
     WatchStream,
     kept_alive,
     pause_after,
     unavailable,
 )
+from greylag.cluster.kubernetes.connection import Connection
+from greylag.cluster.kubernetes.failures import ApiError
+from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS, Object
 from greylag.common.net import beginning
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError, ConfigError

@@ -27,7 +27,7 @@ from greylag.common.backoff import Pauses, backoff
 from greylag.domain.errors import ClusterError, ClusterUnavailableError
 
 if TYPE_CHECKING:
-    from greylag.cluster.kubernetes.transport import WatchStream
+    from greylag.cluster.kubernetes.calls import WatchStream
 
 ObjectKey = tuple[str, str]
 """Namespace ("" for what has none) and name."""
