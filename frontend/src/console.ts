@@ -10,14 +10,12 @@ import { OtherTurns } from "./other_turns";
 import { PastTurns, fragment } from "./past_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { Refused, ask, post, wordsOf } from "./sse";
+import { Backoff, Refused, ask, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, type TurnState, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
-
-const BUSY_PAUSE_MS = 1000;
 
 /** Bring the console to life, on a page that has one. */
 export function startConsole(): void {
@@ -42,6 +40,7 @@ class Console {
   #past: PastTurns;
   #queue: Queue;
   #facts: Facts;
+  #busyPause = new Backoff();
   #leaving = new AbortController();
 
   constructor(root: HTMLElement) {
@@ -370,6 +369,7 @@ class Console {
       view.apply("status", { message: content.demonstration });
     }
     this.#sentIn(stream.pending.session).forget(stream.pending);
+    this.#busyPause.reset();
     if (this.#stream !== stream) return;
     if (content.session_id !== this.#session) this.#adopt(content.session_id);
     if (this.#stopWanted) void this.#stop();
@@ -398,13 +398,18 @@ class Console {
     this.#queue.add(written(stream.pending.message, this.#session), "before");
     this.#sentIn(stream.pending.session).forget(stream.pending);
     this.#rest();
+    let shown: HTMLElement | null = null;
     await this.#try(async () => {
       const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
       const [newest] = (await listed.json()).turns;
       if (newest?.status !== "running") return;
-      await this.#others.add({ ...newest, state: "working" });
+      shown = this.#conversation.querySelector(`[data-turn="${CSS.escape(newest.turn_id)}"]`);
+      if (!shown) await this.#others.add({ ...newest, state: "working" });
     });
-    setTimeout(() => this.#sendQueued(), this.#stream ? 0 : BUSY_PAUSE_MS);
+    if (!this.#stream) await this.#busyPause.pause(this.#leaving.signal);
+    if (this.#leaving.signal.aborted) return;
+    if (shown && !this.#stream) void this.#replay(shown, true); // its stream had been refused
+    this.#sendQueued();
   }
 
   #shows({ turn_id, message_id }: Pick<TurnState, "turn_id" | "message_id">): boolean {

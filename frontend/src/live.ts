@@ -13,6 +13,7 @@ interface Live {
 }
 
 let open: Live | null = null;
+let left: Live | null = null; // the one before, which the page may go on with
 
 /** Follow the stream that the page names in `data-live`, if it names one; again when that changes. */
 export function startLive(): void {
@@ -21,7 +22,9 @@ export function startLive(): void {
     const wanted = document.visibilityState === "visible" ? (place?.dataset.live ?? null) : null;
     if (wanted === (open?.url ?? null)) return;
     open?.leave.abort();
-    open = wanted === null ? null : { url: wanted, leave: new AbortController(), last: null };
+    left = open ?? left;
+    const last = left?.url === wanted ? left.last : null;
+    open = wanted === null ? null : { url: wanted, leave: new AbortController(), last };
     if (open) void follow(open);
   };
   document.addEventListener("visibilitychange", check);

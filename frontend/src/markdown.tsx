@@ -14,10 +14,10 @@ const MOST_CELLS = 65_000; // of rows that are cut off a table: the parser's own
 const MOST_UNCUT = 200_000; // characters of a paragraph in which there is no place to cut
 const EACH = 64;
 const CLOSING = /(?:^|\n) {0,3}(?:`{3,}|~{3,})\s*$/;
-const MARKS = /`+|~~|\*+(?=\S)|(?<=\S)\*+|\b_+|_+\b|[[\]()]/g; // what may open or close something within a paragraph
-const BEGUN = /^[ \t]*(?:\d{1,9}[.)]?|[-+*_=#`~>|:]*)[ \t]*$/; // a line of which it is not known yet what it begins
+const MARKS = /`+|~~|\*+|_+|[[\]()]/g; // what may open or close something within a paragraph
+const BEGUN = /^(?:\d{1,9}[.)]?|[-+*_=#`~>|:]*)$/; // a line, without blanks around it, of which it is not known yet what it begins
 const TASK = /^\[([ xX])\] /;
-const LABEL = /\[((?:\\[^]|[^\\[\]])+)\]/g; // of a link whose address may be defined elsewhere
+const LABEL = /\\[^]|\[((?:\\[^]|[^\\[\]])+)\]/g; // of a link whose address may be defined elsewhere, or an escaped character
 
 const parser = new MarkdownIt({ html: false, linkify: true });
 
@@ -106,8 +106,8 @@ export class MarkdownStream {
   }
 
   #nameAnew({ tokens, known, place, rows, view }: Naming, order: Map<string, number>): void {
-    const isNews = (label: string) => (order.get(parser.utils.normalizeReference(label)) ?? -1) >= known;
-    if (!tokens.some(({ content }) => [...content.matchAll(LABEL)].some(([, label]) => isNews(label!)))) return;
+    const isNews = (label = "") => (order.get(parser.utils.normalizeReference(label)) ?? -1) >= known;
+    if (!tokens.some(({ content }) => [...content.matchAll(LABEL)].some(([, label]) => isNews(label)))) return;
     this.#parseWords(tokens);
     rows.forEach((row, index) => { row.view = rowsOf(row.tokens, index); });
     const group = this.#groups[Math.floor(place / GROUP)];
@@ -158,7 +158,7 @@ export class MarkdownStream {
   /** The source without a last line that may still go on what is before it. */
   get #known(): string {
     const line = this.#source.lastIndexOf("\n") + 1;
-    return BEGUN.test(this.#source.slice(line)) ? this.#source.slice(0, line) : this.#source;
+    return BEGUN.test(this.#source.slice(line).trim()) ? this.#source.slice(0, line) : this.#source;
   }
 
   #parse(): void {
@@ -323,6 +323,7 @@ function lastClosed(text: string, places: number[]): number | undefined {
     for (; at < places.length && places[at]! <= end; at++) if (!open.size && !depth) found = places[at];
   };
   for (const { 0: mark, index } of text.matchAll(MARKS)) {
+    if (!isMark(text, mark, index)) continue;
     pass(index);
     if ("[(".includes(mark)) depth += 1;
     else if ("])".includes(mark)) depth = Math.max(0, depth - 1);
@@ -330,6 +331,13 @@ function lastClosed(text: string, places: number[]): number | undefined {
   }
   pass(text.length);
   return found;
+}
+
+/** Tell whether a run of one character can open or close anything where it stands. */
+function isMark(text: string, run: string, at: number): boolean {
+  const around = [text[at - 1] ?? "", text[at + run.length] ?? ""];
+  if (run[0] === "*") return around.some((one) => /\S/.test(one));
+  return run[0] !== "_" || !around.every((one) => /\w/.test(one));
 }
 
 /** Tell whether a place lies within a word or an address of ASCII's characters. */

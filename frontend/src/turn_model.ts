@@ -5,6 +5,7 @@ import type { Problem } from "./sse";
 import { textOr } from "./text";
 
 const PIECE = 4096;
+const EXITED = "Command exited with code ";
 const MOST_TEXT = 400_000; // of what one tool prints
 
 export type StepState = "running" | "asks" | "done" | "failed" | "declined" | "stopped";
@@ -220,8 +221,12 @@ function resultOf(result: Content): Result {
 }
 
 function withExitCode(text: string): Result {
-  const found = /\n*Command exited with code (\d+)\s*$/.exec(text);
-  return { text: found ? text.slice(0, found.index) : text, files: [], exitCode: found ? Number(found[1]) : null };
+  const at = text.lastIndexOf(EXITED);
+  const found = at < 0 ? null : /^(\d+)\s*$/.exec(text.slice(at + EXITED.length));
+  if (!found) return { text, files: [], exitCode: null };
+  let end = at;
+  while (text[end - 1] === "\n") end -= 1;
+  return { text: text.slice(0, end), files: [], exitCode: Number(found[1]) };
 }
 
 function partText(part: Content): string {

@@ -65,13 +65,18 @@ export class TurnStream {
         if (signal.aborted) return;
         if (error instanceof Refused) {
           refusedSince ??= Date.now();
-          if (!error.passing || Date.now() - refusedSince > PATIENCE_MS) throw error;
+          if (!this.#passes(error) || Date.now() - refusedSince > PATIENCE_MS) throw error;
         }
       }
       if (signal.aborted) return;
       handlers.lost();
       await backoff.pause(signal);
     }
+  }
+
+  /** Streams there may be only so many of; one that has ended makes room for that of a turn that runs. */
+  #passes(error: Refused): boolean {
+    return error.passing || (this.turnId !== null && error.status === 429);
   }
 
   cancel(): Promise<Response> {

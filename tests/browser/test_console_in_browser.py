@@ -4,7 +4,7 @@ import asyncio
 import re
 
 import pytest
-from playwright.async_api import Route, expect
+from playwright.async_api import Request, Route, expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import AXE, Person, at_browser
 from tests.web.server import ADA, Site, site
@@ -305,6 +305,46 @@ async def test_a_message_that_meets_another_tab_s_turn_waits_for_its_end(
     await person.answered()
     assert (await person.answer()).endswith("It ran.")
     await turns_from_elsewhere_come_in_their_order(running, person, path, session["session_id"])
+
+
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_turn_whose_stream_is_refused_is_followed_later_and_what_is_sent_waits_for_it(
+    running: Site, person: Person, status: int
+) -> None:
+    path = await running.project(active=True)
+    begun = {"message": "wait: long", "message_id": "theirs"}
+    async with running.http.post(f"{path}/messages", json=begun) as answer:
+        await answer.content.readline()
+    page = person.page
+    sent: list[str] = []
+    refused: list[str] = []
+    followed = asyncio.Event()
+
+    async def refuse_thrice(route: Route) -> None:
+        if len(refused) == 3:
+            followed.set()
+            return await route.continue_()
+        refused.append(route.request.url)
+        body = '{"code": "limit_exceeded", "detail": "There are too many streams."}'
+        return await route.fulfill(status=status, body=body)
+
+    def note(request: Request) -> None:
+        if request.method == "POST" and request.url.endswith("/messages"):
+            sent.append(request.url)
+
+    page.on("request", note)
+    await page.route("**/turns/*/events", refuse_thrice)
+    await person.open_project(path)
+    await person.say("And then this")
+    await followed.wait()
+    await expect(page.locator("#stop")).to_be_visible()
+    await expect(page.locator(".queued")).to_contain_text("And then this")
+    assert len(sent) <= 3
+    turn = await page.locator(".turn").get_attribute("data-turn")
+    await running.ask("POST", f"{path}/turns/{turn}/cancel")
+    await expect(page.locator(".said")).to_have_text(["wait: long", "And then this"])
+    await person.answered()
+    assert (await person.answer()).startswith("You said: And then this")
 
 
 async def turns_from_elsewhere_come_in_their_order(

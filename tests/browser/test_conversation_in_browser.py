@@ -308,6 +308,17 @@ async def test_code_colours_and_changes_that_would_take_for_ever_hold_up_nothing
     await expect(page.locator(".step .diff-gap")).to_have_text("Shown in part")
 
 
+async def test_blanks_and_marks_that_would_take_for_ever_hold_up_nothing(person: Person) -> None:
+    marks = "\n\n".join(["x" + "_" * 190_000 + "y"] * 4)
+    names = "\\[" * 90_000 + "[x]\n\n[x]: https://example.test/\n"
+    for text in (" " * 900_000 + "last", f"{marks}\n\nlast", f"{names}\nlast"):
+        # While the turn runs each piece is looked at as it comes.
+        await person.say(f"events: {json.dumps([*words(text, 50_000), ('wait', {})])}")
+        await expect(person.page.locator(".turn").last.locator(".prose")).to_contain_text("last")
+        await person.page.click("#stop")
+        await person.answered()
+
+
 async def test_what_is_read_of_a_long_answer_stays_in_place_as_it_scrolls(person: Person) -> None:
     page = person.page
     await told(person, *words(PARAGRAPHS))

@@ -19,6 +19,10 @@ from greylag.domain.project import NewEvent, ProjectRef
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_axe]
 GONE = ErrorInfo("image_missing", "The image does not exist.", "Name another image.")
 LOOKS = ((320, "light"), (1920, "dark"))
+LOOKED_AT = """state => {
+  Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -129,6 +133,23 @@ async def test_the_menu_is_used_by_keys_and_leads_to_no_raw_data(
     await running.ask("PATCH", path, json={"name": "Read"})
     await expect(page.locator("h1")).to_have_text("Read")
     assert await page.locator("#log").evaluate("one => one.scrollTop") == 5
+
+
+async def test_a_page_that_is_looked_at_again_goes_on_with_its_log(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    path = await running.project("looked-at")
+    await person.open_project(path)
+    await page.wait_for_selector("#composer[data-ready]")
+    lines = page.locator("#log li")
+    for call, end in (("activate", "is active."), ("deactivate", "is inactive")):
+        await running.ask("POST", f"{path}/{call}")
+        await expect(lines.last).to_contain_text(end)
+        await page.evaluate(LOOKED_AT, "hidden")
+        await page.evaluate(LOOKED_AT, "visible")
+    ids = await lines.evaluate_all("all => all.map(one => one.id)")
+    assert len(set(ids)) == len(ids)
 
 
 async def test_it_is_renamed_at_its_name_its_extensions_are_mended_and_it_sleeps(

@@ -3,8 +3,8 @@
 A message is answered with its own words. Four beginnings make it do more: ``run: `` asks for a
 confirmation and then tells what it would have run (``run: pictures`` gives a picture and what only
 looks like one), ``wait: `` says nothing until the turn is cancelled, ``fail: `` ends with an error
-event, ``events: `` gives a JSON list of types and contents, which may end in a question. Of what is
-relayed all is answered; of settings it has three.
+event, ``events: `` gives a JSON list of types and contents, which may end in a question, or with
+``wait``. Of what is relayed all is answered; of settings it has three.
 """
 
 import asyncio
@@ -737,6 +737,8 @@ def _begin(run: _Run) -> None:
         run.end("error")
     elif kind == "events":
         for told, content in json.loads(rest):
+            if told == "wait":
+                return
             run.add(told, **content)
             if told == "tool_confirmation":
                 run.confirmation = content["id"]
