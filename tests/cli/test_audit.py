@@ -1,5 +1,6 @@
 """The audit trail by command line: listed, written out, and checked."""
 
+import json
 from pathlib import Path
 
 from tests.cli.program import call
@@ -26,11 +27,26 @@ async def test_it_is_listed_written_out_and_checked(stack: Stack, tmp_path: Path
     known = whole.document["last"]
     assert (await call("audit", "verify", "--known", known, env=stack.env)).code == 0
 
+    lines = written.out.splitlines(keepends=True)
+    links = [f"{one['number']}:{one['hash']}" for one in map(json.loads, lines)]
+    file.write_text("".join(lines[1:]))
+    # An entry that is noted and was trimmed, or is before the copy, is not passed over.
+    for of, said in (
+        (links[0], None),
+        (links[0][:-1] + "x", "The entry 1 was changed."),
+        (f"0:{'0' * 64}", "The entry 0 is not there any more"),
+    ):
+        done = await call("audit", "verify", "--known", of, str(file), env=stack.env)
+        assert (said or "is whole") in done.out + done.err
     wrong = await call("audit", "verify", "--known", known[:-1] + "x", env=stack.env)
     assert (wrong.code, "The entry 3 was changed." in wrong.err) == (Exit.REFUSED, True)
     file.write_text(written.out.replace("One", "Oni"))
     edited = await call("audit", "verify", str(file), env=stack.env)
     assert "error: The entry 1 was changed. [audit_broken]" in edited.err
+    for damaged in (b"[]\n", b"\xff\n", b"[" * 100_000, b'{"number": "1", "previous": ""}\n'):
+        file.write_bytes(lines[0].encode() + damaged)
+        told = await call("audit", "verify", str(file), env=stack.env)
+        assert (told.code, "FILE: a line of it is no entry." in told.err) == (Exit.USAGE, True)
     del stack.store._tables.audit[1]
     gap = await call("audit", "verify", env=stack.env)
     assert (gap.code, "The entry 2 is missing." in gap.err) == (Exit.REFUSED, True)

@@ -1,8 +1,7 @@
 """`greylag audit`: who did what, listed, written out, and checked."""
 
-import json
 from collections.abc import Callable
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -85,7 +84,7 @@ def _link(_context: click.Context, _option: click.Parameter, value: str | None) 
 
 
 @audit.command("verify")
-@click.argument("file", type=click.File(encoding="utf-8"), required=False)
+@click.argument("file", type=click.File("rb"), required=False)
 @click.option(
     "--known",
     metavar="NUMBER:HASH",
@@ -93,7 +92,7 @@ def _link(_context: click.Context, _option: click.Parameter, value: str | None) 
     help="An entry that you have noted: it must be there, unchanged.",
 )
 @api_command
-async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> None:
+async def verify(access: Access, *, file: BinaryIO | None, known: Link | None) -> None:
     """Check that no entry is missing or was changed, and name the first that is.
 
     It asks the server, or reads FILE, which `greylag audit export` wrote without a filter. Note
@@ -114,17 +113,30 @@ async def verify(access: Access, *, file: TextIO | None, known: Link | None) -> 
 
 
 class KnownCheck(ChainCheck):
-    """A check that counts entries, and that meets ``known`` on its way."""
+    """A check that counts entries, and that meets ``known`` on its way.
+
+    Raises:
+        ChainBrokenError: it begins after ``known``, or with another entry of its number.
+    """
 
     def __init__(self, start: Link, known: Link | None) -> None:
         super().__init__(start)
         self.count = 0
-        self._known = known if known is not None and known.number > start.number else None
+        self._known = known
+        if known is not None and known.number < start.number:
+            raise ChainBrokenError(
+                f"The entry {known.number} is not there any more, so nothing tells whether it was"
+                " changed.",
+            )
+        self._meet()
 
     def take(self, entry: Any) -> None:
         """Check one more entry."""
         self.follow([entry])
         self.count += 1
+        self._meet()
+
+    def _meet(self) -> None:
         if self._known is not None and self.last.number == self._known.number:
             if self.last.hash != self._known.hash:
                 raise ChainBrokenError(f"The entry {self.last.number} was changed.")
@@ -152,15 +164,16 @@ async def _verify_server(api: ApiClient, known: Link | None) -> KnownCheck:
                 raise
 
 
-def _verify_file(file: TextIO, known: Link | None) -> KnownCheck:
+def _verify_file(file: BinaryIO, known: Link | None) -> KnownCheck:
     check: KnownCheck | None = None
     for line in file:
         try:
-            entry = json.loads(line)
-            # A file may begin anywhere in the chain.
-            check = check or KnownCheck(Link(entry["number"] - 1, entry["previous"]), known)
+            entry = parse_json(line)
+            before = Link(entry["number"] - 1, entry["previous"])
         except (ValueError, TypeError, KeyError) as error:
             raise click.UsageError("FILE: a line of it is no entry.") from error
+        # A file may begin anywhere in the chain.
+        check = check or KnownCheck(before, known)
         check.take(entry)
     if check is None:
         raise click.UsageError("FILE: it holds no entry.")
