@@ -1,5 +1,6 @@
 """Tokens by command line: made, kept, used and ended."""
 
+import asyncio
 import io
 import stat
 import threading
@@ -12,11 +13,12 @@ import pytest
 from keyring.backend import KeyringBackend
 from keyring.errors import KeyringLocked
 from tests.cli.program import call, run
-from tests.cli.stack import Stack
+from tests.cli.stack import Stack, running_stack
 
 from greylag.cli import kept_token
 from greylag.cli.errors import Exit
 from greylag.cli.kept_token import KeptToken
+from greylag.config import Settings
 from greylag.domain.users import User
 
 
@@ -59,6 +61,68 @@ async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path)
     }
     assert (await call("whoami", env=env)).code == Exit.UNAUTHORIZED
     assert (await call("logout", env=env)).code == 0
+
+
+async def test_a_kept_token_goes_to_the_server_that_gave_it_alone(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": "/nowhere"}
+    env["XDG_CONFIG_HOME"] = str(tmp_path)
+    made = await call(
+        *("tokens", "create", "here", "--user", "ann", "--scope", "projects:read"), env=stack.env
+    )
+    token = made.out.strip()
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{token}\n"))
+    came_in = await call("login", "--token", env=env)
+    assert came_in.code == 0, came_in.err
+    heard = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 503 Away\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        elsewhere = env | {"GREYLAG_SERVER": f"http://127.0.0.1:{port}"}
+        asked = await call("whoami", env=elsewhere)
+        assert f"it is that of {stack.address}." in asked.err
+        # It is revoked where it counts, whatever server is the one of now.
+        assert (await call("logout", env=elsewhere)).code == 0
+    assert len(heard) == 1
+    assert token.encode() not in heard[0]
+    listed = await call("tokens", "list", "--user", "ann", "--json", env=stack.env)
+    assert listed.document == {"tokens": []}
+
+
+async def test_a_token_is_kept_if_it_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(users="ann", token="correct horse battery staple", _env_file=None)
+    async with running_stack(settings) as stack:
+        env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": "/nowhere"}
+        env["XDG_CONFIG_HOME"] = str(tmp_path)
+        monkeypatch.setattr("sys.stdin", io.StringIO("short\n"))
+        assert (await call("login", "--token", env=env)).code == Exit.USAGE
+        folder = tmp_path / "greylag"
+        assert not folder.exists()
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{stack.token}\n"))
+        kept = await call("login", "--token", env=env)
+        assert kept.code == 0, kept.err
+        assert (await call("whoami", env=env)).code == 0
+
+
+async def test_a_token_that_its_server_does_not_know_is_forgotten_and_that_is_said(
+    stack: Stack, tmp_path: Path
+) -> None:
+    folder = tmp_path / "greylag"
+    folder.mkdir()
+    (folder / "token").write_text("glg_of_another_server\n")
+    env = {"GREYLAG_SERVER": stack.address, "GREYLAG_DATA": "/nowhere"}
+    left = await call("logout", env=env | {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert left.code == 0
+    assert f"It was not revoked: {stack.address} does not know it" in left.err
+    assert list(folder.iterdir()) == []
 
 
 async def test_an_administrator_hands_a_project_over_and_is_asked_before(stack: Stack) -> None:
@@ -139,7 +203,7 @@ async def test_a_keyring_keeps_the_token_where_there_is_a_real_one(
     assert "did not answer within 0.2 seconds" in await login()
     fake_keyring.answers.set()
     # What it took up after all is found by whoever signs out.
-    assert {one.name for one in folder.iterdir()} == {"token", "keyring"}
+    assert {one.name for one in folder.iterdir()} == {"token", "keyring", "server"}
     assert (await call("logout", env=env)).code == 0
     assert (fake_keyring.held, list(folder.iterdir())) == ({}, [])
     # It answers: the file is gone, and every command finds the token.
@@ -148,7 +212,7 @@ async def test_a_keyring_keeps_the_token_where_there_is_a_real_one(
     fake_keyring.held.clear()  # a person removed it there
     assert (await call("logout", env=env)).code == 0
     assert "kept in the system's keyring (" in await login()
-    assert {one.name for one in folder.iterdir()} == {"keyring"}
+    assert {one.name for one in folder.iterdir()} == {"keyring", "server"}
     assert list(fake_keyring.held) == [("greylag", "token")]
     assert all(stack.token not in one.read_text() for one in folder.iterdir())
     assert (await call("whoami", env=env)).code == 0
@@ -169,6 +233,6 @@ def test_what_keeps_secrets_in_clear_or_not_at_all_is_no_keyring(
     tmp_path: Path, fake_keyring: FakeKeyring, priority: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeKeyring, "priority", priority)
-    kept = KeptToken(tmp_path / "token", tmp_path / "keyring")
-    assert kept.write("x" * 20) == (str(tmp_path / "token"), None)
+    kept = KeptToken(tmp_path / "token", tmp_path / "keyring", tmp_path / "server")
+    assert kept.write("x" * 20, "http://127.0.0.1:1") == (str(tmp_path / "token"), None)
     assert (kept.read(), fake_keyring.held) == ("x" * 20, {})

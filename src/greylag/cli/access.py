@@ -160,7 +160,8 @@ def _token(server: str, data: Path, output: Output) -> str | None:
     """Return the token for ``server``: GREYLAG_TOKEN, else that of the data folder, else the one
     that the person keeps. It is no option: that would show in the list of processes.
 
-    A data folder's token is for the server of this machine, and goes to no other.
+    A data folder's token is for the server of this machine, and a kept one for that which has
+    given it: they go to no other.
     """
     token = os.environ.get("GREYLAG_TOKEN", "").strip()
     if not (token.isascii() and token.replace(" ", "").isprintable()):
@@ -170,8 +171,13 @@ def _token(server: str, data: Path, output: Output) -> str | None:
     here = is_loopback(urlsplit(server).hostname or "")
     try:
         with starting():
-            found = read_token(data / NAME) if here else None
-            return found or KeptToken.of(os.environ).read()
+            if here and (found := read_token(data / NAME)) is not None:
+                return found
+            kept = KeptToken.of(os.environ)
+            if (whose := kept.server_of()) not in {None, server}:
+                output.note(f"The kept token is not sent: it is that of {whose}.")
+                return None
+            return kept.read()
     except KeyringError as error:
         output.note(f"warning: the token cannot be read: {error}.", "yellow")
         return None
@@ -188,7 +194,7 @@ def _checked_server(_context: click.Context, _option: click.Parameter, value: st
     if parts.query or parts.fragment or parts.username is not None:
         # Addresses are shown in errors: no password may stand in one.
         raise click.BadParameter("it must hold no user, password, question or fragment.")
-    return value
+    return value.rstrip("/")
 
 
 def _can_be_id(text: str) -> bool:

@@ -14,6 +14,7 @@ from greylag.cli.client import ApiClient
 from greylag.cli.errors import ServerRefusedError, StartError, starting
 from greylag.cli.kept_token import SERVICE, KeptToken, KeyringError, has_desktop
 from greylag.cli.output import confirm, moment, open_in_browser
+from greylag.common.token_file import FORM, can_be_token
 
 SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
 COLUMNS = ("ID", "USER", "NAME", "SCOPES", "PROJECTS", "EXPIRES", "LAST USED", "FROM")
@@ -51,8 +52,8 @@ def login(access: Access, *, by_token: bool, admin: bool) -> None:
             "Token", hide_input=True, err=True
         )
         token = token.strip()
-    if not (token.isascii() and token.isprintable() and token):
-        raise click.UsageError("The token must be one line of printable ASCII characters.")
+    if not can_be_token(token):
+        raise click.UsageError(f"The token must be {FORM}.")
 
     async def ask() -> dict[str, Any]:
         async with ApiClient(access.server, token) as api:
@@ -61,7 +62,7 @@ def login(access: Access, *, by_token: bool, admin: bool) -> None:
 
     me = asyncio.run(ask())
     with starting():
-        where, why_not = KeptToken.of(os.environ).write(token)
+        where, why_not = KeptToken.of(os.environ).write(token, access.server)
     if why_not is not None:
         access.output.note(f"warning: the token is in a file: {why_not}.", "yellow")
     access.output.note(f"The token is kept in {where}.")
@@ -103,7 +104,8 @@ def logout(access: Access) -> None:
         if token is None:
             access.output.note(f"No token is kept in {kept.file}.")
             return
-        asyncio.run(_revoke_itself(access.server, token))
+        server = kept.server_of() or access.server
+        known = asyncio.run(_revoke_itself(server, token))
         kept.forget()
     except KeyringError as error:
         raise StartError(
@@ -111,10 +113,12 @@ def logout(access: Access) -> None:
             f"Unlock the keyring and try again; its entry is called {SERVICE}.",
         ) from error
     access.output.note("The kept token is forgotten.")
+    if not known:
+        access.output.note(f"It was not revoked: {server} does not know it, or not any more.")
 
 
-async def _revoke_itself(server: str, token: str) -> None:
-    """Revoke a token, unless it is none that could be, or is refused already."""
+async def _revoke_itself(server: str, token: str) -> bool:
+    """Revoke a token, unless it is none that could be; tell whether the server knows it."""
     async with ApiClient(server, token) as api:
         try:
             kind, _, token_id = (await api.get("me"))["via"].partition(" ")
@@ -123,6 +127,8 @@ async def _revoke_itself(server: str, token: str) -> None:
         except ServerRefusedError as error:
             if error.problem.code != "unauthorized":
                 raise
+            return False
+    return True
 
 
 def _show_me(access: Access, me: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 SERVICE, ACCOUNT = "greylag", "token"
 """What the entry in the keyring is called."""
 MARK = "keyring"
+SERVER = "server"
 SECONDS_ALONE = 5.0
 SECONDS_WITH_PERSON = 60.0
 """How long a keyring may take: on a desktop it may ask its person for a password."""
@@ -41,16 +42,18 @@ class KeptToken:
     Attributes:
         file: where it is kept when there is no keyring.
         marked: the file that says that it is in the keyring.
+        server: the file that says which server's it is: no other is to be sent it.
     """
 
     file: Path
     marked: Path
+    server: Path
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "KeptToken":
         """Return where this environment's token is."""
         file = own_token_file(environment)
-        return cls(file, file.with_name(MARK))
+        return cls(file, file.with_name(MARK), file.with_name(SERVER))
 
     def read(self) -> str | None:
         """Return the token, ``None`` when none is kept. The file's counts before the keyring's.
@@ -64,8 +67,17 @@ class KeptToken:
             return found
         return _asked(lambda keyring: keyring.get_password(SERVICE, ACCOUNT))
 
-    def write(self, token: str) -> tuple[str, str | None]:
-        """Keep a token in place of the one that was there.
+    def server_of(self) -> str | None:
+        """Return the address of the server whose the token is; ``None`` where nobody has said it:
+        the file of a token may be written by hand.
+        """
+        try:
+            return self.server.read_text("utf-8").strip() or None
+        except (OSError, ValueError):
+            return None
+
+    def write(self, token: str, server: str) -> tuple[str, str | None]:
+        """Keep the token of a server in place of the one that was there.
 
         Returns:
             Where it is, for people, and why it is not in the keyring, if there is one.
@@ -74,6 +86,7 @@ class KeptToken:
             ConfigError: the file cannot be written.
         """
         why_not = None
+        write_token(self.server, server)
         if is_installed():
             # First: what is cut off, or put there too late, must be found by whoever signs out.
             write_token(self.marked, "in-the-system-keyring")
@@ -100,6 +113,7 @@ class KeptToken:
         if self.marked.exists():
             _asked(_take_out)
             self.marked.unlink(missing_ok=True)
+        self.server.unlink(missing_ok=True)
 
 
 def is_installed() -> bool:

@@ -18,9 +18,16 @@ NAME = "token"
 SECRET_KEY = "secret-key"  # noqa: S105 - a file's name
 """What the data folder's files are called: the token, and the key that seals users' secrets."""
 _SETTINGS = {NAME: "GREYLAG_TOKEN", SECRET_KEY: "GREYLAG_SECRET_KEY"}
+FORM = "one line of 16 or more plain characters"
+"""What such a file holds, in words."""
 _RANDOM_BYTES = 32
 _MAX_BYTES = 4096
-_TOKEN = re.compile(rb"[!-~]{16,1024}")
+_TOKEN = re.compile(r"[!-~][ -~]{14,1022}[!-~]")
+
+
+def can_be_token(text: str) -> bool:
+    """Tell whether a text is one that a file may hold: it goes into one line of a header."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def own_token_file(environment: Mapping[str, str]) -> Path:
@@ -102,12 +109,12 @@ def read_token(path: Path, *, private: bool = False, follow: bool = False) -> st
             raise _unusable(path, "it belongs to another account")
         if private and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise _unusable(path, "others may read it", "Remove it: a new one is made.")
-        held = os.read(number, _MAX_BYTES).strip()
+        held = os.read(number, _MAX_BYTES).decode("latin-1").strip()
     finally:
         os.close(number)
-    if not _TOKEN.fullmatch(held):
-        raise _unusable(path, "it does not hold one line of 16 or more plain characters")
-    return held.decode("ascii")
+    if not can_be_token(held):
+        raise _unusable(path, f"it does not hold {FORM}")
+    return held
 
 
 def _make(path: Path) -> None:
@@ -126,7 +133,7 @@ def _written_beside(path: Path, token: str) -> Path:
     number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(number, "wb") as file:
-            file.write(token.encode("ascii") + b"\n")
+            file.write(f"{token}\n".encode())
             file.flush()
             os.fsync(number)
     except BaseException:
