@@ -1,5 +1,6 @@
 """A workspace's files as they come here: their names, which are its agent's word, and parts."""
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -79,6 +80,30 @@ async def test_a_part_is_gone_on_with_and_one_that_is_whole_is_not_asked_for(
     await copying.download(entry, tmp_path / "f")
     assert (server.asked, (tmp_path / "f").read_bytes()) == (asked, b"0123456789")
     assert os.listdir(tmp_path) == ["f"]  # noqa: PTH208 - names
+
+
+async def test_two_copies_of_one_file_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
+    entry, begun, both = _entry(10), asyncio.Event(), asyncio.Event()
+
+    class Slow(Server):
+        @asynccontextmanager
+        async def read_file(self, *_: Any) -> AsyncIterator[Content]:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"01234"
+                begun.set()
+                await both.wait()
+                yield b"56789"
+
+            yield Content(partial=False, chunks=chunks())
+
+    copying = files._Copying(Slow(b""), None)  # type: ignore[arg-type] # what a download takes of it
+    first = asyncio.create_task(copying.download(entry, tmp_path / "f"))
+    await begun.wait()
+    with pytest.raises(CliError, match="being copied here already"):
+        await files._Copying(Server(b"x" * 10), None).download(entry, tmp_path / "f")  # type: ignore[arg-type] # the same
+    both.set()
+    await first
+    assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
 async def test_connections_that_break_are_gone_on_with(tmp_path: Path) -> None:

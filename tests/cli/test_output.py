@@ -6,10 +6,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 
+from greylag.cli import terminal
+from greylag.cli.errors import OutputLostError
 from greylag.cli.logs import log_line
 from greylag.cli.output import Output
 from greylag.cli.projects import COLUMNS
@@ -113,3 +116,14 @@ OWN = {"event": "request", "level": "info", "timestamp": "2026-11-24T04:37:14.49
 )
 def test_a_log_line_is_readable_and_harmless(line: str, readable: str) -> None:
     assert log_line(line) == readable
+
+
+def test_bytes_for_a_full_disk_are_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    raw = io.FileIO(full, "w", closefd=False)
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=raw, isatty=lambda: False))
+    with pytest.raises(OutputLostError, match="No space left on device"):
+        Output(as_json=False).write_bytes(b"x")
+    with pytest.raises(OutputLostError, match="No space left on device"):
+        terminal._print(full, b"x")
+    os.close(full)

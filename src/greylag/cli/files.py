@@ -5,6 +5,7 @@ machine is refused, and links are left where they are.
 """
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import re
@@ -87,8 +88,7 @@ async def get(access: Access, *, project: str, path: str, file: str | None) -> N
     if file == STREAM:
         async with access.api.read_file(place, entry) as content:
             async for chunk in content.chunks:
-                await asyncio.to_thread(sys.stdout.buffer.write, chunk)
-        sys.stdout.buffer.flush()
+                await asyncio.to_thread(access.output.write_bytes, chunk)
         return
     target = _below(Path(), entry.name) if file is None else Path(file)
     with _refused(target, "written"):
@@ -315,32 +315,53 @@ class _Copying:
                 _let_run(target, entry)
                 self.counts["already_there"] += 1
                 return
-            await self._download(entry, part)
-            moved = _seconds(entry)
-            os.utime(part, (moved, moved))
-            _let_run(part, entry)
-            part.replace(target)
+            with _own_part(part) as file:
+                await self._download(entry, file)
+                moved = _seconds(entry)
+                os.utime(part, (moved, moved))
+                _let_run(part, entry)
+                part.replace(target)
         self.counts["files"] += 1
         self.counts["bytes"] += entry.size
 
-    async def _download(self, entry: FileEntry, part: Path) -> None:
+    async def _download(self, entry: FileEntry, part: IO[bytes]) -> None:
         """Go on with a part until it is whole, over as many connections as that takes."""
         for tried in range(1, _TRIES + 1):
-            with part.open("ab") as file:
-                start = file.tell() if file.tell() <= entry.size else file.truncate(0)
-                if start == entry.size:  # all was there before it got its name
-                    return
-                try:
-                    async with self.api.read_file(self.place, entry, start) as content:
-                        if not content.partial:
-                            file.truncate(0)
-                        async for chunk in content.chunks:
-                            await asyncio.to_thread(file.write, chunk)
-                except ServerUnreachableError:
-                    if tried == _TRIES:
-                        raise
-                else:
-                    return
+            part.flush()
+            size = os.fstat(part.fileno()).st_size
+            start = size if size <= entry.size else part.truncate(0)
+            if start == entry.size:  # all was there before it got its name
+                return
+            try:
+                async with self.api.read_file(self.place, entry, start) as content:
+                    if not content.partial:
+                        part.truncate(0)
+                    async for chunk in content.chunks:
+                        await asyncio.to_thread(part.write, chunk)
+                part.flush()
+            except ServerUnreachableError:
+                if tried == _TRIES:
+                    raise
+            else:
+                return
+
+
+@contextmanager
+def _own_part(part: Path) -> Iterator[IO[bytes]]:
+    """Open a part to be gone on with by this program alone.
+
+    Raises:
+        CliError: another is at it, or has just given it its name.
+    """
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(file.fileno()), part.stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise CliError("The same file is being copied here already.", "Try again after that.")
+        yield file
 
 
 async def _chunks(source: IO[bytes]) -> AsyncIterator[bytes]:

@@ -6,8 +6,8 @@ import os
 import sys
 import termios
 import webbrowser
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -73,6 +73,22 @@ def moment(value: str | None) -> str:
     return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"
 
 
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Turn what goes wrong with standard output into words; that nobody reads it stays itself.
+
+    Raises:
+        OutputLostError: it cannot be written.
+        BrokenPipeError: there is no reader.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLostError(f"The output cannot be written: {error.strerror}.") from error
+
+
 class Output:
     """What one command prints: results on stdout, all else on stderr.
 
@@ -95,13 +111,15 @@ class Output:
             OutputLostError: it cannot be written.
             BrokenPipeError: there is no reader.
         """
-        try:
+        with writing_output():
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputLostError(f"The output cannot be written: {error.strerror}.") from error
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write to stdout in the same way."""
+        with writing_output():
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
 
     def document(self, data: object) -> None:
         """Print one JSON document; only ASCII, so that it is safe on any terminal."""

@@ -4,6 +4,7 @@ What they say goes to this terminal as it is, as with ssh: nothing is made harml
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -17,11 +18,13 @@ import click
 
 from greylag.cli.access import Access, api_command, task_group
 from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.output import writing_output
 from greylag.cli.transport import ServerSocket
 
 _IN, _OUT, _ERR = 0, 1, 2
 _STDERR = b"\x02"  # what begins a message of a command's stderr
 _AT_ONCE = 32 * 1024
+_MOST_COMMAND = 63 * 1024  # of a message of 64 KiB
 _SIGNALLED = 128
 _LOST = 255
 # Shows the cursor, and ends the alternate screen, the mouse's reports, marked pastes and colours:
@@ -64,7 +67,9 @@ async def shell(access: Access, *, project: str, terminal: str | None, as_list: 
         access.output.note(f"The shell runs on: {again}")
         return None
     except ServerUnreachableError as error:
-        raise ServerUnreachableError(error.message, again, connected=error.connected) from error
+        raise ServerUnreachableError(
+            error.message, again, connected=error.connected, passes=error.passes
+        ) from error
 
 
 def _state(terminal: dict[str, Any]) -> str:
@@ -95,6 +100,8 @@ async def exec_(
     """
     if access.output.json:
         raise click.UsageError("--json: what a command prints is its own.")
+    if len(json.dumps(argv)) > _MOST_COMMAND:
+        raise click.UsageError("COMMAND: it is longer than 63 KiB; put it into a file.")
     on_terminal = wants_terminal and _on_terminal()
     run: dict[str, Any] = {"argv": list(argv), "folder": folder}
     if on_terminal:
@@ -144,8 +151,9 @@ async def _printing(socket: ServerSocket, *, marked: bool) -> int | None:
 
 
 def _print(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+    with writing_output():
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 async def _sending(socket: ServerSocket) -> None:
