@@ -18,16 +18,33 @@ find_python() {
     exit 1
 }
 
-install_python_packages() {
-    wanted=$(cat pyproject.toml requirements/"$kind".lock | cksum)
-    stamp=.venv/.setup-$kind
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+# Where .venv is and whose Python it has; it fails where that does not run any more.
+made_of() {
+    { pwd -P && .venv/bin/python -VV; } 2>/dev/null
+}
+
+# Make .venv, anew where the folder was moved or its Python went away or is another one now.
+make_venv() {
+    if made=$(made_of) && { [ ! -f .venv/.made-of ] || [ "$(cat .venv/.made-of)" = "$made" ]; }; then
+        printf '%s\n' "$made" >.venv/.made-of
         return
     fi
     python=$(find_python)
-    if ! .venv/bin/python -c '' 2>/dev/null; then
-        say "making .venv with $("$python" --version)"
-        "$python" -m venv .venv
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+    made_of >.venv/.made-of
+}
+
+packages_of() {
+    cat pyproject.toml requirements/build.lock requirements/"$1".lock | cksum
+}
+
+install_python_packages() {
+    make_venv
+    wanted=$(packages_of "$kind")
+    stamp=.venv/.setup-$kind
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return
     fi
     say "installing the packages of requirements/$kind.lock (about half a minute)"
     .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes \
@@ -37,7 +54,7 @@ install_python_packages() {
     printf '%s\n' "$wanted" >"$stamp"
     # What the tests need holds what running needs.
     if [ "$kind" = dev ]; then
-        cat pyproject.toml requirements/runtime.lock | cksum >.venv/.setup-runtime
+        packages_of runtime >.venv/.setup-runtime
     fi
 }
 
