@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
@@ -15,6 +16,7 @@ from typing import NoReturn
 import pytest
 from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, start
 from tests.cli.stack import Stack, running_stack
+from tests.cluster.kubernetes.kubeconfigs import certificate
 
 from greylag.cli import access
 from greylag.cli.access import DEFAULT_SERVER
@@ -176,6 +178,70 @@ async def test_exit_3_when_something_else_answers() -> None:
         done = await run("users", env={"GREYLAG_SERVER": f"http://127.0.0.1:{port}"})
     assert done.code == 3
     assert "not as Greylag does" in done.err
+
+
+@pytest.mark.parametrize("command", ["users", "projects list", "whoami", "doctor", "tokens list"])
+@pytest.mark.parametrize("body", [b'{"status": "ok"}', b"[]", b"5"])
+async def test_exit_3_when_another_program_answers_in_json(command: str, body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head % len(body) + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as stranger:
+        port = stranger.sockets[0].getsockname()[1]
+        done = await call(*command.split(), env={"GREYLAG_SERVER": f"http://127.0.0.1:{port}"})
+    assert done.code == (3 if command != "doctor" else done.code)
+    assert "not as Greylag does" in done.err + done.out
+    assert "Traceback" not in done.err
+
+
+async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:
+    refusal = b'{"title": "No", "code": "user_not_found", "detail": "There is nobody."}'
+    head = b"HTTP/1.1 404 Not Found\r\ncontent-length: %d\r\n\r\n" % len(refusal)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for byte in head + refusal:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        done = await call("users", env={"GREYLAG_SERVER": f"http://127.0.0.1:{port}"})
+    assert (done.code, "There is nobody. [user_not_found]" in done.err) == (1, True)
+
+
+async def test_what_is_wrong_with_tls_or_a_proxy_is_said(tmp_path: Path) -> None:
+    certificate(tmp_path, "-addext", "subjectAltName=DNS:localhost")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "crt.pem", tmp_path / "key.pem")
+
+    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(refuse, "127.0.0.1", 0, ssl=tls) as untrusted,
+        await asyncio.start_server(refuse, "127.0.0.1", 0) as plain,
+    ):
+        ports = [one.sockets[0].getsockname()[1] for one in (untrusted, plain)]
+        said = [
+            await call("users", env={"GREYLAG_SERVER": f"https://localhost:{port}"})
+            for port in ports
+        ]
+    assert [one.code for one in said] == [3, 3]
+    assert "no TLS with https://localhost" in said[0].err
+    assert "self-signed certificate" in said[0].err
+    assert "SSL_CERT_FILE" in said[1].err
+    env = {"GREYLAG_SERVER": "http://greylag.test", "HTTP_PROXY": "http://me:secret@127.0.0.1:9"}
+    away = await call("users", env=env)
+    assert "The proxy http://127.0.0.1:9 does not lead to http://greylag.test." in away.err
+    assert "secret" not in away.err
 
 
 async def test_exit_4_when_the_time_is_over_and_it_goes_on(stuck_stack: Stack) -> None:

@@ -150,6 +150,8 @@ async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> 
         stream = await projects.follow(OPERATOR, REF, 0)
         heard = [event async for event in _until(stream, "prepared")]
         await projects.settled(await _want(projects, Desired.ACTIVE))
+        so_far = await _all(await projects.follow(OPERATOR, REF, 0, live=False))
+        assert [event.seq for event in so_far][: len(heard)] == [event.seq for event in heard]
         rest = await projects.follow(OPERATOR, REF, heard[-1].seq)
         following = asyncio.create_task(_all(rest))
         await projects.settled(await _want(projects, Desired.DELETED))

@@ -178,7 +178,7 @@ class TurnStream:
 
 
 def _may_have_arrived(error: CliError) -> bool:
-    return isinstance(error, ServerUnreachableError) and error.connected
+    return isinstance(error, ServerUnreachableError) and error.connected and error.passes
 
 
 class _SilenceClock:

@@ -192,9 +192,10 @@ class ApiClient(Http):
         query = {"follow": "true" if follow else "false", "tail": str(tail)}
         return self.stream(Request("GET", (*place.path, "logs"), query))
 
-    def events(self, place: ProjectPlace, after: int = 0) -> EventStreaming:
-        """Open the activation log from the event after number ``after``, live."""
-        return self.sent_events(Request("GET", (*place.path, "events"), {"after": str(after)}))
+    def events(self, place: ProjectPlace, after: int = 0, *, follow: bool = True) -> EventStreaming:
+        """Open the activation log from the event after number ``after``; to ``follow``: live."""
+        query = {"after": str(after), "follow": str(follow).lower()}
+        return self.sent_events(Request("GET", (*place.path, "events"), query))
 
     def send(self, place: ProjectPlace, message: OutgoingMessage) -> EventStreaming:
         """Give the agent a message and open the turn that answers it."""

@@ -130,14 +130,18 @@ class OutputLostError(CliError):
 class ServerUnreachableError(CliError):
     """The server does not answer, or not as Greylag does.
 
-    ``connected`` tells whether there was a connection at all, so that a request may have arrived.
+    ``connected`` tells whether there was a connection at all, so that a request may have arrived;
+    ``passes``: whether it may do so a little later by itself.
     """
 
     exit_code = Exit.UNREACHABLE
 
-    def __init__(self, message: str, hint: str = "", *, connected: bool) -> None:
+    def __init__(
+        self, message: str, hint: str = "", *, connected: bool, passes: bool = True
+    ) -> None:
         super().__init__(message, hint)
         self.connected = connected
+        self.passes = passes
 
 
 class SilentError(CliError):
@@ -251,4 +255,4 @@ def may_pass(error: CliError) -> bool:
     """Tell whether the same request may work a little later."""
     if isinstance(error, ServerRefusedError):
         return error.problem.status in PASSING
-    return isinstance(error, ServerUnreachableError)
+    return isinstance(error, ServerUnreachableError) and error.passes

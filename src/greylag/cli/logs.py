@@ -1,6 +1,5 @@
 """`greylag logs` and `greylag events`: what an environment says, and what was done for it."""
 
-import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator
@@ -16,8 +15,6 @@ from greylag.common.typed import parse_json
 
 MAX_LINES = 10_000
 MAX_LINE_LENGTH = 1024 * 1024
-# The server sends what it has at once and then waits: so much silence ends the log so far.
-QUIET_SECONDS = 1.0
 # The fields of a log line of our own that are shown without their names.
 STANDARD = {"timestamp", "level", "event"}
 
@@ -37,8 +34,8 @@ STANDARD = {"timestamp", "level", "event"}
 async def logs(access: Access, *, project: str, follow: bool, tail: int) -> None:
     """Print what PROJECT's environment says.
 
-    On a terminal the lines are made readable; a pipe gets them as they are. With --json each line
-    is one document: {"line": "..."}.
+    On a terminal the lines are made readable; a pipe gets them as they are, but with control
+    characters made visible. With --json each line is one document: {"line": "..."}.
     """
     place = await access.place(project)
     async with access.api.logs(place, follow=follow, tail=tail) as chunks:
@@ -95,13 +92,8 @@ async def events(access: Access, *, project: str, follow: bool) -> None:
 
 
 async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
-    async with api.events(place) as found:
-        while True:
-            try:
-                async with asyncio.timeout(QUIET_SECONDS):
-                    event = await anext(found)
-            except (TimeoutError, StopAsyncIteration):
-                return
+    async with api.events(place, follow=False) as found:
+        async for event in found:
             yield event
 
 

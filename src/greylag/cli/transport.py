@@ -15,9 +15,16 @@ import aiohttp
 import click
 from yarl import URL
 
-from greylag.cli.errors import CliError, Problem, ServerUnreachableError, refusal
+from greylag.cli.errors import PASSING, CliError, Problem, ServerUnreachableError, refusal
 from greylag.common import sse
-from greylag.common.net import Proxy, is_loopback, proxy_for, proxy_variables
+from greylag.common.net import (
+    Proxy,
+    beginning,
+    is_loopback,
+    proxy_for,
+    proxy_variables,
+    why_refused,
+)
 from greylag.common.typed import T, parse_json, shaped
 
 CONNECT_SECONDS = 10.0
@@ -80,6 +87,17 @@ class Content:
 
     partial: bool
     chunks: AsyncIterator[bytes]
+
+
+class _Answer(dict[str, Any]):
+    """A JSON object of the server; asked for what it does not hold, it raises ``stranger``."""
+
+    def __init__(self, told: Mapping[str, Any], stranger: ServerUnreachableError) -> None:
+        super().__init__(told)
+        self._stranger = stranger
+
+    def __missing__(self, _key: str) -> Any:
+        raise self._stranger
 
 
 class ServerSocket:
@@ -188,9 +206,14 @@ class Http:
             with self.translated():
                 raw = await response.read()
         try:
-            return (parse_json(raw) if raw else None), response.headers
+            return (self._told(parse_json(raw)) if raw else None), response.headers
         except ValueError as error:
             raise self.stranger() from error
+
+    def _told(self, answer: Any) -> "_Answer":
+        if not isinstance(answer, dict):
+            raise self.stranger()
+        return _Answer(answer, self.stranger())
 
     async def get(self, *path: str, query: Mapping[str, str] | None = None) -> Any:
         """Return the JSON of what is at a path under /api, given as ``Request`` has it."""
@@ -287,7 +310,7 @@ class Http:
     async def _problem(self, response: aiohttp.ClientResponse) -> CliError:
         async with response:
             with self.translated():
-                raw = await response.content.read(MAX_PROBLEM_BYTES)
+                raw = await beginning(response.content, MAX_PROBLEM_BYTES)
         try:
             found = parse_json(raw)
             problem = Problem(
@@ -298,7 +321,7 @@ class Http:
                 request_id=str(found.get("request_id") or ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self.stranger(f" (HTTP {response.status})")
+            return self.stranger(response.status)
         return refusal(problem)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -336,7 +359,20 @@ class Http:
         """Turn what goes wrong with a connection into errors of ours."""
         try:
             yield
-        except aiohttp.ClientConnectorError as error:
+        except aiohttp.ClientSSLError as error:
+            raise ServerUnreachableError(
+                f"There is no TLS with {self._server} that can be trusted: {why_refused(error)}.",
+                "Check the address; SSL_CERT_FILE names the authorities that are trusted.",
+                connected=False,
+                passes=False,
+            ) from error
+        except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as error:
+            raise ServerUnreachableError(
+                f"The proxy {self._proxy and self._proxy.url} does not lead to {self._server}.",
+                "The environment names it: HTTPS_PROXY or HTTP_PROXY; NO_PROXY excepts a server.",
+                connected=False,
+            ) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise ServerUnreachableError(
                 f"Nothing answers at {self._server}.",
                 "Start it with `greylag up`, or name its address with --server or GREYLAG_SERVER.",
@@ -353,10 +389,12 @@ class Http:
                 connected=True,
             ) from error
 
-    def stranger(self, more: str = "") -> ServerUnreachableError:
-        """Return the error for an answer that is none of Greylag's."""
+    def stranger(self, status: int | None = None) -> ServerUnreachableError:
+        """Return the error for an answer that is none of Greylag's, with this HTTP status."""
+        more = "" if status is None else f" (HTTP {status})"
         return ServerUnreachableError(
             f"{self._server} answers, but not as Greylag does{more}.",
             "Check the address: --server or GREYLAG_SERVER.",
             connected=True,
+            passes=status in PASSING,
         )

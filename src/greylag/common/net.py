@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import math
 import re
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse
+    from aiohttp import ClientResponse, ClientSSLError
     from aiohttp.web import Application, Request, StreamResponse
 
 HOP_BY_HOP = frozenset(
@@ -160,6 +161,14 @@ async def beginning(stream: ExactReader, most: int) -> bytes:
         return await stream.readexactly(most)
     except asyncio.IncompleteReadError as error:
         return error.partial
+
+
+def why_refused(error: "ClientSSLError") -> str:
+    """Return OpenSSL's words for why there is no TLS with the other side."""
+    own = error.os_error
+    if isinstance(own, ssl.SSLCertVerificationError):
+        return own.verify_message.rstrip(".")
+    return str(getattr(own, "reason", None) or own.strerror or "no TLS").replace("_", " ").lower()
 
 
 def retry_after(asked: str, date: str = "") -> float | None:

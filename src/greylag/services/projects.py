@@ -375,13 +375,13 @@ class Projects:
         return self.store.subscribe(ref)
 
     async def follow(
-        self, principal: Principal, ref: ProjectRef, after: int
+        self, principal: Principal, ref: ProjectRef, after: int, *, live: bool = True
     ) -> AsyncIterator[Event]:
-        """Yield the log's events after number ``after``, then each as it comes, until the project
-        is gone. The first look raises what is wrong with the request.
+        """Yield the log's events after number ``after``, then, if ``live``, each as it comes, until
+        the project is gone. The first look raises what is wrong with the request.
         """
         await self.gate.authorize(principal, Action.PROJECTS_READ, ref)
-        return self._following(ref, await self._events(ref, after), after)
+        return self._following(ref, await self._events(ref, after), after, live=live)
 
     async def sleep(self, project: Project) -> None:
         """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
@@ -424,13 +424,15 @@ class Projects:
         )
 
     async def _following(
-        self, ref: ProjectRef, events: Sequence[Event], after: int
+        self, ref: ProjectRef, events: Sequence[Event], after: int, *, live: bool
     ) -> AsyncIterator[Event]:
         with self.store.subscribe(ref) as news:
             while True:
                 for event in events:
                     after = event.seq
                     yield event
+                if not events and not live:
+                    return
                 if not events:
                     await news.changed(FOLLOW_RECHECK_SECONDS)
                 try:

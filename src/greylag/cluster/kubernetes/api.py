@@ -28,7 +28,7 @@ from greylag.cluster.kubernetes.calls import (
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.cluster.kubernetes.identity import FIELD_MANAGER, KINDS, Object
-from greylag.common.net import beginning
+from greylag.common.net import beginning, why_refused
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
@@ -437,12 +437,11 @@ def _wrong_way(to: Connection, cause: BaseException | None) -> ConfigError | Non
         setting = to.source if credentials.is_other_name(cause) else authority
         return ConfigError(
             f"{setting} does not fit the API server {to.server}: "
-            f"its certificate is refused ({credentials.why_refused(cause)})."
+            f"its certificate is refused ({why_refused(cause)})."
         )
     if isinstance(cause, aiohttp.ClientConnectorSSLError):
         return ConfigError(
-            f"{to.source}: there is no TLS with what answers at {to.server} "
-            f"({credentials.why_refused(cause)})."
+            f"{to.source}: there is no TLS with what answers at {to.server} ({why_refused(cause)})."
         )
     dns = cause if isinstance(cause, aiohttp.ClientConnectorDNSError) else None
     if dns is not None and dns.os_error.errno == socket.EAI_NONAME:

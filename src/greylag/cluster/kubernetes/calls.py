@@ -9,9 +9,9 @@ from typing import Any
 
 import aiohttp
 
-from greylag.cluster.kubernetes.credentials import why_refused
 from greylag.cluster.kubernetes.failures import ApiError
 from greylag.common.backoff import backoff
+from greylag.common.net import why_refused
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterUnavailableError
 

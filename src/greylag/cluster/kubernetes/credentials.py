@@ -267,14 +267,6 @@ def load_identity(context: ssl.SSLContext, certificate: str, key: str) -> None:
         context.load_cert_chain(certificate_file, key_file, password="")
 
 
-def why_refused(error: aiohttp.ClientSSLError) -> str:
-    """Return OpenSSL's words for what is wrong with the other side."""
-    own = error.os_error
-    if isinstance(own, ssl.SSLCertVerificationError):
-        return own.verify_message.rstrip(".")
-    return str(getattr(own, "reason", None) or own.strerror or "no TLS").replace("_", " ").lower()
-
-
 def is_other_name(error: aiohttp.ClientSSLError) -> bool:
     """Tell whether the certificate is sound, but that of another name or address."""
     return getattr(error.os_error, "verify_code", 0) in _OTHER_NAME

@@ -139,10 +139,11 @@ async def follow_project(
     after: Annotated[
         int, Query(ge=0, le=_MAX_SEQ, description="Only events after this number.")
     ] = 0,
+    follow: Annotated[bool, Query(description="False: end after all so far.")] = True,  # noqa: FBT002 - by name alone, in a query
 ) -> Any:
     """All events so far, then each as it comes, until the project is deleted."""
     start = after if last_event_id is None else last_event_id
-    log = await call.use_cases.projects.follow(*call.at, start)
+    log = await call.use_cases.projects.follow(*call.at, start, live=follow)
     return call.streams.events(call.ref, mapped(log, _frame))
 
 
