@@ -4,7 +4,7 @@ BIN := .venv/bin
 UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
 TEST_ARGS ?=
 
-.PHONY: up setup test setup-dev lint typecheck format bench lighthouse lock image greylag-image judges sbom css clean
+.PHONY: up setup test setup-dev lint typecheck pytest format bench lighthouse lock image greylag-image judges sbom css clean
 
 up: setup ## Set up and run Greylag; prints its address
 	@$(BIN)/greylag up $(UP_ARGS)
@@ -12,8 +12,14 @@ up: setup ## Set up and run Greylag; prints its address
 setup: ## Put everything that running needs into .venv
 	@tools/setup.sh runtime
 
-# Most of the time tests wait for programs, so more of them run at once than there are cores.
-test: setup-dev lint typecheck ## Set up, check and test everything
+test: setup-dev lint ## Set up, check and test everything
+	@$(MAKE) --no-print-directory -j2 typecheck pytest
+
+# Most of the time tests wait for programs, so more of them run at once than there are cores. Their modules are
+# compiled once for all, not by each of those that run them.
+pytest: export PYTHONDONTWRITEBYTECODE =
+pytest:
+	@[ -n "$$(find tests -name '*-pytest-*.pyc' -print -quit)" ] || $(BIN)/pytest -qq --collect-only $(TEST_ARGS) >/dev/null || :
 	@$(BIN)/pytest -n 6 --dist worksteal $(TEST_ARGS)
 
 setup-dev:
