@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from greylag.domain.errors import (
     InvalidRequestError,
     LimitExceededError,
     ProjectNotFoundError,
+    StoreUnavailableError,
     UnauthorizedError,
     UserNotFoundError,
 )
@@ -833,3 +834,78 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
         )
         assert told[1]["object"] == "project/ada/demo"
         assert told[1]["changed"] == {"owner": "bob"}
+
+
+@asynccontextmanager
+async def _shared_with_bob(house: House) -> AsyncIterator[ProjectRef]:
+    of, ada, ref = house.use_cases, Principal("ada", "ada"), ProjectRef("ada", "demo")
+    for name in ("eve", "bob", "cid"):
+        await of.accounts.make(OPERATOR, User(name, name))
+    made = (await of.projects.create(ada, "ada", NewProject("Demo", "demo"))).project
+    async with house.working():
+        await of.projects.settled(made)
+        await of.gate.share(ada, ref, "bob", MemberRole.EDITOR)
+        yield ref
+
+
+async def _away(*_asked: Any, **_more: Any) -> Any:
+    raise StoreUnavailableError("away")
+
+
+async def _who(house: House, ref: ProjectRef) -> dict[str, MemberRole]:
+    found = await house.use_cases.gate.members(OPERATOR, ref)
+    return {one.user_id: one.role for one in found}
+
+
+async def test_who_was_taken_out_after_a_hand_over_was_cut_off_is_not_carried_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    of = house.use_cases
+    async with _shared_with_bob(house) as ref:
+        with monkeypatch.context() as cut:
+            cut.setattr(house.store, "hand_over", _away)
+            with pytest.raises(StoreUnavailableError):
+                await of.accounts.hand_over(OPERATOR, ref, "eve")
+        await of.gate.unshare(OPERATOR, ref, "bob")
+        await of.gate.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
+        given = await of.accounts.hand_over(OPERATOR, ref, "eve")
+        assert await _who(house, given.ref) == {"cid": MemberRole.VIEWER}
+
+
+async def test_what_changes_of_members_while_their_project_is_handed_over_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    gate, hand_over = house.use_cases.gate, house.store.hand_over
+
+    async def late(*asked: Any, **more: Any) -> Project:
+        await gate.unshare(OPERATOR, ref, "bob")
+        await gate.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
+        await gate.share(OPERATOR, ref, "Zoë", MemberRole.VIEWER)
+        return await hand_over(*asked, **more)
+
+    async with _shared_with_bob(house) as ref:
+        await gate.share(OPERATOR, ref, "cid", MemberRole.EDITOR)
+        monkeypatch.setattr(house.store, "hand_over", late)
+        given = await house.use_cases.accounts.hand_over(OPERATOR, ref, "eve")
+        expected = {"cid": MemberRole.VIEWER, "Zoë": MemberRole.VIEWER}
+        assert await _who(house, given.ref) == expected
+
+
+async def test_nothing_of_a_hand_over_that_was_cut_off_comes_back_with_the_project(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    of = house.use_cases
+    async with _shared_with_bob(house) as ref:
+        link = await of.shares.make(OPERATOR, ref, NewShare(8080, "/", "https://here", 60))
+        with monkeypatch.context() as cut:
+            cut.setattr(type(of.gate), "settle_members", _away)
+            with pytest.raises(StoreUnavailableError):
+                await of.accounts.hand_over(OPERATOR, ref, "eve")
+        there = (await house.store.get("eve", "demo")).ref
+        await of.gate.unshare(OPERATOR, there, "bob")
+        back = await of.accounts.hand_over(OPERATOR, there, "ada")
+        assert await _who(house, back.ref) == {}
+        assert await house.store.find(Share, link.key) is None

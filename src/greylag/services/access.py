@@ -29,7 +29,7 @@ from greylag.domain.errors import (
     StoreUnavailableError,
     UnauthorizedError,
 )
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
     Member,
@@ -349,8 +349,7 @@ class Gate:
         """Return whom a project is shared with."""
         await self.authorize(principal, Action.MEMBERS_READ, ref)
         project = await self._projects.get(ref.user_id, ref.project_id)
-        found = await self._people.labelled(Member, of_project(ref.user_id, ref.project_id))
-        return [one for one in found if one.record_id == project.id]
+        return await self._members(ref, project.id)
 
     async def share(
         self, principal: Principal, ref: ProjectRef, user_id: str, role: MemberRole
@@ -384,23 +383,59 @@ class Gate:
                 return wanted
             attempts.failed()
 
-    async def carry_members(self, principal: Principal, ref: ProjectRef, owner: str) -> None:
-        """Write down with whom a project is shared once it is ``owner``'s: before it is handed
-        over, as that may be cut off after; until then it means nothing. The caller has asked
-        whether it may.
+    async def carry_members(
+        self, principal: Principal, ref: ProjectRef, owner: str
+    ) -> Mapping[str, MemberRole]:
+        """Write down with whom a project is shared once it is ``owner``'s, and return it: before it
+        is handed over, as that may be cut off after; until then it means nothing. What is there of
+        a hand-over that was cut off goes. The caller has asked whether it may.
         """
         project = await self._projects.get(ref.user_id, ref.project_id)
-        for one in await self._people.labelled(Member, of_project(ref.user_id, ref.project_id)):
-            if one.record_id == project.id and one.user_id != owner:
-                await self._keep_member(principal, replace(one, owner=owner, version=0))
+        there = ProjectRef(owner, ref.project_id)
+        found = await self._members(ref, project.id)
+        carried = {one.user_id: one for one in found if one.user_id != owner}
+        for left in await self._members(there, project.id):
+            if left.user_id not in carried:
+                await self._drop(principal, left)
+        for one in carried.values():
+            await self._keep_member(principal, replace(one, owner=owner, version=0))
+        return {name: one.role for name, one in carried.items()}
 
-    async def drop_members(self, principal: Principal, ref: ProjectRef) -> None:
-        """Forget with whom a project was shared under this name, which it has not."""
-        for one in await self._people.labelled(Member, of_project(ref.user_id, ref.project_id)):
-            told = self.audit.event(
-                principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=one.user_id
-            )
-            await self._people.remove(Member, one.key, audit=told)
+    async def settle_members(
+        self,
+        principal: Principal,
+        ref: ProjectRef,
+        given: Project,
+        carried: Mapping[str, MemberRole],
+    ) -> None:
+        """Forget with whom a project was shared where it was, before it was ``given``, and follow
+        there what has changed of that since it was ``carried``.
+        """
+        back = set(carried)
+        for one in await self._members(ref, given.id):
+            back.add(one.user_id)
+            if one.user_id != given.user_id and one.role is not carried.get(one.user_id):
+                await self._keep_member(principal, replace(one, owner=given.user_id, version=0))
+            # Whoever removes it first decides: it is carried on, or taken back.
+            if await self._drop(principal, one):
+                back.remove(one.user_id)
+        for one in await self._members(given.ref, given.id):
+            if one.user_id in back:
+                await self._drop(principal, one)
+
+    async def drop_members(self, principal: Principal, ref: ProjectRef, record_id: str) -> None:
+        """Forget with whom a project was to be shared under a name that it has not got."""
+        for one in await self._members(ref, record_id):
+            await self._drop(principal, one)
+
+    async def _drop(self, principal: Principal, one: Member) -> bool:
+        on = name_of(ProjectRef(one.owner, one.project_id))
+        told = self.audit.event(principal, AuditAction.MEMBER_REMOVE, on, member=one.user_id)
+        return await self._people.remove(Member, one.key, audit=told)
+
+    async def _members(self, ref: ProjectRef, record_id: str) -> Sequence[Member]:
+        found = await self._people.labelled(Member, of_project(ref.user_id, ref.project_id))
+        return [one for one in found if one.record_id == record_id]
 
     async def unshare(self, principal: Principal, ref: ProjectRef, user_id: str) -> None:
         """Take a project back from a user, who may also leave it themselves.

@@ -168,13 +168,22 @@ class Accounts:
         if user.id == ref.user_id:
             has = f"The user {user.id!r} has this project already."
             raise ConflictError(has, hint="Choose another user.")
+        project = await self.projects.store.get(ref.user_id, ref.project_id)
+        # Where it goes, links are left of when it was there, if its way from there was cut off.
+        await self._end_links(principal, ProjectRef(user.id, ref.project_id), project.id)
         given = await self.projects.give(principal, ref, user)
+        await self._end_links(principal, ref, project.id)
+        return given
+
+    async def _end_links(self, principal: Principal, ref: ProjectRef, record_id: str) -> None:
+        """End the links to a project's previews under a name that it has not got."""
         for share in await self.store.labelled(Share, of_project(ref.user_id, ref.project_id)):
+            if share.record_id != record_id:
+                continue
             ended = self.gate.audit.event(
                 principal, AuditAction.PREVIEW_END, shown_by(ref, share.port), path=share.path
             )
             await self.store.remove(Share, share.key, audit=ended)
-        return given
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""

@@ -180,11 +180,10 @@ class Projects:
             await self.gate.check_receives(user.id)
             await self._check_projects(user, most)
             self._check_template(user, project.metadata)
-            given = await self._give(principal, ref, user)
-        await self.gate.drop_members(principal, ref)
-        return given
+            return await self._give(principal, project, user)
 
-    async def _give(self, principal: Principal, ref: ProjectRef, user: User) -> Project:
+    async def _give(self, principal: Principal, project: Project, user: User) -> Project:
+        ref = project.ref
         event = self.gate.audit.event(
             principal, Action.PROJECTS_HAND_OVER, name_of(ref), owner=user.id
         )
@@ -193,16 +192,18 @@ class Projects:
         if await self._find(there) is not None:
             taken = f"The user {user.id!r} has a project {ref.project_id!r}."
             raise ConflictError(taken, hint=hint)
-        await self.gate.carry_members(principal, ref, user.id)
+        carried = await self.gate.carry_members(principal, ref, user.id)
         try:
-            return await self.store.hand_over(
+            given = await self.store.hand_over(
                 ref.user_id, ref.project_id, user.id, self.clock.now(), audit=event
             )
         except ProjectExistsError as error:
             raise ConflictError(error.info.message, hint=hint) from error
         except ConflictError:
-            await self.gate.drop_members(principal, there)
+            await self.gate.drop_members(principal, there, project.id)
             raise
+        await self.gate.settle_members(principal, ref, given, carried)
+        return given
 
     async def _check_projects(self, user: User, most: int | None) -> None:
         if most is not None:
