@@ -737,6 +737,41 @@ async def test_nothing_of_a_removed_user_is_another_s_of_the_same_id() -> None:
         await of.accounts.remove(Principal("eve", "eve", Role.ADMIN), "eve")
 
 
+async def test_what_is_left_of_a_user_of_the_settings_is_nobody_s_and_is_removed() -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    secret, token = await _furnished(house, "ada")
+    (user,) = await house.store.labelled(User)
+    # As if never changed, so that the settings alone know them, and then taken out of those.
+    await house.store.remove(User, user.id)
+    house.settings = settings(users="Zo\u00eb:Zo\u00eb")
+    of = house.build("later").use_cases
+    assert await of.tokens.principal(token, "") is None
+    with pytest.raises(ConflictError, match="left of a user 'ada'"):
+        await of.accounts.make(boss, User("ada", "Another"))
+    # Written by a version that asked nothing, or that knows the settings as they were.
+    await of.people.make(User("ada", "Another"))
+    assert await of.tokens.principal(token, "") is None
+    assert await of.people.by_session(secret, "") is None
+    await house.store.remove(User, "ada")
+    of = house.build("after that").use_cases
+    with pytest.raises(UserNotFoundError):
+        await of.accounts.remove(ZOE, "ada")
+    await of.accounts.remove(boss, "ada")
+    await of.accounts.make(boss, User("ada", "Another"))
+    assert await _owned(house, "ada") == [0] * 5
+
+
+async def test_a_token_from_before_users_were_told_apart_counts_for_whom_it_was_made() -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    await of.accounts.make(boss, User("eve", "Eve"))
+    _, token = await _furnished(house, "eve")
+    (kept,) = await house.store.labelled(ApiToken, of_user("eve"))
+    await house.store.put(replace(kept, user_since=None), house.clock.now())
+    assert await of.tokens.principal(token, "") is not None
+
+
 async def test_what_runs_of_the_disabled_is_stopped_though_nobody_came_to_it() -> None:
     house = House()
     of, ref = house.use_cases, ProjectRef("ada", "demo")

@@ -125,8 +125,7 @@ class People:
         given the same id later.
         """
         user = await self.active(one.user_id)
-        theirs = user is not None and one.user_since in {None, user.created_at}
-        return user if theirs else None
+        return user if user is not None and _is_theirs(user, one) else None
 
     async def make(self, user: User, *, by: By = SYSTEM) -> User:
         """Add a user, as an administrator has entered them.
@@ -163,7 +162,8 @@ class People:
         if user_id in self._seeds:
             raise ConflictError(
                 f"The settings name the user {user_id!r}.",
-                hint="Take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, or disable them.",
+                hint="Disable them; or take them out of GREYLAG_USERS or GREYLAG_USERS_FILE, and"
+                " then remove what is left of them in the same way.",
             )
 
     async def remove(self, user_id: str, *, by: By = SYSTEM) -> None:
@@ -378,6 +378,14 @@ class People:
 
     def _is_going_on(self, session: Session, now: datetime) -> bool:
         return now < min(session.expires_at, session.seen_at + self._limits.idle)
+
+
+def _is_theirs(user: User, one: Session | ApiToken) -> bool:
+    """Tell whether it is of this user, and not of one who had the same id before."""
+    if one.user_since is not None:
+        return one.user_since == user.created_at
+    # Of a user of the settings, who have no beginning; or from before this was written down.
+    return user.created_at is None or one.created_at >= user.created_at
 
 
 def _role(user: User, by: Session | ApiToken) -> Role:
