@@ -8,10 +8,25 @@ from pathlib import Path
 import pytest
 from tests.clocks import FakeClock
 from tests.fakes.store import MemoryStore
+from tests.services.house import House
 
 from greylag.domain.audit import AuditEvent
-from greylag.domain.errors import ForbiddenError, InvalidRequestError, LimitExceededError
-from greylag.domain.users import OPERATOR, ApiToken, Principal, Role, Scope, User
+from greylag.domain.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    LimitExceededError,
+    MissingError,
+)
+from greylag.domain.users import (
+    OPERATOR,
+    ApiToken,
+    DeviceLogin,
+    Principal,
+    Role,
+    Scope,
+    User,
+    of_user,
+)
 from greylag.ports import AnyKept, AuditFilter, Kept
 from greylag.services import tokens as tokens_service
 from greylag.services.access import Gate
@@ -168,3 +183,23 @@ async def test_no_token_is_made_that_may_do_more_than_who_asks(
     with pytest.raises(error):
         await tokens.make(asker, new)
     assert await store.labelled(ApiToken) == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_login_that_a_removed_user_has_allowed_lets_in_nobody_of_their_id(
+    *, late: bool
+) -> None:
+    house = House()
+    of, eve = house.use_cases, Principal("Eve", "eve", via="session 0123")
+    await of.accounts.make(OPERATOR, User("eve", "Eve"))
+    secret, login = await of.device_logins.begin("cli", frozenset({Scope.FILES}), "10.0.0.1")
+    await of.device_logins.answer(eve, login.code, allow=True)
+    (kept,) = await house.store.labelled(DeviceLogin, of_user("eve"))
+    await of.accounts.remove(OPERATOR, "eve")
+    assert await house.store.labelled(DeviceLogin) == []
+    await of.accounts.make(OPERATOR, User("eve", "Another Eve"))
+    if late:  # answered by a request that was under way meanwhile
+        await house.store.put(replace(kept, version=0), house.clock.now())
+    with pytest.raises(MissingError):
+        await of.device_logins.redeem(secret)
+    assert await house.store.labelled(ApiToken) == []

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -228,6 +228,10 @@ class ApiToken:
         return [of_user(self.user_id), f"id {self.id}"]
 
 
+LOGIN_LASTS = timedelta(minutes=10)
+"""How long a program waits to be let in."""
+
+
 def of_code(code: str) -> str:
     """Return the label of the program that shows a code."""
     return f"code {code}"
@@ -243,6 +247,7 @@ class DeviceLogin:
         scopes: what it would like to do.
         address: where it is.
         user_id: as whom it is let in; ``None``: nobody has answered.
+        user_since: as of a session.
     """
 
     key: str
@@ -252,12 +257,19 @@ class DeviceLogin:
     address: str
     expires_at: datetime
     user_id: str | None = None
+    user_since: datetime | None = None
     version: int = 0
+
+    @property
+    def created_at(self) -> datetime:
+        """When it began."""
+        return self.expires_at - LOGIN_LASTS
 
     @property
     def labels(self) -> Sequence[str]:
         """What else it is found by."""
-        return [of_code(self.code)]
+        answered = [] if self.user_id is None else [of_user(self.user_id)]
+        return [of_code(self.code), *answered]
 
 
 @dataclass(frozen=True, slots=True)

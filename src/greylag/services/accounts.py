@@ -18,6 +18,7 @@ from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
     ApiToken,
+    DeviceLogin,
     Look,
     Member,
     NotificationTarget,
@@ -136,6 +137,8 @@ class Accounts:
 
     async def _remove_all(self, principal: Principal, user_id: str) -> None:
         label, event = of_user(user_id), self.gate.audit.event
+        for login in await self.store.labelled(DeviceLogin, label):
+            await self.store.remove(DeviceLogin, login.key)
         for token in await self.store.labelled(ApiToken, label):
             told = event(principal, AuditAction.TOKEN_REVOKE, name_of(user_id), token=token.id)
             await self.store.remove(ApiToken, token.key, audit=told)

@@ -20,6 +20,7 @@ from greylag.domain.errors import ConflictError, MissingError, SignInRefusedErro
 from greylag.domain.names import check_id, check_name, slug
 from greylag.domain.users import (
     ApiToken,
+    DeviceLogin,
     Identity,
     Limits,
     Look,
@@ -120,11 +121,11 @@ class People:
             return None
         return None if user.disabled else user
 
-    async def owner(self, one: Session | ApiToken) -> User | None:
+    async def owner(self, one: Session | ApiToken | DeviceLogin) -> User | None:
         """Return the user who may come in by it; ``None``: nobody may. It is not another's who was
         given the same id later.
         """
-        user = await self.active(one.user_id)
+        user = None if one.user_id is None else await self.active(one.user_id)
         return user if user is not None and _is_theirs(user, one) else None
 
     async def make(self, user: User, *, by: By = SYSTEM) -> User:
@@ -380,7 +381,7 @@ class People:
         return now < min(session.expires_at, session.seen_at + self._limits.idle)
 
 
-def _is_theirs(user: User, one: Session | ApiToken) -> bool:
+def _is_theirs(user: User, one: Session | ApiToken | DeviceLogin) -> bool:
     """Tell whether it is of this user, and not of one who had the same id before."""
     if one.user_since is not None:
         return one.user_since == user.created_at

@@ -29,6 +29,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import check_id, check_name
 from greylag.domain.users import (
+    LOGIN_LASTS,
     Action,
     ApiToken,
     DeviceLogin,
@@ -52,7 +53,6 @@ MAX_PROJECTS = 100
 MOST_TOKENS = 500
 """How many of a user's may count at once."""
 DAYS = 90
-LOGIN_LASTS = timedelta(minutes=10)
 LOGIN_CODE_LENGTH = 8
 # No vowels, so that it is no word; nothing that looks like something else (RFC 8628, section 6.1).
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
@@ -403,7 +403,7 @@ class DeviceLogins:
             address=login.address,
         )
         if allow:
-            answered = replace(login, user_id=own)
+            answered = replace(login, user_id=own, user_since=user.created_at)
             done = await self.store.put(answered, now, audit=told)
         else:
             done = await self.store.remove(DeviceLogin, login.key, audit=told)
@@ -422,7 +422,7 @@ class DeviceLogins:
             raise _login_over()
         if login.user_id is None:
             return None
-        user = await self.people.active(login.user_id)
+        user = await self.people.owner(login)
         if user is None:
             await self.store.remove(DeviceLogin, login.key)
             raise _login_over()

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
-from greylag.services.tokens import LOGIN_LASTS
+from greylag.domain.users import LOGIN_LASTS
 from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
