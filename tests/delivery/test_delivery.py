@@ -3,10 +3,12 @@
 import asyncio
 import base64
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -20,7 +22,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from tests.delivery.receiver import Receiver
 
 from greylag.common.reach import is_public
-from greylag.delivery import web_push
+from greylag.delivery import http, web_push
 from greylag.delivery.http import HttpDelivery
 from greylag.domain.errors import InvalidRequestError
 from greylag.ports import Delivered, DeliveryResult, PushAddress, PushMessage, WebhookAddress
@@ -258,3 +260,56 @@ async def test_keys_that_no_browser_has_are_refused(p256dh: str, auth: str) -> N
 
 def test_public_is_what_leads_to_the_internet_alone() -> None:
     assert all(map(is_public, ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"]))
+
+
+async def test_the_seconds_of_what_waits_for_others_begin_with_its_turn(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_MOST_AT_ONCE", 1)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.5)
+    never = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader
+        await never.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1")
+    dead = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with delivery(f"http://{receiver.host}", f"http://{dead}") as one, server:
+        to_dead, to_living = (
+            WebhookAddress(f"http://{host}/", SECRET) for host in (dead, receiver.host)
+        )
+        first, second = await asyncio.gather(
+            one.post(to_dead, "m1", NOW, b"{}"), one.post(to_living, "m2", NOW, b"{}")
+        )
+        never.set()
+    assert first.words == "it did not answer in time"
+    assert second.result is DeliveryResult.DONE
+
+
+async def test_names_that_nobody_answers_for_hold_no_other_one_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, real = threading.Event(), socket.getaddrinfo
+
+    def silent(host: str, *asked: Any) -> Any:
+        if host.endswith(".dead.example"):
+            answers.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return real("127.0.0.1", *asked)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    async with delivery() as one, asyncio.timeout(20):
+        waiting = [
+            asyncio.create_task(
+                one.post(WebhookAddress(f"https://h{n}.dead.example/", SECRET), "m", NOW, b"{}"),
+                name="dead",
+            )
+            for n in range(16)
+        ]
+        await asyncio.sleep(0)
+        told = await one.post(WebhookAddress("https://there.example/", SECRET), "m", NOW, b"{}")
+        assert told.words == "its address is not public"
+        answers.set()
+        await asyncio.gather(*waiting)

@@ -2,8 +2,11 @@
 said.
 """
 
+import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.harness import Harness, settings
@@ -16,8 +19,14 @@ from greylag.domain.errors import (
     NotificationsOffError,
 )
 from greylag.domain.users import OPERATOR, Principal, Role
-from greylag.ports import AuditFilter, Delivered, DeliveryResult, PushAddress
-from greylag.services.notifications import MOST_TARGETS, Notice, Notifications, What
+from greylag.ports import AuditFilter, Delivered, DeliveryResult, PushAddress, WebhookAddress
+from greylag.services.notifications import (
+    MOST_OF_USER_AT_ONCE,
+    MOST_TARGETS,
+    Notice,
+    Notifications,
+    What,
+)
 from greylag.services.projects import NewProject
 from greylag.store.people import to_body
 
@@ -150,3 +159,47 @@ async def test_what_is_told_names_the_turn_and_fits_into_a_push_however_long_nam
     ((_, message_id, told),) = of.delivery.posted
     assert (message_id, told["type"]) == ("msg_1", "turn.asks")
     assert told["data"]["url"].startswith(f"{SITE}/users/ada/projects/{'p' * 60}/turns/t")
+
+
+async def test_places_of_one_user_that_never_answer_hold_nobody_else_s_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of, at_once = house(), Counter[str]()
+    most, full, answers = Counter[str](), asyncio.Event(), asyncio.Event()
+
+    async def post(to: WebhookAddress, *_: Any) -> Delivered:
+        user = to.url.removeprefix("https://").partition(".")[0]
+        at_once[user] += 1
+        most[user] = max(most[user], at_once[user])
+        if user == "ada":
+            if at_once[user] == MOST_OF_USER_AT_ONCE:
+                full.set()
+            await answers.wait()
+        at_once[user] -= 1
+        return Delivered(DeliveryResult.LATER, "it did not answer in time")
+
+    notifications = of.use_cases.notifications
+    monkeypatch.setattr(of.delivery, "post", post)
+    add = notifications.add_webhook
+    ids = {
+        name: (await add(OPERATOR, name, "Chat", SITE, f"https://{name}.example/"))[1].id
+        for name in ("ada", "bob")
+    }
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        for _ in range(30):
+            tasks.create_task(notifications.test(OPERATOR, "ada", ids["ada"]), name="test")
+        await full.wait()
+        await notifications.test(OPERATOR, "bob", ids["bob"])
+        assert at_once["ada"] == MOST_OF_USER_AT_ONCE
+        answers.set()
+    assert most == {"ada": MOST_OF_USER_AT_ONCE, "bob": 1}
+
+
+async def test_what_is_removed_before_its_turn_is_told_nothing() -> None:
+    of = house()
+    notifications = of.use_cases.notifications
+    made = await notifications.add_browser(ADA, "ada", "Phone", SITE, ADDRESS)
+    await notifications.add_browser(Principal("bob", "bob"), "bob", "Phone", SITE, ADDRESS)
+    done = await notifications.send(made, Notice(What.TEST, "msg_1", of.clock.now()))
+    assert done.result is DeliveryResult.REFUSED
+    assert not of.delivery.pushed

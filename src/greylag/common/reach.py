@@ -89,14 +89,17 @@ class PublicResolver(AbstractResolver):
         reach: the hosts that may have any address.
         proxies: the variables that name proxies (``proxy_variables``): those may have any, too, and
             ``check_name`` is for what they would be asked for.
+        threads: how many names are looked up at once.
     """
 
-    def __init__(self, reach: Reach, proxies: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, reach: Reach, proxies: Mapping[str, str] | None = None, threads: int = _THREADS
+    ) -> None:
         self._reach = reach
         named = [one for name, one in (proxies or {}).items() if name != "NO_PROXY"]
         urls = [URL(Proxy.parse(one).url) for one in named]
         self._proxies = frozenset((url.host, url.port) for url in urls)
-        self._threads = ThreadPoolExecutor(_THREADS, "names that users gave")
+        self._threads = ThreadPoolExecutor(threads, "names that users gave")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

@@ -2,6 +2,7 @@
 users' addresses must not lead.
 """
 
+import asyncio
 import base64
 import hmac
 import ssl
@@ -45,11 +46,13 @@ class HttpDelivery:
     def __init__(self, named: Sequence[str], authorities: str, proxies: Mapping[str, str]) -> None:
         self._proxies = proxies
         self._reach = Reach(named)
-        self._resolver = PublicResolver(self._reach, proxies)
+        # A name that nobody answers for holds its thread: what waits for one has a connection.
+        self._resolver = PublicResolver(self._reach, proxies, _MOST_AT_ONCE)
+        self._room = asyncio.Semaphore(_MOST_AT_ONCE)
         connector = aiohttp.TCPConnector(
             ssl=ssl.create_default_context(cadata=authorities or None),
             resolver=self._resolver,
-            limit=_MOST_AT_ONCE,
+            limit=0,  # room is waited for before, so that its seconds begin with its turn
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -148,9 +151,14 @@ class HttpDelivery:
     async def _send(
         self, address: str, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
     ) -> Delivered:
-        url = URL(address)
+        async with self._room:
+            return await self._sent(URL(address), headers, body, gone)
+
+    async def _sent(
+        self, url: URL, headers: Mapping[str, str], body: bytes, gone: set[HTTPStatus]
+    ) -> Delivered:
         try:
-            proxy = proxy_for(address, self._proxies)
+            proxy = proxy_for(str(url), self._proxies)
             if proxy is not None:
                 await self._resolver.check_name(url)
             # Whatever it answers, its status is all that counts: leaving closes what was not read.

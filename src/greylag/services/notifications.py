@@ -5,15 +5,17 @@ What they are told names project and session, and never holds what was said. Add
 sealed, and shown to nobody.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -43,6 +45,8 @@ from greylag.ports import (
 from greylag.services.access import Gate
 
 MOST_TARGETS = 20
+MOST_OF_USER_AT_ONCE = 4
+"""How many places of a user are told at the same moment, by one process."""
 MAX_SITE = 300
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what stands before one (Standard Webhooks)
 _SECRET_BYTES = 24
@@ -100,6 +104,10 @@ class Notifications:
     delivery: Delivery
     sealing: Sealing | None
     contact: str = ""
+    # Whose places never answer wait for each other, and hold nobody else's back.
+    _ways: WeakValueDictionary[str, asyncio.Semaphore] = field(
+        init=False, repr=False, compare=False, default_factory=WeakValueDictionary
+    )
 
     async def listed(self, principal: Principal, user_id: str) -> Sequence[NotificationTarget]:
         """Return where a user is told, the oldest first."""
@@ -216,7 +224,12 @@ class Notifications:
 
     async def send(self, target: NotificationTarget, notice: Notice) -> Delivered:
         """Tell a target, once, and keep what came of it; one that is gone for good is removed."""
-        delivered = await self._delivered(target, notice)
+        room = asyncio.Semaphore(MOST_OF_USER_AT_ONCE)
+        async with self._ways.setdefault(target.user_id, room):
+            kept = await self.people.find(NotificationTarget, target.id)
+            if kept is None or kept.user_id != target.user_id:
+                return Delivered(DeliveryResult.REFUSED, "it was removed before its turn")
+            delivered = await self._delivered(target, notice)
         now = self.clock.now()
         if delivered.result is DeliveryResult.GONE:
             await self._remove(SYSTEM, target)
