@@ -51,7 +51,7 @@ async def test_the_log_of_an_activation_tells_what_is_wrong_with_the_model_provi
 
 
 async def test_the_audit_trail_is_copied_and_a_minutes_refusals_are_told_at_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = settings(data=tmp_path, cluster="local", goose="scripted", audit_copy="stdout")
     async with assembled(given) as greylag:
@@ -59,7 +59,7 @@ async def test_the_audit_trail_is_copied_and_a_minutes_refusals_are_told_at_the_
         await greylag.use_cases.projects.create(OPERATOR, "me", NewProject("Demo"))
         for _ in range(3):
             await audit.refused(SYSTEM, "test", "x", "forbidden")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
     copied = [json.loads(line) for line in lines]
     assert [one["count"] for one in copied] == [1, 1, 2]
     check = ChainCheck()

@@ -222,6 +222,8 @@ class ChainCheck:
             number = self.last.number + 1
             if one.get("number") != number:
                 raise ChainBrokenError(f"The entry {number} is missing.")
+            if "left_out" in one:
+                raise ChainBrokenError(f"The entry {number} was too large for this copy.")
             if one.get("hash") != hash_of(one):
                 raise ChainBrokenError(f"The entry {number} was changed.")
             if one.get("previous") != self.last.hash:

@@ -6,6 +6,7 @@ Refusals cost whoever is refused nothing, so they are told in bounds: equal ones
 entry, with their number, and so are those beyond what one asker, or all together, may fill.
 """
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ MOST_OF_ONE = 20
 MOST_OF_ALL = 200
 TRIM_EVERY = timedelta(hours=1)
 _LONGEST = 1000
+_LONGEST_LIST = 16_384  # as JSON: an entry with several still fits into a datagram
 _EVERYBODY = Actor("", "anonymous")
 
 _log = structlog.get_logger(__name__)
@@ -59,7 +61,9 @@ def event_of(  # noqa: PLR0913 - all that an entry says, by name
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON and every store can have it, a text cut to what is worth keeping."""
+    """Return a value as JSON and every store can have it, a text and a list cut to what is worth
+    keeping.
+    """
     match value:
         case Enum():
             plain = value.value
@@ -70,12 +74,23 @@ def _plain(value: Any) -> Any:
         case Mapping():
             plain = {_plain(name): _plain(one) for name, one in value.items()}
         case set() | frozenset():
-            plain = sorted(_plain(one) for one in value)
+            plain = _first(sorted(_plain(one) for one in value))
         case Sequence():
-            plain = [_plain(one) for one in value]
+            plain = _first([_plain(one) for one in value])
         case _:
             plain = value
     return plain
+
+
+def _first(found: Sequence[Any]) -> list[Any]:
+    """Return the first of these, and how many more there are."""
+    room, kept = _LONGEST_LIST, list[Any]()
+    for one in found:
+        room -= len(json.dumps(one)) + 2
+        if room < 0:
+            return [*kept, f"and {len(found) - len(kept)} more"]
+        kept.append(one)
+    return kept
 
 
 class Repeats:
