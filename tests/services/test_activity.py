@@ -149,8 +149,8 @@ async def test_what_is_no_activity_is_not_known_and_not_fatal(
 
 async def test_what_is_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity, "MOST_WATCHED", 1)
-    long = TURN | {"message_id": "m" * 100_000}
-    teller: Any = _Teller(_told(turns=[long, *[TURN] * 500], revision="r" * 100_000))
+    long = [TURN | {name: "m" * 100_000} for name in ("message_id", "state")]
+    teller: Any = _Teller(_told(turns=[*[TURN] * 500, *long, *[TURN] * 98], revision="r" * 100_000))
     house = House()
     async with house.working():
         project = await _active(house)
@@ -158,9 +158,10 @@ async def test_what_is_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         with activities.watch() as watch:
             other = replace(project, id="0" * 24)
             watch.follow([project, other])
-            await _until(watch, project, "asks", 100)
+            await _until(watch, project, "asks", 98)
             assert watch.of(other) is None
             known = watch.of(project)
             assert known is not None
+            assert len(known.turns) == 98  # none of those that say too much
             assert len(known.revision) < 1000
         await activities.close()

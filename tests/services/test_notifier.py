@@ -7,15 +7,17 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 from tests.harness import Harness, settings
 
 from greylag.common import agent_api
 from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
-from greylag.domain.project import Desired, ProjectRef
+from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.domain.users import OPERATOR
 from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
 from greylag.services import activity, notifier
@@ -177,12 +179,32 @@ async def test_a_project_that_tells_of_turns_without_end_is_held_back(
         await of.hook()
         address = PushAddress("https://push.example/1", "p", "a")
         await of.use_cases.notifications.add_browser(OPERATOR, "ada", "Phone", SITE, address)
+        revoke, kept = of.store.revoke, set[str]()
+
+        async def counted(name: str, *asked: Any, **more: Any) -> bool:
+            kept.add(name)
+            return await revoke(name, *asked, **more)
+
+        monkeypatch.setattr(of.store, "revoke", counted)
         async with running(of.build("w1").notifier):
             for number in range(4):
                 await of.say("hello", f"m{number}")
             await of.until(lambda: len(of.told) == 2)
             await asyncio.sleep(0.1)
         assert len(of.told) == len(of.delivery.pushed) == 2
+        assert len(kept) == 2  # and none of those that are held back
+
+
+def test_the_log_hears_once_in_ten_minutes_that_a_project_is_held_back() -> None:
+    heard = notifier._Heard()
+    heard.told_at.extend(range(notifier.MOST_OF_PROJECT))
+    project = cast("Project", SimpleNamespace(id="p"))
+    with capture_logs() as logged:
+        held = [notifier._is_held_back(project, heard, moment) for moment in (20, 599, 600)]
+        heard.told_at.extend(range(600, 600 + notifier.MOST_OF_PROJECT))
+        held += [notifier._is_held_back(project, heard, moment) for moment in (619, 620, 2000)]
+    assert held == [True, True, False, True, True, False]
+    assert [one["event"] for one in logged] == ["notifications_held_back"] * 2
 
 
 async def test_an_agent_that_was_lost_with_its_turn_is_told_of_when_it_is_back() -> None:
@@ -273,6 +295,25 @@ async def test_a_defect_and_a_row_that_cannot_be_read_end_nothing(
             await of.say("again", "m2")
             await of.told_all("turn.ended")
         assert listed > 1
+
+
+async def test_patience_with_an_agent_loses_nothing_that_a_slow_store_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifier, "_PATIENCE_SECONDS", 0.5)
+    async with house() as of:
+        await of.hook()
+        revoke = of.store.revoke
+
+        async def slow(*asked: Any, **more: Any) -> bool:
+            kept = await revoke(*asked, **more)
+            await asyncio.sleep(0.6)
+            return kept
+
+        monkeypatch.setattr(of.store, "revoke", slow)
+        async with running(of.build("w1").notifier):
+            await of.say("run: make all", "m1")
+            await of.told_all("turn.asks")
 
 
 async def test_what_an_agent_calls_a_session_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

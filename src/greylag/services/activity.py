@@ -193,7 +193,7 @@ def _read(body: bytes) -> AgentActivity:
 
 
 def _length(turn: TurnState) -> int:
-    return len(turn.turn_id + turn.session_id + turn.message_id)
+    return len(turn.turn_id + turn.session_id + turn.message_id + turn.state)
 
 
 def _note_defect(task: asyncio.Task[None]) -> None:

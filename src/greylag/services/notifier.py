@@ -67,12 +67,14 @@ class _Heard:
         running: the sessions of turns that ran then.
         over: turns that have ended, and need no look any more.
         told_at: when its newest notices were told.
+        held_back_at: when the log was told that others are held back.
     """
 
     revision: str = ""
     running: dict[str, str] = field(default_factory=dict)
     over: set[str] = field(default_factory=set)
     told_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_OF_PROJECT))
+    held_back_at: float = float("-inf")
     looking: bool = False
 
 
@@ -177,8 +179,7 @@ class Notifier:
                     return  # it may be another's now
                 heard.revision = activity.revision
                 try:
-                    async with asyncio.timeout(_PATIENCE_SECONDS):
-                        await self._take(project, activity, heard, tasks)
+                    await self._take(project, activity, heard, tasks)
                     pauses.worked()
                 except (GreylagError, TimeoutError) as error:
                     _log.warning("notification_look_failed", project=project.id, reason=str(error))
@@ -205,7 +206,9 @@ class Notifier:
         }
         for session_id in {*unknown.values(), *asking.values()}:
             try:
-                happened = await self._happened(project, session_id, {*unknown, *asking})
+                # Of the agent alone: an id that was kept as this ran out would never be told.
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    happened = await self._happened(project, session_id, {*unknown, *asking})
             except SessionNotFoundError:
                 continue  # it was deleted, and its turns with it
             for notice in happened:
@@ -246,15 +249,13 @@ class Notifier:
         assert notice.project is not None  # noqa: S101 - tests alone are of none
         now, moment = self.clock.now(), self.clock.monotonic()
         user_id = notice.project.user_id
+        if _is_held_back(notice.project, heard, moment):
+            return  # before anything is kept of it: its environment may ask without end
         targets = await self.notifications.of(user_id)
         of_user = self._telling[user_id] + len(targets)
         if of_user > _MOST_OF_USER_AT_ONCE or self._telling.total() >= _MOST_TOLD_AT_ONCE:
             raise LimitExceededError("Too many notices are under way.")  # the next look tells it
         if not await self.store.revoke(notice.id, now + _KEPT, now):
-            return
-        first = heard.told_at[0] if len(heard.told_at) == MOST_OF_PROJECT else float("-inf")
-        if moment - first < OF_PROJECT_SECONDS:
-            _log.warning("notifications_held_back", project=notice.project.id)
             return
         heard.told_at.append(moment)
         for target in targets:
@@ -284,6 +285,16 @@ class Notifier:
 
 def _is_new(activity: AgentActivity | None, heard: _Heard) -> bool:
     return activity is not None and activity.revision != heard.revision
+
+
+def _is_held_back(project: Project, heard: _Heard, moment: float) -> bool:
+    """Tell whether a project has told as much as it may for now; the log is told once of it."""
+    if len(heard.told_at) < MOST_OF_PROJECT or moment - heard.told_at[0] >= OF_PROJECT_SECONDS:
+        return False
+    if moment - heard.held_back_at >= OF_PROJECT_SECONDS:
+        heard.held_back_at = moment
+        _log.warning("notifications_held_back", project=project.id)
+    return True
 
 
 def _sorted(turns: Iterable[TurnState], heard: _Heard) -> tuple[dict[str, str], dict[str, str]]:
