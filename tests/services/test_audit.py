@@ -45,6 +45,26 @@ class Stuck(MemoryStore):
         return await super().append_audit(event)
 
 
+class Late(MemoryStore):
+    """Takes entries one by one, as it is told to, until two were taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._doors = [asyncio.Event(), asyncio.Event()]
+        self._waiting = iter(self._doors)
+
+    async def append_audit(self, event: AuditEvent) -> AuditEntry:
+        if (door := next(self._waiting, None)) is not None:
+            await door.wait()
+        return await super().append_audit(event)
+
+    async def enter(self, whose: asyncio.Task[None]) -> None:
+        """Take the next entry."""
+        await asyncio.sleep(0)  # whoever is to wait is there
+        self._doors.pop(0).set()
+        await whose
+
+
 class TickingClock(FakeClock):
     """Sleeps until it is told how long that was."""
 
@@ -179,3 +199,16 @@ def test_values_are_what_every_store_can_hold() -> None:
         SYSTEM, FakeClock().now(), "a", "x" * 5000 + "\ud800", names={"b", "a"}, none=None, n=[1]
     )
     assert (len(event.object), event.changed) == (1000, {"names": ["a", "b"], "n": [1]})
+
+
+async def test_what_is_counted_while_another_like_it_is_told_stays_counted() -> None:
+    store = Late()
+    audit = Audit(store, FakeClock())
+    read = audit.event(SYSTEM, "files.read", "x", reason="why")
+    both = [asyncio.create_task(audit.repeatedly(read), name="read") for _ in range(2)]
+    await store.enter(both[0])
+    for _ in range(50):
+        await audit.repeatedly(read)
+    await store.enter(both[1])
+    await audit.flush()
+    assert [count for _, _, count in await told(store)] == [1, 1, 50]

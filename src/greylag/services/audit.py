@@ -111,7 +111,8 @@ class Repeats:
     def add(self, event: AuditEvent) -> None:
         """Add an event that has its entry."""
         self._of_one[event.actor] += 1
-        self._counted[_key(event)] = replace(event, count=0)
+        # What was counted while another like it got its entry stays.
+        self._counted.setdefault(_key(event), replace(event, count=0))
 
     def admit(self, event: AuditEvent) -> bool:
         """Add an event that is to have an entry, unless there is one, or no room for it: then count
