@@ -255,7 +255,20 @@ class Settings(BaseSettings):
         Proxy.parse(value.get_secret_value())
         return value
 
-    @field_validator("trusted_proxies")
+    @field_validator("token", "model_key", "oidc_client_secret", mode="before")
+    @classmethod
+    def _blanks_are_no_part_of_it(cls, value: object) -> object:
+        # As a file's last line ends; whoever comes by it sends it without.
+        return value.strip() if isinstance(value, str) else value
+
+    @field_validator("audit_copy")
+    @classmethod
+    def _copy_goes_to_a_port(cls, value: str) -> str:
+        if value.startswith("syslog://") and not 1 <= int(value.rpartition(":")[2]) <= 65_535:  # noqa: PLR2004 - said in the sentence
+            raise ValueError("must have a port from 1 to 65535")
+        return value
+
+    @field_validator("trusted_proxies", "uncounted_addresses")
     @classmethod
     def _proxies_are_networks(cls, value: str) -> str:
         networks = [one.strip() for one in value.split(",") if one.strip()]

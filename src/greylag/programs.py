@@ -14,7 +14,7 @@ import structlog
 from pydantic import SecretStr
 
 from greylag.common.agent_api import LEGACY_API
-from greylag.common.net import unmapped
+from greylag.common.net import network_of
 from greylag.common.server import HttpServer, ServerLimits, addresses_of, listen
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
@@ -159,7 +159,7 @@ def _limits(settings: Settings) -> ServerLimits:
         headers=max(plain.headers, settings.header_limit + 1),
         connections=settings.connection_limit,
         per_address=settings.connections_per_address,
-        proxies=frozenset(unmapped(one.strip()) for one in settings.uncounted_addresses.split(",")),
+        proxies=tuple(map(network_of, filter(None, settings.uncounted_addresses.split(",")))),
     )
 
 

@@ -20,6 +20,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from greylag.agentd.main import http_server
+from greylag.common.net import network_of
 from greylag.common.server import TUNNEL, HttpServer, ServerLimits, addresses_of, listen
 
 needs_ipv6 = pytest.mark.skipif(
@@ -431,7 +432,7 @@ OWN = _own_address()
 @pytest.mark.parametrize("proxied", [False, True])
 async def test_one_client_address_has_so_many_connections(*, proxied: bool) -> None:
     assert OWN is not None
-    proxies = frozenset({OWN} if proxied else ())
+    proxies = [network_of(OWN)] if proxied else []
     async with bounded(ServerLimits(per_address=3, proxies=proxies), host="") as one:
         held = [await one.connect(OWN) for _ in range(3)]
         await one.heard(3)

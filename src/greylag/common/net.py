@@ -84,7 +84,7 @@ def is_confidential(address: str) -> bool:
     """Tell whether nobody on the way reads what is sent to an address: https, or this machine."""
     try:
         parts = urlsplit(address)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port  # which is looked at when it is asked for
     except ValueError:
         return False
     return bool(host) and (

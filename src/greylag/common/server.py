@@ -114,7 +114,7 @@ class ServerLimits:
         connections: open at once; at most what the process's file descriptors allow.
         per_address: of them from one client address (for IPv6: one /64); ``None``: no limit.
             Loopback and ``proxies`` speak for many clients, and have none.
-        proxies: addresses of proxies.
+        proxies: the networks of proxies.
         pipelined: requests sent ahead on one connection.
         message_bytes: of one message of a WebSocket.
     """
@@ -127,7 +127,7 @@ class ServerLimits:
     drain_seconds: float = 5.0
     connections: int = 1024
     per_address: int | None = None
-    proxies: frozenset[str] = frozenset()
+    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
     pipelined: int = 16
     message_bytes: int = MOST_MESSAGE
 
@@ -532,12 +532,14 @@ def _unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
 
 def _counted_as(client: tuple[str, int] | None, limits: ServerLimits) -> str | None:
     """Return what a client's connections are counted by; ``None``: they are not."""
-    if client is None or client[0] in limits.proxies or is_loopback(client[0]):
+    if client is None or is_loopback(client[0]):
         return None
     try:
         address = ipaddress.ip_address(client[0].partition("%")[0])
     except ValueError:
         return client[0]
+    if any(address in network for network in limits.proxies):
+        return None
     if isinstance(address, ipaddress.IPv6Address):
         # Whoever has one address of such a network has all of it.
         return str(ipaddress.ip_network((address, 64), strict=False))
