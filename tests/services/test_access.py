@@ -737,6 +737,23 @@ async def test_nothing_of_a_removed_user_is_another_s_of_the_same_id() -> None:
         await of.accounts.remove(Principal("eve", "eve", Role.ADMIN), "eve")
 
 
+async def test_a_link_that_a_removed_user_made_is_not_good_with_another_s_rights() -> None:
+    house = House()
+    of, ref = house.use_cases, ProjectRef("ada", "demo")
+    ada, eve = Principal("ada", "ada"), Principal("eve", "eve")
+    await of.projects.create(ada, "ada", NewProject("Demo", "demo"))
+    await of.accounts.make(OPERATOR, User("eve", "Eve"))
+    await of.gate.share(ada, ref, "eve", MemberRole.EDITOR)
+    link = await of.shares.make(eve, ref, NewShare(8080, "/", "https://here", 60))
+    own = await of.shares.make(ada, ref, NewShare(8080, "/", "https://here", 60))
+    await of.accounts.remove(OPERATOR, "eve")
+    await of.accounts.make(OPERATOR, User("eve", "Another"))
+    await of.gate.share(ada, ref, "eve", MemberRole.EDITOR)
+    with pytest.raises(UnauthorizedError):
+        await of.shares.check(eve, ref, link.key)
+    await of.shares.check(ada, ref, own.key)
+
+
 async def test_what_is_left_of_a_user_of_the_settings_is_nobody_s_and_is_removed() -> None:
     house = House()
     of, boss = house.use_cases, WHO_IS[Standing.ADMIN]

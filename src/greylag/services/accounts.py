@@ -108,9 +108,9 @@ class Accounts:
         return changed
 
     async def remove(self, principal: Principal, user_id: str) -> None:
-        """Remove a user with their sessions, tokens, secrets and notifications, and with what was
-        shared with them; or what is left of one whom the settings name no more. One that is refused
-        leaves all as it is.
+        """Remove a user with their sessions, tokens, secrets and notifications, with what was
+        shared with them and the links that they made; or what is left of one whom the settings name
+        no more. One that is refused leaves all as it is.
 
         Raises:
             ConflictError: they have projects, or the settings name them, or it is who asks.
@@ -133,7 +133,12 @@ class Accounts:
             await self.people.get(user_id)
             return False
         kinds = (Session, ApiToken, UserSecret, NotificationTarget, Member)
-        return any([await self.store.labelled(kind, of_user(user_id)) for kind in kinds])
+        found = [await self.store.labelled(kind, of_user(user_id)) for kind in kinds]
+        return any([*found, await self._shared_by(user_id)])
+
+    async def _shared_by(self, user_id: str) -> Sequence[Share]:
+        """Return the links to previews that are good with a user's rights."""
+        return [one for one in await self.store.labelled(Share) if one.by == user_id]
 
     async def _remove_all(self, principal: Principal, user_id: str) -> None:
         label, event = of_user(user_id), self.gate.audit.event
@@ -150,6 +155,8 @@ class Accounts:
             on = name_of(ProjectRef(member.owner, member.project_id))
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
             await self.store.remove(Member, member.key, audit=told)
+        for share in await self._shared_by(user_id):
+            await self._end_link(principal, share)
 
     async def _shut_out(self, principal: Principal, user_id: str) -> None:
         """Disable a user who is to be removed, and return once they can have made no project."""
@@ -206,12 +213,13 @@ class Accounts:
     async def _end_links(self, principal: Principal, ref: ProjectRef, record_id: str) -> None:
         """End the links to a project's previews under a name that it has not got."""
         for share in await self.store.labelled(Share, of_project(ref.user_id, ref.project_id)):
-            if share.record_id != record_id:
-                continue
-            ended = self.gate.audit.event(
-                principal, AuditAction.PREVIEW_END, shown_by(ref, share.port), path=share.path
-            )
-            await self.store.remove(Share, share.key, audit=ended)
+            if share.record_id == record_id:
+                await self._end_link(principal, share)
+
+    async def _end_link(self, principal: Principal, share: Share) -> None:
+        on = shown_by(ProjectRef(share.owner, share.project_id), share.port)
+        ended = self.gate.audit.event(principal, AuditAction.PREVIEW_END, on, path=share.path)
+        await self.store.remove(Share, share.key, audit=ended)
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""
