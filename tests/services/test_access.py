@@ -1,10 +1,11 @@
 """Who may do what: every use case asks first, and the one table decides."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from greylag.domain.users import (
 )
 from greylag.ports import AgentRequest, AuditFilter, Duty, Edit, PageQuery, has_record
 from greylag.services import access, notifications, secrets, shares, tokens
-from greylag.services.access import RULES, WITH_REASON, Standing
+from greylag.services.access import RULES, WITH_REASON, Gate, Standing
 from greylag.services.agents import NewMessage
 from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject, Projects
@@ -961,3 +962,22 @@ async def test_nothing_of_a_hand_over_that_was_cut_off_comes_back_with_the_proje
         back = await of.accounts.hand_over(OPERATOR, there, "ada")
         assert await _who(house, back.ref) == {}
         assert await house.store.find(Share, link.key) is None
+
+
+async def test_of_two_hand_overs_at_once_the_later_takes_no_member_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house, members = House(), Gate._members
+
+    async def late(gate: Gate, ref: ProjectRef, record_id: str) -> Sequence[Member]:
+        if asyncio.current_task() is second:
+            await asyncio.wait({first})
+        return await members(gate, ref, record_id)
+
+    async with _shared_with_bob(house) as ref:
+        give = partial(house.use_cases.accounts.hand_over, OPERATOR, ref, "eve")
+        first, second = (asyncio.create_task(give(), name=name) for name in ("one", "two"))
+        monkeypatch.setattr(Gate, "_members", late)
+        with pytest.raises(ConflictError, match="has a project"):
+            await second
+        assert await _who(house, (await first).ref) == {"bob": MemberRole.EDITOR}

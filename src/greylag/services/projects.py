@@ -174,9 +174,9 @@ class Projects:
         """Give a project that sleeps to a user. The caller has asked whether it may."""
         project = await self.store.get(ref.user_id, ref.project_id)
         most = self.limits.of(user).projects
-        counted = None if most is None else user.id
         on = Action.PROJECTS_HAND_OVER
-        async with self.gate.limited(principal, on, ref, right=on, counted=counted):
+        # One after another, limit or not: one that came late would take the members for left over.
+        async with self.gate.limited(principal, on, ref, right=on, counted=user.id):
             await self.gate.check_receives(user.id)
             await self._check_projects(user, most)
             self._check_template(user, project.metadata)
