@@ -197,6 +197,28 @@ def test_an_unknown_tool_is_still_a_request_and_a_failed_response() -> None:
     assert response.content["result"] == {"Err": "The tool failed."}
 
 
+def test_a_long_id_or_name_is_cut_alike_everywhere_and_differs_from_another() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    about = {"toolCallId": f"call{'x' * 1000}", "title": f"tool{'y' * 1000}"}
+    (request,) = translator.update({"sessionUpdate": "tool_call", **about})
+    done = {"sessionUpdate": "tool_call_update", "status": "completed", **about}
+    (response,) = translator.update(done)
+    note = {"status": "in_progress", "_meta": {"toolNotification": {"type": "message"}}}
+    (notification,) = translator.update(done | note)
+    question = PermissionRequest(about["toolCallId"], about["title"], {})
+    asked = translator.confirmation("c", question, 60)
+    call_id, name = request.content["id"], request.content["tool_name"]
+    assert (len(call_id), len(name)) == (200, 200)
+    assert call_id.startswith("callxxx")
+    assert response.content["id"] == call_id
+    assert notification.content["tool_call_id"] == call_id
+    assert (asked.content["tool_call_id"], asked.content["tool_name"]) == (call_id, name)
+    other = PermissionRequest(about["toolCallId"] + "z", about["title"] + "z", {})
+    asked = translator.confirmation("c", other, 60)
+    assert call_id != asked.content["tool_call_id"]
+    assert name != asked.content["tool_name"]
+
+
 def test_the_provider_knows_the_code_better_than_the_text() -> None:
     guessed = TurnError("model_failed", "Ran into something")
     for status, code in [

@@ -1,12 +1,13 @@
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import AsyncMock
 
 import pytest
+from tests.agentd.doubles import chunk
 
 from greylag.agentd.agent.types import PermissionRequest
 from greylag.agentd.journal.journal import JournalFullError, TurnJournal
@@ -14,9 +15,13 @@ from greylag.agentd.records import new_turn
 from greylag.agentd.turns.events import TurnEvent
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common import sse
+from greylag.common.agent_api import MOST_EVENT
 
 REQUEST = PermissionRequest("call", "shell", {})
-Start = Callable[[float], RunningTurn]
+
+
+class Start(Protocol):
+    def __call__(self, timeout: float, limit: int = ...) -> RunningTurn: ...
 
 
 @pytest.fixture
@@ -24,9 +29,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a turn, which holds its confirmations open for this many seconds."""
     turns: list[RunningTurn] = []
 
-    def start(timeout: float) -> RunningTurn:
+    def start(timeout: float, limit: int = 10_000) -> RunningTurn:
         record = new_turn("s", "hello", None, 1.0)
-        journal = TurnJournal(tmp_path / "journal.sse", record.turn_id, limit=10_000)
+        journal = TurnJournal(tmp_path / "journal.sse", record.turn_id, limit)
         turns.append(RunningTurn(record, journal, TurnPolicy(timeout, lambda: None, AsyncMock())))
         return turns[-1]
 
@@ -116,3 +121,15 @@ async def test_a_question_whose_asking_was_given_up_is_cancelled_with_its_turn(
     await turn.journal.seal()
     assert turn.decisions == {confirmation_id: "cancelled"}
     assert [event["type"] for event in events_of(tmp_path)][1:] == ["status", "complete"]
+
+
+async def test_a_turn_remembers_no_more_than_its_journal_keeps(
+    start: Start, tmp_path: Path
+) -> None:
+    turn = start(60, limit=1 << 20)
+    for _ in range(3):
+        await turn.update(chunk("x" * (MOST_EVENT + 1)))
+    await turn.journal.seal()
+    told = [event["content"]["content"] for event in events_of(tmp_path)]
+    assert turn.summary.outcome().answer == "".join(told)
+    assert len(turn.summary.outcome().answer) < 1 << 20

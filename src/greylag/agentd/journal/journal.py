@@ -68,10 +68,15 @@ class TurnJournal:
         self._sealed = False
         self.closed = False
 
-    def append(self, kind: str, content: Mapping[str, Any], *, last_words: bool = False) -> None:
+    def append(
+        self, kind: str, content: Mapping[str, Any], *, last_words: bool = False
+    ) -> Mapping[str, Any]:
         """Add one event; readers see it a moment later.
 
         ``last_words`` lets the events that end a turn go past the limit.
+
+        Returns:
+            the content as it is kept, which is shortened where it was too large.
 
         Raises:
             JournalFullError: the turn's limit is reached.
@@ -81,7 +86,7 @@ class TurnJournal:
             raise self._failure
         if self._sealed:
             raise JournalError("The turn has ended; its journal takes no more events.")
-        frame = self._frame(kind, content)
+        frame, kept = self._frame(kind, content)
         room = self._limit + (_RESERVE if last_words else 0)
         if self._written + len(self._buffer) + len(frame) > room:
             raise JournalFullError(f"The answer is longer than {self._limit} bytes.")
@@ -91,20 +96,21 @@ class TurnJournal:
             self._flush()
         elif self._flush_planned is None:
             self._flush_planned = asyncio.get_running_loop().call_soon(self._flush)
+        return kept
 
-    def _frame(self, kind: str, content: Mapping[str, Any]) -> bytes:
-        """Return an event as it is kept: what no client would take is shortened."""
+    def _frame(self, kind: str, content: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+        """Return an event as it is kept, and its content: what no client takes is shortened."""
         number = event_id(self._turn_id, self._next)
         frame = sse.encode({"type": kind, "content": content}, id=number)
         for text, items in _SHORTER:
             if len(frame) <= MOST_EVENT:
-                return frame
+                return frame, content
             content = shortened(dict(content), text, items)
             frame = sse.encode({"type": kind, "content": content}, id=number)
         if len(frame) > MOST_EVENT:
             content = {name: one for name, one in content.items() if isinstance(one, str | int)}
             frame = sse.encode({"type": kind, "content": content}, id=number)
-        return frame
+        return frame, content
 
     async def seal(self) -> None:
         """Write what is left and make all of it durable; no event may follow.

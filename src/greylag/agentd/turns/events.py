@@ -1,5 +1,6 @@
 """The events of a turn: made from the agent's updates (ACP), and added up to the turn's outcome."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -12,6 +13,7 @@ from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_erro
 from greylag.common.typed import encodable
 
 _MOST_DATA = 6 * 1024 * 1024  # characters, so that it passes in one event
+_MOST_NAME = 200  # characters; a name stays in memory as long as its turn runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Translator:
 
     def tool_name(self, request: PermissionRequest) -> str:
         """Return the name of the tool that a question is about."""
-        return self._tool_names.get(request.tool_call_id, request.title)
+        return self._tool_names.get(_name(request.tool_call_id), _name(request.title))
 
     def confirmation(
         self, confirmation_id: str, request: PermissionRequest, seconds: float
@@ -85,7 +87,7 @@ class Translator:
             tool_name=self.tool_name(request),
             arguments=request.arguments,
             needs_confirmation=True,
-            tool_call_id=request.tool_call_id,
+            tool_call_id=_name(request.tool_call_id),
             decisions=["allow_once", *["allow_session"] * request.lasting, "reject_once"],
             expires_at=round(self._now() + seconds, 3),
         )
@@ -130,9 +132,9 @@ class Translator:
     def _tool_request(self, update: dict[str, Any]) -> TurnEvent:
         if self._said is _Said.LAST:
             self._said = _Said.BEFORE_A_TOOL
-        call_id = str(update.get("toolCallId", ""))
+        call_id = _name(update.get("toolCallId", ""))
         call = _dig(update, "_meta", "goose", "toolCall")
-        name = str(call.get("toolName") or update.get("title") or "tool")
+        name = _name(call.get("toolName") or update.get("title") or "tool")
         self._tool_names[call_id] = name
         arguments = update.get("rawInput")
         return self._event(
@@ -157,14 +159,14 @@ class Translator:
     def _tool_response(
         self, update: dict[str, Any], result: dict[str, Any], *, is_error: bool
     ) -> TurnEvent:
-        call_id = str(update.get("toolCallId", ""))
+        call_id = _name(update.get("toolCallId", ""))
         return self._event("tool_response", id=call_id, result=result, is_error=is_error)
 
     def _notification(self, update: dict[str, Any], note: dict[str, Any]) -> TurnEvent:
         content = {
             "method": f"notifications/{note['type']}",
             "params": note.get("params") or {},
-            "tool_call_id": str(update.get("toolCallId", "")),
+            "tool_call_id": _name(update.get("toolCallId", "")),
         }
         return TurnEvent("tool_notification", content)
 
@@ -215,6 +217,17 @@ def _dig(value: Any, *names: str) -> dict[str, Any]:
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
+
+
+def _name(value: Any) -> str:
+    """Return an id or a name, cut when it is too long: two that differ stay two, for an answer may
+    hold for all calls of a tool by its name.
+    """
+    name = str(value)
+    if len(name) <= _MOST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[: _MOST_NAME - len(digest) - 1]}\u2026{digest}"
 
 
 def _created(update: dict[str, Any]) -> int | None:
@@ -298,13 +311,13 @@ class TurnSummary:
     """
 
     def __init__(self) -> None:
-        self._answer: list[str] = []
+        self._answer = bytearray()
         self._tool_calls = 0
         self._error: TurnError | None = None
         self._stop_reason: str | None = None
         self.complete = False
 
-    def take(self, kind: str, content: dict[str, Any]) -> None:
+    def take(self, kind: str, content: Mapping[str, Any]) -> None:
         """Add one event.
 
         Raises:
@@ -312,7 +325,7 @@ class TurnSummary:
         """
         match kind:
             case "message":
-                self._answer.append(str(content["content"]))
+                self._answer += str(content["content"]).encode("utf-8", "replace")
             case "tool_request":
                 self._tool_calls += 1
             case "error":
@@ -330,7 +343,7 @@ class TurnSummary:
         error, reason = self._error, self._stop_reason
         return TurnOutcome(
             status=self._status(),
-            answer=encodable("".join(self._answer)),
+            answer=self._answer.decode(),
             tool_calls_count=self._tool_calls,
             error=None if error is None else encodable(error.text),
             error_code=None if error is None else encodable(error.code),

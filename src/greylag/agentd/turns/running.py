@@ -102,8 +102,10 @@ class RunningTurn:
 
     def emit(self, event: TurnEvent, *, last_words: bool = False) -> None:
         """Add an event; ``last_words`` lets it go past the turn's limit."""
-        self.journal.append(event.type, event.content, last_words=last_words)
-        self.summary.take(event.type, event.content)
+        kept = self.journal.append(event.type, event.content, last_words=last_words)
+        # Of what was kept alone: so the journal's limit is that of the turn's memory too, and a
+        # recovery, which has nothing else, comes to the same outcome.
+        self.summary.take(event.type, kept)
 
     async def update(self, update: dict[str, Any]) -> None:
         """Take an update of the agent (see ``TurnSink``)."""
