@@ -1,6 +1,7 @@
 """What is too large is cut where it enters, and what is around it stays as it was."""
 
 import json
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,7 @@ def test_a_line_is_the_same_json_with_its_long_texts_cut(
         for start, end in pairwise(ends):
             line.feed(raw[start:end])
     assert _alike(value, json.loads(bytes(line.line).decode("utf-8", "surrogatepass")), kept)
+    assert line.values == _count(value)
 
 
 def _alike(whole: Any, cut: Any, kept: int) -> bool:
@@ -53,6 +55,43 @@ def _alike(whole: Any, cut: Any, kept: int) -> bool:
             len(cut) < len(whole) or all(_alike(one, other, kept) for one, other in pairs)
         )
     return bool(cut == whole)
+
+
+def _count(value: Any) -> int:
+    """Return how many texts, lists, objects and commas a value is written with."""
+    if isinstance(value, str):
+        return 1
+    if not isinstance(value, list | dict):
+        return 0
+    inside = [*value, *(value.values() if isinstance(value, dict) else ())]
+    return 1 + max(len(value) - 1, 0) + sum(map(_count, inside))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'["",' + b'"",' * 100_000,
+        b'{"text":"' + b"\\n" * 100_000,
+        b'{"json":"' + b'{\\"name\\":1},' * 100_000,
+        b'"' + b"\\" * 300_000,
+        b"[[]," * 100_000,
+    ],
+)
+def test_taking_a_line_is_the_same_work_however_many_signs_it_has(line: bytes) -> None:
+    shortener, calls = LineShortener(), 0
+
+    def called(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        for at in range(0, len(line), 65_536):
+            shortener.feed(line[at : at + 65_536])
+    finally:
+        sys.setprofile(before)
+    assert calls < 50 * (len(line) // 65_536 + 1)
 
 
 def test_a_text_of_40_megabytes_costs_little_memory() -> None:

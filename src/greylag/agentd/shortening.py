@@ -12,7 +12,12 @@ KEPT = 256 * 1024
 """How many bytes of a text that is too long are kept."""
 
 _MARK = re.compile(r"\u2026 \(shortened: (\d+) bytes in all\)\Z")
-_SPECIAL = re.compile(rb'["\\]')
+# None of these goes back over what it has passed, however a line is made.
+_INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_TEXT = re.compile(rb'"%b"' % _INSIDE.pattern, re.DOTALL)
+_WHOLE = re.compile(rb'(?:[^"]*+%b)*+[^"]*+' % _TEXT.pattern, re.DOTALL)
+"""Texts that have their end, and what is around them."""
+_VALUES = (b'"', b",", b"[", b"{")
 _HALF_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _HALF_CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z")
 _LONGEST_UNIT = 64
@@ -34,10 +39,12 @@ class LineShortener:
 
     Attributes:
         line: what the line is so far.
+        values: how many texts, lists, objects and commas it has had so far.
     """
 
     def __init__(self) -> None:
         self.line = bytearray()
+        self.values = 0
         self._in_text = False
         self._escaped = False
         self._size = 0
@@ -45,39 +52,38 @@ class LineShortener:
 
     def feed(self, data: bytes) -> None:
         """Take more of the line, which may be cut anywhere."""
-        at = 0
-        while at < len(data):
-            if self._escaped:
-                self._escaped = False
-                self._keep(data[at : at + 1])
-                at += 1
-                continue
-            found = _SPECIAL.search(data, at)
-            end = len(data) if found is None else found.start()
-            self._keep(data[at:end])
-            if found is not None:
-                self._special(data[end : end + 1])
-            at = end + 1
+        # So no text that begins and ends in a piece is too long, and they are taken all at once.
+        for at in range(0, len(data), KEPT):
+            self._take(data[at : at + KEPT])
 
-    def _special(self, sign: bytes) -> None:
-        if sign == b"\\":
-            self._escaped = self._in_text
-            self._keep(sign)
-            return
-        if self._in_text and self._size > len(self.line) - self._began:
+    def _take(self, piece: bytes) -> None:
+        start = self._go_on(piece, 0) if self._in_text else 0
+        end = _end(_WHOLE, piece, start)
+        whole = piece[start:end]
+        self.line += whole
+        self.values += sum(map(_TEXT.sub(b'"', whole).count, _VALUES))
+        if end < len(piece):
+            self.line += b'"'
+            self.values += 1
+            self._in_text, self._size, self._began = True, 0, len(self.line)
+            self._go_on(piece, end + 1)
+
+    def _go_on(self, piece: bytes, start: int) -> int:
+        """Take what is left of a text; return where in the piece that which follows it begins."""
+        end = _end(_INSIDE, piece, start + self._escaped)
+        self._escaped = piece.startswith(b"\\", end)
+        end += self._escaped
+        room = KEPT - (len(self.line) - self._began)
+        self.line += piece[start : min(end, start + max(room, 0))]
+        self._size += end - start
+        if end == len(piece):
+            return end
+        if self._size > len(self.line) - self._began:
             self._repair()
             self.line += mark(self._size).encode()
-        self.line += sign
-        self._in_text = not self._in_text
-        self._size, self._began = 0, len(self.line)
-
-    def _keep(self, data: bytes) -> None:
-        if not self._in_text:
-            self.line += data
-            return
-        room = KEPT - (len(self.line) - self._began)
-        self.line += data[: max(room, 0)]
-        self._size += len(data)
+        self.line += b'"'
+        self._in_text = False
+        return end + 1
 
     def _repair(self) -> None:
         """Take the half of an escape or of a character away that the cut has left."""
@@ -86,6 +92,12 @@ class LineShortener:
         whole = _HALF_CHARACTER.sub(b"", whole)
         del self.line[len(self.line) - len(tail) :]
         self.line += whole
+
+
+def _end(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
+    """Return where that ends which begins there, and may be nothing."""
+    found = pattern.match(data, start)
+    return start if found is None else found.end()
 
 
 def shortened(value: Any, most_text: int, most_items: int, depth: int = 16) -> Any:

@@ -1,6 +1,7 @@
 """The JSON-RPC peer over a real socket pair."""
 
 import asyncio
+import io
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ import pytest
 from greylag.agentd.agent import acp
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.types import METHOD_NOT_FOUND, AgentDiedError, AgentRefusedError
-from greylag.agentd.shortening import KEPT, mark
+from greylag.agentd.shortening import KEPT, LineShortener, mark
 
 
 class Collecting:
@@ -186,6 +187,51 @@ async def test_a_line_of_more_values_than_can_be_read_soon_is_told_of_and_one_of
         await asyncio.wait_for(request, 20)
     await wire.hang_up()
     assert wire.handler.got == [("u", {"text": ",[{" * 5000})]
+
+
+class Ready:
+    """A stream whose bytes are all there: no read of it lets others run."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    async def read(self, n: int) -> bytes:
+        return self._data.read(n)
+
+
+async def test_others_run_while_a_long_line_is_taken_and_what_it_has_too_many_of_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acp, "LONG_LINE", 1_000_000)
+    monkeypatch.setattr(acp, "MOST_VALUES", 100_000)
+    kept: list[int] = []
+
+    class Watched(LineShortener):
+        def feed(self, data: bytes) -> None:
+            super().feed(data)
+            kept.append(len(self.line))
+
+    monkeypatch.setattr(acp, "LineShortener", Watched)
+    rounds = 0
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(others())
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    handler = Collecting()
+    line = b'{"method":"u","params":{"a":[' + b'"",' * 1_000_000 + b'""]}}\n{"method":"v"}\n'
+    await AcpPeer(Ready(line), writer).run(handler)
+    running.cancel()
+    writer.close()
+    theirs.close()
+    assert handler.got == [("v", {})]
+    assert rounds > len(line) // 65_536
+    assert max(kept) < 400_000
 
 
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:

@@ -190,32 +190,53 @@ async def _lines(reader: ByteReader) -> AsyncIterator[bytes]:
     long the beginning tells what is handled instead.
     """
     rest = bytearray()
-    long: LineShortener | None = None
-    too_long = 0
+    long: _LongLine | None = None
     while chunk := await reader.read(_READ_SIZE):
         first, *more = chunk.split(b"\n")
-        if too_long:
-            too_long += len(first)
-        elif long is not None:
-            long.feed(first)
-        elif len(rest) + len(first) > LONG_LINE:
-            long = LineShortener()
-            long.feed(bytes(rest))
-            long.feed(first)
+        if long is None and len(rest) + len(first) > LONG_LINE:
+            long = _LongLine()
+            await long.feed(rest)
             rest.clear()
-        else:
+        if long is None:
             rest += first
-        if long is not None and not too_long and len(long.line) > LINE_LIMIT:
-            too_long = len(long.line)
-            del long.line[_HEAD:]
+        else:
+            await long.feed(first)
         if more:
-            line = bytes(rest if long is None else long.line)
-            yield _instead(line, too_long) if too_long else line
-            long, too_long = None, 0
+            yield bytes(rest) if long is None else long.line()
+            long = None
             *whole, last = more
             for line in whole:
                 yield line
             rest = bytearray(last)
+
+
+class _LongLine:
+    """A line that is shortened as it comes; of one that stays too long only the head is kept."""
+
+    def __init__(self) -> None:
+        self._texts = LineShortener()
+        self._too_long = 0
+
+    async def feed(self, data: bytes | bytearray) -> None:
+        """Take more of it, however much, and let others run meanwhile."""
+        for at in range(0, len(data), _READ_SIZE):
+            self._take(bytes(data[at : at + _READ_SIZE]))
+            await asyncio.sleep(0)
+
+    def _take(self, piece: bytes) -> None:
+        if self._too_long:
+            self._too_long += len(piece)
+            return
+        self._texts.feed(piece)
+        line = self._texts.line
+        if len(line) > LINE_LIMIT or self._texts.values > MOST_VALUES:
+            self._too_long = len(line)
+            del line[_HEAD:]
+
+    def line(self) -> bytes:
+        """Return it as it is kept, or what stands for it."""
+        line = bytes(self._texts.line)
+        return _instead(line, self._too_long) if self._too_long else line
 
 
 def _instead(head: bytes, size: int) -> bytes:
