@@ -1,14 +1,19 @@
 """Permissions, asked by an agent whose options have ids of their own."""
 
+import asyncio
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.agent import Agent
-from greylag.agentd.agent.types import AgentCommand
+from greylag.agentd.agent.prompt import CANCELLED, MOST_QUESTIONS, AgentTurn
+from greylag.agentd.agent.types import AgentCommand, PermissionRequest, Settlement
 
 AGENT = """
 import json, sys
@@ -71,3 +76,73 @@ async def test_an_answer_names_the_option_that_the_agent_offered(
     sink = make_sink(decision)
     await agent.prompt(await agent.new_session("A test"), "hello", sink)
     assert json.loads(sink.text()) == outcome
+
+
+class Silent(AcpPeer):
+    """A peer that keeps what its agent is answered."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str | int, Any]] = []
+
+    async def respond(self, request_id: str | int, result: Any) -> None:
+        self.answers.append((request_id, result))
+
+
+class Undecided:
+    """A sink that nobody answers in, and which keeps no question."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.given_up = asyncio.Event()
+
+    async def update(self, update: dict[str, Any]) -> None:
+        pass
+
+    async def permission(self, request: PermissionRequest) -> Settlement:
+        self.asked += 1
+        del request
+        await self.given_up.wait()
+        return "reject_once"
+
+
+class Arguments(dict[str, Any]):
+    """Arguments that can be seen to go."""
+
+
+async def rounds() -> None:
+    """Let all run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_of_questions_only_so_many_are_open_and_the_others_run_nothing() -> None:
+    peer, sink = Silent(), Undecided()
+    turn = AgentTurn(peer, "s", sink, stop_model=lambda: None, give_up=lambda: None)
+    before = len(asyncio.all_tasks())
+    for number in range(MOST_QUESTIONS + 100):
+        await turn.ask(number, {"options": OPTIONS})
+    await rounds()
+    assert sink.asked == MOST_QUESTIONS
+    assert peer.answers == [(MOST_QUESTIONS + number, CANCELLED) for number in range(100)]
+    assert len(asyncio.all_tasks()) - before <= 2 * MOST_QUESTIONS
+    peer.answers.clear()
+    sink.given_up.set()
+    await rounds()
+    assert sorted(number for number, _ in peer.answers) == list(range(MOST_QUESTIONS))
+    await turn.ask("next", {"options": OPTIONS})
+    await rounds()
+    assert sink.asked == MOST_QUESTIONS + 1
+
+
+async def test_an_open_question_keeps_no_arguments_in_memory() -> None:
+    sink = Undecided()
+    turn = AgentTurn(Silent(), "s", sink, stop_model=lambda: None, give_up=lambda: None)
+    given = Arguments(text="x" * 1000)
+    seen = weakref.ref(given)
+    await turn.ask("q", {"toolCall": {"rawInput": given}, "options": OPTIONS})
+    del given
+    await rounds()
+    gc.collect()
+    assert (sink.asked, seen()) == (1, None)
+    sink.given_up.set()
+    await rounds()

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -133,3 +135,24 @@ async def test_a_turn_remembers_no_more_than_its_journal_keeps(
     told = [event["content"]["content"] for event in events_of(tmp_path)]
     assert turn.summary.outcome().answer == "".join(told)
     assert len(turn.summary.outcome().answer) < 1 << 20
+
+
+class Arguments(dict[str, Any]):
+    """Arguments that can be seen to go."""
+
+
+async def test_a_question_keeps_no_more_than_what_is_shown_of_it(
+    start: Start, tmp_path: Path
+) -> None:
+    turn = start(60)
+    given = Arguments(command="ls")
+    seen = weakref.ref(given)
+    asking = asyncio.create_task(turn.permission(PermissionRequest("call", "shell", given)))
+    del given
+    await asked(tmp_path)
+    gc.collect()
+    assert seen() is None
+    assert turn.question is not None
+    assert turn.question.arguments == '{"command": "ls"}'
+    turn.cancel_confirmations()
+    assert await asking == "cancelled"

@@ -259,7 +259,7 @@ class Agent:
         if turn is None:
             await peer.respond(request_id, CANCELLED)
         else:
-            turn.ask(request_id, params)
+            await turn.ask(request_id, params)
 
     def _note_subagent(self, session: str, update: dict[str, Any]) -> None:
         """Keep which subagent works for a session; it has a session of its own in goose."""

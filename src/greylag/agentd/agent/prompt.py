@@ -19,6 +19,8 @@ from greylag.agentd.agent.types import (
 
 CANCELLED: dict[str, Any] = {"outcome": {"outcome": "cancelled"}}
 """The answer to a permission request whose prompt is over, or ends."""
+MOST_QUESTIONS = 64
+"""Permission requests of one prompt that may wait for their answer at once."""
 _CANCEL_AGAIN = 0.5
 
 _log = structlog.get_logger(__name__)
@@ -97,8 +99,14 @@ class AgentTurn:
         except Exception as error:  # noqa: BLE001 - kept, and raised by ``run`` to whoever prompted
             self._fail(error)
 
-    def ask(self, request_id: str | int, params: dict[str, Any]) -> None:
-        """Put a permission request to the sink, in a task, and answer the agent."""
+    async def ask(self, request_id: str | int, params: dict[str, Any]) -> None:
+        """Put a permission request to the sink, in a task, and answer the agent; at once, and as
+        cancelled, where ``MOST_QUESTIONS`` wait already.
+        """
+        if len(self._asking) >= MOST_QUESTIONS:
+            _log.warning("permission_not_asked", agent_session_id=self._session)
+            await self._answer(request_id, CANCELLED)
+            return
         task = asyncio.create_task(self._ask(request_id, params), name=f"permission-{request_id}")
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
@@ -110,26 +118,29 @@ class AgentTurn:
 
     async def _ask(self, request_id: str | int, params: dict[str, Any]) -> None:
         deciding = asyncio.create_task(
-            self._decide(_question(params)), name=f"decision-{request_id}"
+            self._sink.permission(_question(params)), name=f"decision-{request_id}"
         )
+        options = _options(params)
+        del params  # as large as a line of the agent's may be, and an answer may take long
         first: set[asyncio.Future[Any]] = {deciding, self._end}
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             deciding.cancel()
             await asyncio.wait({deciding})
-        decision = "cancelled" if self.cancelled else deciding.result()
+        await self._answer(request_id, _outcome(self._decision(deciding), options))
+
+    def _decision(self, deciding: "asyncio.Task[Settlement]") -> Settlement:
+        error = None if deciding.cancelled() else deciding.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+        return "cancelled" if self.cancelled else deciding.result()
+
+    async def _answer(self, request_id: str | int, outcome: dict[str, Any]) -> None:
         try:
-            await self._peer.respond(request_id, _outcome(decision, _options(params)))
+            await self._peer.respond(request_id, outcome)
         except AgentDiedError:
             _log.info("permission_answer_dropped", agent_session_id=self._session)
-
-    async def _decide(self, question: PermissionRequest) -> Settlement:
-        try:
-            return await self._sink.permission(question)
-        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run``, as above
-            self._fail(error)
-            return "cancelled"
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error

@@ -121,6 +121,7 @@ class RunningTurn:
         event = self._translator.confirmation(confirmation_id, request, seconds)
         self.emit(event)
         self._questions[confirmation_id] = _question(confirmation_id, event)
+        del request, event  # whose arguments may be large, and an answer may take long
         settled: asyncio.Future[Settlement] = asyncio.get_running_loop().create_future()
         self._confirmations[confirmation_id] = settled
         self._asked()
