@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,21 @@ async def test_a_deleted_session_is_never_shown_again_nor_what_was_said_in_it(
     assert (await records.turns.start(new_turn("s", "x", None, 5.0))).outcome == "no_session"
     await records.aclose()
     assert sql.execute("SELECT count(*) FROM sessions").fetchone()[0] == 2
+
+
+async def test_of_a_list_s_turns_no_more_of_the_texts_is_read_than_is_asked_for(
+    path: Path, sql: sqlite3.Connection
+) -> None:
+    del sql  # the file is there
+    said = "a\0\u00e4\U0001f600z"
+    records = await Records.open(path)
+    outcome = TurnOutcome("completed", said, 1, None, None, "end_turn")
+    await records.turns.end("t2", outcome, {}, 5.0)
+    (whole,) = await records.turns.newest("s", 1)
+    for most in range(7):
+        (cut,) = await records.turns.newest("s", 1, most_text=most)
+        assert cut == replace(whole, message=whole.message[:most], answer=said[:most])
+    await records.aclose()
 
 
 async def test_what_fails_in_the_middle_changes_nothing(

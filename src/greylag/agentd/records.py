@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from greylag.common.sqlite import NewerFileError, SqlThread, migrate, transaction
 
@@ -416,11 +416,20 @@ class TurnRecords:
         found = await self._select("WHERE message_id = ?", message_id)
         return found[0] if found else None
 
-    async def newest(self, session_id: str, limit: int, skipped: int = 0) -> list[TurnRecord]:
-        """Return the last ``limit`` turns of a session before the ``skipped``, newest first."""
-        return await self._select(
-            "WHERE session_id = ? ORDER BY number DESC LIMIT ? OFFSET ?", session_id, limit, skipped
-        )
+    async def newest(
+        self, session_id: str, limit: int, skipped: int = 0, *, most_text: int | None = None
+    ) -> list[TurnRecord]:
+        """Return the last ``limit`` turns of a session before the ``skipped``, newest first.
+
+        Args:
+            session_id: the session.
+            limit: the most turns.
+            skipped: how many turns are newer than those.
+            most_text: the most characters of a message and of an answer that are read; None: all.
+        """
+        rest = "WHERE session_id = ? ORDER BY number DESC LIMIT ? OFFSET ?"
+        values = (session_id, limit, skipped)
+        return await self._records.run(lambda sql: _turns(sql, rest, *values, most_text=most_text))
 
     async def page(self, session_id: str, offset: int, limit: int) -> list[TurnRecord]:
         """Return ``limit`` turns of a session from ``offset`` on, oldest first."""
@@ -493,15 +502,34 @@ class TurnRecords:
         await self._records.run(write)
 
 
-def _turns(sql: sqlite3.Connection, rest: str, *values: str | int) -> list[TurnRecord]:
+def _turns(
+    sql: sqlite3.Connection, rest: str, *values: str | int, most_text: int | None = None
+) -> list[TurnRecord]:
     # ``rest`` is always written in this module; what comes from outside is bound as a value.
+    message, reply = _beginning("message", most_text), _beginning("answer", most_text)
     rows = sql.execute(
-        "SELECT turn_id, session_id, message_id, message, status, answer, tool_calls_count, "  # noqa: S608 - see above
+        f"SELECT turn_id, session_id, message_id, {message}, status, {reply}, tool_calls_count, "  # noqa: S608 - see above
         "error, error_code, stop_reason, started_at, ended_at, author, forgotten "
         f"FROM turns {rest}",
         values,
     )
-    return [TurnRecord(**{**dict(row), "forgotten": bool(row["forgotten"])}) for row in rows]
+    return [_turn(dict(row), most_text) for row in rows]
+
+
+def _beginning(column: str, most_text: int | None) -> str:
+    """Return what selects the bytes of so many characters of a text, or all of it."""
+    if most_text is None:
+        return column
+    # Bytes, as SQLite's own characters end at a NUL.
+    return f"substr(CAST({column} AS BLOB), 1, {4 * most_text}) AS {column}"
+
+
+def _turn(row: dict[str, Any], most_text: int | None) -> TurnRecord:
+    row["forgotten"] = bool(row["forgotten"])
+    if most_text is not None:
+        for name in ("message", "answer"):
+            row[name] = row[name].decode("utf-8", "ignore")[:most_text]
+    return TurnRecord(**row)
 
 
 def touch(sql: sqlite3.Connection, session_id: str, now: float) -> None:

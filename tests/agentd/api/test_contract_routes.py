@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -229,12 +230,15 @@ async def test_a_page_of_long_texts_has_an_end(tmp_path: Path) -> None:
         assert not page["messages"][0]["shortened"]
 
 
-async def test_history_and_export(tmp_path: Path) -> None:
+async def test_history_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(tmp_path) as api:
         session = await api.session()
         for number in range(45):
             await api.events(await api.turn(f"message {number}", session))
+        page = AsyncMock(wraps=api.services.turns.records.page)
+        monkeypatch.setattr(api.services.turns.records, "page", page)
         _, body = await api.json("GET", f"/api/v1/sessions/{session}/messages")
+        assert {limit for _, _, limit in (call.args for call in page.call_args_list)} == {1}
         assert body["total_count"] == 90
         assert [each["message_index"] for each in body["messages"]] == list(range(90))
         assert {each["role"] for each in body["messages"][::2]} == {"User"}

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from pydantic import TypeAdapter
@@ -89,7 +90,9 @@ async def test_a_session_s_own_settings_have_the_shapes_of_the_table(tmp_path: P
         assert (await ask(api, agent_api.LIST_MODELS)) == {"models": ["a", "b"]}
 
 
-async def test_only_a_read_of_a_turn_has_all_of_its_answer(tmp_path: Path) -> None:
+async def test_only_a_read_of_a_turn_has_all_of_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def long(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
         for _ in range(3):
             await sink.update(
@@ -109,7 +112,10 @@ async def test_only_a_read_of_a_turn_has_all_of_its_answer(tmp_path: Path) -> No
         _, again = await api.json("POST", "/api/v1/turns", body)
         _, cancelled = await api.json("POST", f"{one}/cancel")
         _, whole = await api.json("GET", one)
+        newest = AsyncMock(wraps=api.services.turns.records.newest)
+        monkeypatch.setattr(api.services.turns.records, "newest", newest)
         _, listed = await api.json("GET", f"/api/v1/sessions/{started['session_id']}/turns")
+        assert newest.call_args.kwargs == {"most_text": 1001}
         assert again == cancelled
         lengths = [
             (len(shown["message"]), len(shown["answer"]), shown["shortened"])

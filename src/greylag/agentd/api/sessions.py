@@ -29,7 +29,6 @@ from greylag.common import agent_api
 from greylag.common.agent_api import TurnChanges
 from greylag.common.clock import maybe_rfc3339, rfc3339
 
-_PAGE = 4
 _NOT_FOUND = {"session_id": "not_found", "created_at": "", "updated_at": "", "message_count": 0}
 _SMALL_BODY = 4096
 _LIST_TEXT = 1000
@@ -117,14 +116,13 @@ class SessionRoutes:
             return None
 
     async def _all_messages(self, session: SessionRecord) -> AsyncIterator[agent_api.ChatMessage]:
-        # Page by page: a long session is never held whole.
+        # One turn at a time, here too: a long session is never held whole.
         offset = index = 0
-        while page := await self._turns.records.page(session.session_id, offset, _PAGE):
-            offset += len(page)
-            for turn in page:
-                for message in _messages(turn, index):
-                    yield message
-                    index += 1
+        while turns := await self._turns.records.page(session.session_id, offset, 1):
+            offset += 1
+            for message in _messages(turns[0], index):
+                yield message
+                index += 1
 
     async def _page(self, session: SessionRecord, most: int, before: int) -> agent_api.History:
         """Return the newest messages before an index, as many as a page takes."""
@@ -227,7 +225,9 @@ class TurnRoutes:
     async def _list(self, request: Request) -> Response:
         limit = whole_number(request, "limit", default=agent_api.TURNS, most=agent_api.MOST_TURNS)
         session = await self._sessions.get(request.path_params["session"])
-        turns = await self._turns.records.newest(session.session_id, limit)
+        # One more than is shown, which tells that there is more.
+        most = _LIST_TEXT + 1
+        turns = await self._turns.records.newest(session.session_id, limit, most_text=most)
         changes = await self._turns.changes(*(turn.turn_id for turn in turns))
         shown = [_turn(turn, most_message=_LIST_TEXT, most_answer=_LIST_TEXT) for turn in turns]
         told = [self._now(turn, changes) for turn in shown]
