@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ EndpointType = Literal["agent-streaming", "sync", "provider-streaming"]
 ActivityStatus = Literal["processing", "completed", "error"]
 
 _KEPT_SECONDS = 300.0
-_MOST_ENTRIES = 200
+_MOST_ENTRIES = 200  # of turns that have ended, beside those that run
 
 
 @dataclass(slots=True)
@@ -36,7 +35,7 @@ class TurnActivity:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._started_at = now()
-        self._entries: deque[ActivityEntry] = deque(maxlen=_MOST_ENTRIES)
+        self._entries: list[ActivityEntry] = []
         self._name = uuid.uuid4().hex[:8]
         self._changes = 0
         self._news = asyncio.Event()
@@ -73,6 +72,7 @@ class TurnActivity:
         # Not its words: they may be long.
         entry = ActivityEntry(replace(turn, message=""), endpoint_type, "processing", now, now)
         self._entries.append(entry)
+        self._forget_oldest()
         self.touch()
         return entry
 
@@ -82,6 +82,12 @@ class TurnActivity:
         entry.last_update = self.last_at = self._now()
         self.total_processed += 1
         self.touch()
+
+    def _forget_oldest(self) -> None:
+        """Forget the oldest that have ended, where there are too many; none that runs."""
+        ended = [entry for entry in self._entries if entry.status != "processing"]
+        for entry in ended[:-_MOST_ENTRIES]:
+            self._entries.remove(entry)
 
     def recent(self) -> list[ActivityEntry]:
         """Return the turns that run, and those that ended less than five minutes ago."""
