@@ -1,10 +1,13 @@
 """The scripted model's grammar: what a message makes it do."""
 
+import time
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from greylag.agentd.model import scripted
 from greylag.agentd.model.scripted import Directive, deltas, plan, tool_calls
 
 CONTEXT = "\n<turn-context>\n<working-directory>/w</working-directory>\n</turn-context>"
@@ -62,6 +65,47 @@ def test_content_in_parts_is_read_too() -> None:
 def test_sizes_are_exact() -> None:
     assert len(spoken([user("[[bytes 10000]]")])) == 10000
     assert spoken([user("[[chunks n=3 size=4]]")]) == "000 001 002 "
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "[[bytes 400000000]]",
+        "[[bytes 16000000]]" * 1000,
+        "[[bytes 16000000]] [[chunks n=100000 size=400]]",
+        "[[chunks n=900000000 size=900000000]]",
+        "[[chunks n=999999999]]" * 1000,
+        f"[[chunks n={'9' * 5000}]]",
+    ],
+)
+def test_an_answer_is_bounded_in_characters_and_in_chunks(script: str) -> None:
+    chunks = size = 0
+    for step in plan([user(script)]):
+        for delta in deltas(step):
+            chunks += 1
+            size += len(delta["content"])
+    assert size <= scripted.MOST_ANSWER
+    assert chunks <= 300_000
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["[[status x]]", "[[bytes x]]", f"[[bytes {'9' * 5000}]]", "[[chunks n=x size=-1]]"],
+)
+def test_a_number_that_is_none_counts_as_left_out(script: str) -> None:
+    assert len(spoken([user(script)])) <= 50
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["[[a ", "[[a", "<turn-context>", "\n", " \n\n", "run: ", "\n\nrun:", "a", "a=", "[[text ]]"],
+)
+def test_reading_a_script_is_linear(piece: str) -> None:
+    text = "x" + piece * (200_000 // len(piece)) + "x"
+    begun = time.process_time()
+    plan([user(text)])
+    plan([user(f"[[text {text}]]")])
+    assert time.process_time() - begun < 2  # squared it is a minute and more
 
 
 def test_several_tools_are_called_at_once_with_their_own_ids() -> None:

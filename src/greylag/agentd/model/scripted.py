@@ -29,20 +29,26 @@ play in order and all other text is ignored:
 ``[[empty]]``               a 200 without any body
 ==========================  ========================================================================
 
-Everything follows from the request alone: the same request has the same answer.
+Everything follows from the request alone: the same request has the same answer. It runs in agentd
+itself, so a script has at most ``MOST_SCRIPT`` characters and says at most ``MOST_ANSWER``; what is
+past that is left out.
 """
 
 import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
 
+from greylag.common.typed import parse_json
+
 MODEL_NAME = "greylag-scripted"
 BODY_LIMIT = 64 * 1024 * 1024
+MOST_SCRIPT = 256 * 1024
+MOST_ANSWER = 16 * 1024 * 1024
 UNICODE_TEXT = "aä€😀 שלום 你好 👩‍👩‍👧‍👦 e\u0301 \U0001f9a2"
 
 _SPEAKING = frozenset({"text", "think", "chunks", "bytes", "unicode"})
@@ -51,14 +57,20 @@ _FAULTS = frozenset({"status", "context-exceeded", "hang", "empty", "error-in-st
 _MANNERS = frozenset({"delay", "stall", "cut", "length"})
 _KNOWN = _SPEAKING | _TOOLS | _FAULTS | _MANNERS
 
-_DIRECTIVE = re.compile(r"\[\[([a-z-]+)(?:\s+(.*?))?\]\]", re.DOTALL)
-_OPTION = re.compile(r"(\w+)=(\d+)")
+# None of these looks at a sign more than a few times, however a message is made.
+_DIRECTIVE = re.compile(r"\[\[([a-z-]++)(?=\s|\]\])")
+_OPTION = re.compile(r"\b(\w++)=(\d{1,9})")
+_NUMBER = re.compile(r"\d{1,9}")
 _WORD = re.compile(r"\S+\s*|\s+")
-_RUN = re.compile(r"(?:\A|\n\n)\s*run:\s*(.+)", re.DOTALL | re.IGNORECASE)
+_RUN = re.compile(
+    r"(?:\A|(?<=\S)(?>\s*?\n\n))\s*+run:\s*+(.+)",  # at the beginning, or after an empty line
+    re.DOTALL | re.IGNORECASE,
+)
 # goose appends this to the user's words. After a turn without an answer it puts the next message
 # behind it, into the same user message: only the last one is the script.
-_CONTEXT = re.compile(r"<turn-context>.*?</turn-context>", re.DOTALL)
+_CONTEXT = re.compile(r"<turn-context>")
 _BYTES_CHUNK = 4096
+_LEAST_CHUNK = 64  # characters that a chunk counts as, for what is around it
 _CREATED = 1_700_000_000  # a fixed time, so that the same request has the same answer
 _SPLIT = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]{1,3}")  # cuts four-byte characters in two
 _BYTES_PER_TOKEN = 4
@@ -84,9 +96,8 @@ def plan(messages: Sequence[Mapping[str, Any]]) -> list[Directive]:
     """
     last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
     text = _text_of(messages[last_user]) if last_user >= 0 else ""
-    said = [part.strip() for part in _CONTEXT.split(text) if part.strip()]
     since = messages[last_user + 1 :]
-    stages = _stages(_script(said[-1] if said else ""))
+    stages = _stages(_script(_last_words(text)[:MOST_SCRIPT]))
     done = sum(1 for m in since if m.get("role") == "assistant" and m.get("tool_calls"))
     steps = stages[done] if done < len(stages) else []
     return steps or [Directive("text", _closing(since))]
@@ -103,10 +114,10 @@ def deltas(step: Directive) -> Iterator[dict[str, Any]]:
         case "unicode":
             pieces = iter(_WORD.findall(UNICODE_TEXT))
         case "chunks":
-            width = max(step.numbers.get("size", 5) - 1, 1)
-            pieces = (f"{i:0{width}d} " for i in range(step.numbers.get("n", 10)))
+            count, size = _chunks_of(step)
+            pieces = (f"{i:0{size - 1}d} " for i in range(count))
         case "bytes":
-            pieces = _filler(int(step.words or "0"))
+            pieces = _filler(_number(step.words, 0))
         case _:
             return
     yield from ({"content": piece} for piece in pieces)
@@ -142,12 +153,58 @@ def tool_calls(step: Directive, shell: str, first_id: str) -> list[dict[str, Any
     ]
 
 
+def _enclosed(text: str, begin: re.Pattern[str], end: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Yield what begins so, with where its end is; the first that has none is the last to look for
+    one.
+    """
+    at = 0
+    while (found := begin.search(text, at)) and (until := text.find(end, found.end())) >= 0:
+        yield found, until
+        at = until + len(end)
+
+
+def _last_words(text: str) -> str:
+    """Return the user's last words among the contexts that goose puts between them."""
+    end, at, last = "</turn-context>", 0, ""
+    for context, until in _enclosed(text, _CONTEXT, end):
+        last = text[at : context.start()].strip() or last
+        at = until + len(end)
+    return text[at:].strip() or last
+
+
+def _number(words: str, default: int) -> int:
+    return int(words) if _NUMBER.fullmatch(words) else default
+
+
+def _chunks_of(step: Directive) -> tuple[int, int]:
+    """Return how many chunks a step says, and how large each is."""
+    return step.numbers.get("n", 10), max(step.numbers.get("size", 5), 2)
+
+
+def _within(step: Directive, room: int) -> tuple[Directive, int]:
+    """Return a step that says no more than there is room for, and what room it leaves."""
+    if step.name == "bytes":
+        size = min(_number(step.words, 0), room)
+        return replace(step, words=str(size)), room - size
+    if step.name == "chunks":
+        count, size = _chunks_of(step)
+        size = min(size, _BYTES_CHUNK)
+        each = max(size, _LEAST_CHUNK)
+        count = min(count, room // each)
+        return replace(step, numbers={"n": count, "size": size}), room - count * each
+    return step, room
+
+
 def _script(text: str) -> list[Directive]:
-    found = [
-        Directive(name, words.strip(), {k: int(v) for k, v in _OPTION.findall(words)})
-        for name, words in _DIRECTIVE.findall(text)
-        if name in _KNOWN
-    ]
+    found: list[Directive] = []
+    room = MOST_ANSWER
+    for begin, until in _enclosed(text, _DIRECTIVE, "]]"):
+        if begin[1] not in _KNOWN:
+            continue
+        words = text[begin.end() : until].strip()
+        numbers = {name: int(number) for name, number in _OPTION.findall(words)}
+        step, room = _within(Directive(begin[1], words, numbers), room)
+        found.append(step)
     if found:
         return found
     run = _RUN.search(text)  # a note of ours may stand before it
@@ -240,7 +297,7 @@ async def answer(request: web.Request, body: bytearray | None = None) -> web.Str
 def _parse(raw: bytes | bytearray) -> dict[str, Any] | None:
     """Read a request's body; None when it is no chat-completions request."""
     try:
-        body = json.loads(raw)
+        body = parse_json(raw)
     except ValueError:
         return None
     if not isinstance(body, dict):
@@ -258,7 +315,7 @@ async def _refusal(steps: Sequence[Directive]) -> web.StreamResponse | None:
             case "hang":
                 await asyncio.Event().wait()
             case "status":
-                code = int(step.words or "500")
+                code = _number(step.words, 500)
                 return _error(code, f"the scripted model was told to answer {code}")
             case "context-exceeded":
                 return _error(400, "the context is too long", "context_length_exceeded")
