@@ -9,6 +9,8 @@ from tests.e2e.on_cluster import greylag
 from tests.e2e.product import PATIENCE, Product, text_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+# The API server's proxy, by which it comes, makes such links lead elsewhere.
+PAGE = '<a href="/second">second</a>'
 SERVE = ["python3", "-m", "http.server", "0", "--bind", "127.0.0.1"]
 
 
@@ -16,7 +18,7 @@ async def test_what_an_agent_made_in_a_pod_is_run_previewed_and_undone(tmp_path:
     async with greylag(tmp_path, GOOSE_MODE="auto") as (up, _):
         path = await up.project("demo")
         await up.say(path, "[[tool echo first > index.html]]")
-        said = await up.say(path, "[[tool echo second > index.html; mkdir -m 700 new]]")
+        said = await up.say(path, f"[[tool echo '{PAGE}' > index.html; mkdir -m 700 new]]")
         turn = next(event.content["turn_id"] for event in said if event.type == "turn")
         async with on_terminal("shell", "demo", env=up.env) as terminal:
             terminal.type("cat index.html; id -u; exit 7\r")
@@ -27,7 +29,7 @@ async def test_what_an_agent_made_in_a_pod_is_run_previewed_and_undone(tmp_path:
         assert (done.code, done.out) == (3, "in\n"), done.err
         async with up.http.ws_connect(f"{path}/commands") as command:
             await command.send_json({"run": {"argv": SERVE}})
-            assert await previewed(up, path) == "second\n"
+            assert await previewed(up, path) == f"{PAGE}\n"
         shown = await run("changes", "demo", turn, "--json", env=up.env)
         assert [one["path"] for one in shown.document["changes"]] == ["index.html", "new"]
         undone = await run("undo", "demo", turn, "--yes", "--json", env=up.env)
@@ -54,4 +56,5 @@ async def previewed(up: Product, path: str) -> str:
         on = opened.headers["location"].removeprefix(f"http://{host}")
     async with up.http.get(on, headers={"host": host, "cookie": cookie}) as page:
         assert page.status == 200, await page.text()
+        assert page.headers.getall("content-type") == ["text/html"]
         return await page.text()

@@ -391,12 +391,13 @@ class HttpAgents:
         self, at: AgentAddress, port: int, request: ForwardedRequest
     ) -> AsyncIterator[ForwardedAnswer]:
         """Hand a request on to a port of the environment."""
-        asked = replace(request, headers=_forwarded_headers(at, request))
+        headers = [*_forwarded_headers(at, request), (agent_api.APART.encode(), b"1")]
+        asked = replace(request, headers=headers)
         with _port_answers():
             async with forwarding.asked(self._http, _port_url(at, port), asked) as answer:
                 if agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers):
                     raise RefusalError(f"Nothing answers on port {port}.", "port_silent")
-                yield answer
+                yield replace(answer, headers=forwarding.put_back(answer.headers))
 
     @asynccontextmanager
     async def forward_socket(

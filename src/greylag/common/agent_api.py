@@ -1316,6 +1316,12 @@ NOT_FORWARDED = "x-greylag-not-forwarded"
 """A header of agentd's own answer to what it could not hand on."""
 FORWARDED_AUTHORIZATION = "x-greylag-forwarded-authorization"
 """The header that carries a preview's Authorization: agentd wants one of its own."""
+APART = "x-greylag-apart"
+"""A header of a request for a preview whose answer's headers are to come apart from those of what
+is between, and of an answer of which they do: an older agentd does not know of it.
+"""
+THEIRS = "x-greylag-theirs-"
+"""What the names of such headers begin with."""
 TERMINAL_SOCKET = Socket("terminal", "/terminals/{terminal}")
 COMMAND_SOCKET = Socket("command", "/commands")
 SOCKETS = (TERMINAL_SOCKET, COMMAND_SOCKET)

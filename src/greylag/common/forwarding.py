@@ -23,7 +23,13 @@ from websockets.uri import parse_uri
 from yarl import URL
 
 from greylag.common import net
-from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest, ForwardedSocket
+from greylag.common.agent_api import (
+    APART,
+    THEIRS,
+    ForwardedAnswer,
+    ForwardedRequest,
+    ForwardedSocket,
+)
 from greylag.common.concurrent import until_one_ends
 from greylag.common.server import TUNNEL, Stream
 
@@ -41,6 +47,19 @@ HANDSHAKE = (
     b"sec-websocket-version",
 )
 """The headers of a WebSocket's own, which each connection has of its own."""
+DEFAULTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""The headers that the HTTP library adds where none are given; nothing handed on wants them."""
+TOLD_BY_PROXIES = (
+    b"forwarded",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-forwarded-proto",
+    b"x-forwarded-scheme",
+    b"x-forwarded-ssl",
+    b"x-forwarded-uri",
+)
+"""The headers by which proxies, the API server among them, say by what name they were asked."""
+_OF_THE_BODY = (b"content-encoding", b"content-length")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HANDSHAKE_SECONDS = 30.0
@@ -53,7 +72,6 @@ _READ = 64 * 1024
 _KEPT_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """How a side that vanished is noticed, in seconds; not every system has each."""
 _PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-_DEFAULTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class UnansweredError(Exception):
@@ -70,6 +88,27 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], *without: bytes) -> Heade
     passed = net.end_to_end(given, {name.decode() for name in without})
     encoded = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in passed)
     return [(n, v) for n, v in encoded if _NAME.fullmatch(n) and not _CONTROL.search(v)]
+
+
+def set_apart(headers: Headers) -> Headers:
+    """Return an answer's headers under names at which nothing between looks: the API server's proxy
+    leads links of pages and redirects to itself, takes CORS away and adds headers of its own. What
+    is about the body, which others may encode, stays as it is. ``put_back`` undoes it.
+    """
+    kept = [one for one in headers if one[0] in _OF_THE_BODY]
+    theirs = [(THEIRS.encode() + n, value) for n, value in headers if n not in _OF_THE_BODY]
+    told = [(b"content-type", b"application/octet-stream"), (APART.encode(), b"1")]
+    return [*kept, *theirs, *told]
+
+
+def put_back(headers: Headers) -> Headers:
+    """Return an answer's headers as they were set apart; where they were not, as they came."""
+    if not any(name == APART.encode() for name, _ in headers):
+        return headers
+    begin = THEIRS.encode()
+    theirs = [(n.removeprefix(begin), value) for n, value in headers if n.startswith(begin)]
+    kept = [one for one in headers if one[0] in _OF_THE_BODY]
+    return [*kept, *end_to_end(theirs, *_OF_THE_BODY)]
 
 
 async def forward(  # noqa: PLR0913, PLR0917 - an ASGI call, and where it goes
@@ -155,7 +194,7 @@ async def asked(
             # Encoded already: the library's own tidying would resolve dots.
             URL(base + request.target, encoded=True),
             headers=_texts(request.headers),
-            skip_auto_headers=_DEFAULTS,
+            skip_auto_headers=DEFAULTS,
             data=request.body,
             timeout=_PATIENCE,
             allow_redirects=False,

@@ -59,15 +59,10 @@ _POLICY = b"content-security-policy"
 _MOST_FILE = 256 * agent_api.MEBIBYTE
 _OUR_REQUEST = (
     b"cookie",
-    b"forwarded",
     b"host",
     b"origin",
     b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-forwarded-proto",
-    b"x-forwarded-scheme",
-    b"x-forwarded-ssl",
+    *forwarding.TOLD_BY_PROXIES,
     b"x-greylag-agent-token",
     FORWARDED_AUTHORIZATION.encode(),
 )

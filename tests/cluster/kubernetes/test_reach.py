@@ -1,14 +1,18 @@
 """By what Greylag reaches agents: never with a token in clear beyond the cluster."""
 
 import itertools
+import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.agentd.api.test_preview_routes import application
 from tests.agentd.conftest import serve
+from tests.cluster.kubernetes.service_proxy import service_proxy
 from tests.cluster.kubernetes.stateful_api_server import stateful
 from tests.cluster.kubernetes.test_writes import (
     OPTIONS,
@@ -19,6 +23,8 @@ from tests.cluster.kubernetes.test_writes import (
     running,
 )
 
+from greylag.agent.http import HttpAgents
+from greylag.agentd.config import Secret
 from greylag.cluster.kubernetes import locator
 from greylag.cluster.kubernetes.connection import Connection
 from greylag.cluster.kubernetes.credentials import Token
@@ -34,7 +40,10 @@ from greylag.cluster.kubernetes.locator import (
 )
 from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.options import Options
+from greylag.common import forwarding
+from greylag.common.agent_api import ForwardedRequest
 from greylag.domain.errors import ConfigError
+from greylag.ports import AgentAddress
 
 ENVIRONMENT = PROJECT.environment
 PLACES: list[dict[str, Any]] = [
@@ -130,6 +139,44 @@ async def test_by_the_api_server_an_answer_comes_with_all_its_headers_and_is_cut
                     await answer.read()
         finally:
             await proxy.close()
+
+
+async def test_by_the_api_server_a_preview_comes_as_the_application_made_it(
+    tmp_path: Path,
+) -> None:
+    async with (
+        application(tmp_path, token=Secret("t0ken2")) as (api, port),
+        service_proxy(api.base) as address,
+        AsyncExitStack() as stack,
+    ):
+        proxy = ServiceProxy(Connection("KUBE_HOST", address, None, Token("t0ken")))
+        stack.push_async_callback(proxy.close)
+        agents = HttpAgents()
+        stack.push_async_callback(agents.close)
+
+        async def ask(method: str, target: str) -> tuple[int, dict[str, str], bytes]:
+            at = AgentAddress(await proxy.url(ENVIRONMENT), "t0ken2")
+            request = ForwardedRequest(method, target, [])
+            async with agents.forward(at, port, request) as answer:
+                told = {name.decode(): value.decode() for name, value in answer.headers}
+                return answer.status, told, b"".join([chunk async for chunk in answer.body])
+
+        status, headers, body = await ask("GET", "/page")
+        assert status == 200
+        assert b'<a href="/other">' in body
+        assert headers["content-type"] == "text/html; charset=utf-8"
+        assert headers["access-control-allow-origin"] == "http://a.example"
+        assert headers["cache-control"] == "max-age=5"
+        assert "audit-id" not in headers
+        # What the application says under our names is its own, and means nothing.
+        assert "location" not in headers
+        status, headers, _ = await ask("GET", "/page?away=1")
+        assert (status, headers["location"]) == (303, "/login?x=%20")
+        for method in sorted(forwarding.METHODS - {"HEAD"}):
+            status, _, body = await ask(method, "/told")
+            told = json.loads(body)
+            assert (status, told["method"]) == (200, method)
+            assert {name for name, _ in told["headers"]} <= {"host", "content-length"}
 
 
 async def test_a_relay_that_cannot_begin_leaves_nothing_open(

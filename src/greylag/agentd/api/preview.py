@@ -1,6 +1,10 @@
 """Ports and previews over HTTP: all below ``/api/v1/preview/{port}`` is handed on to that port."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,11 +16,21 @@ from greylag.agentd.api.requests import answer, refusal, relayed
 from greylag.agentd.preview import Previews
 from greylag.agentd.problems import RequestError, invalid
 from greylag.common import agent_api, forwarding
+from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest
 
 _ROOT = agent_api.ROOT + agent_api.PREVIEW
 _PLACE = re.compile(rf"{_ROOT}/(\d{{1,5}})(/.*)?")
 _THEIRS = agent_api.FORWARDED_AUTHORIZATION.encode()
-_OWN = (b"authorization", b"x-greylag-agent-token", b"x-request-id", b"host", _THEIRS)
+_APART = agent_api.APART.encode()
+_OWN = (
+    b"authorization",
+    b"x-greylag-agent-token",
+    b"x-request-id",
+    b"host",
+    _THEIRS,
+    _APART,
+    *forwarding.TOLD_BY_PROXIES,
+)
 
 
 class PreviewRoutes:
@@ -51,13 +65,21 @@ class PreviewRoutes:
                     send,
                     target,
                     headers,
-                    lambda request: forwarding.asked(self._http, base, request),
+                    partial(self._asked, base, apart=_APART in dict(scope["headers"])),
                 )
         except (forwarding.UnansweredError, RequestError) as error:
             known = error if isinstance(error, RequestError) else _unanswered(error)
             response = refusal(known)
             response.headers[agent_api.NOT_FORWARDED] = known.code
             await response(scope, receive, send)
+
+    @asynccontextmanager
+    async def _asked(
+        self, base: str, request: ForwardedRequest, *, apart: bool
+    ) -> AsyncIterator[ForwardedAnswer]:
+        async with forwarding.asked(self._http, base, request) as answer:
+            headers = forwarding.set_apart(answer.headers) if apart else answer.headers
+            yield replace(answer, headers=headers)
 
 
 def _unanswered(error: forwarding.UnansweredError) -> RequestError:

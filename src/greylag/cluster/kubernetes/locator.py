@@ -34,7 +34,7 @@ from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.common import sockets
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
-from greylag.common.forwarding import HANDSHAKE
+from greylag.common.forwarding import DEFAULTS, HANDSHAKE
 from greylag.common.net import end_to_end, on_loopback, streamed
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
@@ -310,6 +310,7 @@ class ServiceProxy:
             request.method,
             self._target(request),
             headers=await self._headers(request),
+            skip_auto_headers=DEFAULTS,
             data=request.content if request.can_read_body else None,
             allow_redirects=False,
             proxy=self._connection.proxy,

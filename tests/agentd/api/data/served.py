@@ -88,6 +88,21 @@ async def away(_request: web.Request) -> web.StreamResponse:
     raise web.HTTPFound("http://localhost:1/elsewhere")
 
 
+async def page(request: web.Request) -> web.StreamResponse:
+    """Answer with a page that leads on by its host's own paths, for other origins too."""
+    headers = {
+        "access-control-allow-origin": "http://a.example",
+        "cache-control": "max-age=5",
+        "x-greylag-apart": "1",
+        "x-greylag-not-forwarded": "1",
+        "x-greylag-theirs-location": "/forged",
+    }
+    if "away" in request.query:
+        raise web.HTTPSeeOther("/login?x=%20", headers=headers)
+    text = '<a href="/other">on</a><form action="/sent"><img src="/p.png"></form>'
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
 async def main() -> None:
     """Serve on a free port."""
     app = web.Application(client_max_size=0)
@@ -97,6 +112,7 @@ async def main() -> None:
     app.router.add_get("/talking", talking)
     app.router.add_get("/said", told_said)
     app.router.add_get("/away", away)
+    app.router.add_get("/page", page)
     app.router.add_get("/lying", lying)
     app.router.add_route("*", "/{rest:.*}", told)
     runner = web.AppRunner(app)
