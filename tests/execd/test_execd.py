@@ -80,6 +80,10 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
+def descriptors_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 async def has_begun(pid: int, program: bytes) -> None:
     """Return once a shell's child is the program: until then it has the shell's own variables."""
     async with asyncio.timeout(30):
@@ -98,6 +102,47 @@ async def test_input_output_errors_and_the_exit_code_come_through(tmp_path: Path
         assert await process.stderr.read(100) == b"bad\n"
         assert await process.wait() == 3
         await process.end()
+
+
+async def test_what_is_private_is_opened_by_no_other_process(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client:
+        process = await shell(client, "cat; echo over; exit 3", tmp_path, private=True)
+        for number in (0, 1):
+            with pytest.raises(OSError, match="No such device or address"):
+                os.open(f"/proc/{process.pid}/fd/{number}", os.O_RDWR)
+        process.write(b"x" * 3_000_000)
+        process.end_input()
+        assert await all_of(process) == b"x" * 3_000_000 + b"over\n"
+        assert await process.wait() == 3
+        await process.end()
+
+
+async def test_the_last_words_of_what_is_private_are_heard_though_it_left_input_unread(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client:
+        script = "read line; head -c 1000000 /dev/zero; echo said"
+        process = await shell(client, script, tmp_path, private=True)
+        process.write(b"go\n" + b"x" * 500_000)
+        assert (await all_of(process))[-5:] == b"said\n"
+        assert await process.wait() == 0
+        await process.end()
+
+
+async def test_of_what_is_private_nothing_is_left_open_also_when_it_cannot_be_started(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client:
+        execd = (await client.hello())["pid"]
+        async with asyncio.timeout(30):
+            await (await shell(client, "true", tmp_path)).end()
+            before = descriptors_of(execd)
+            for _ in range(10):
+                await (await shell(client, "echo unread", tmp_path, private=True)).end()
+                with pytest.raises(ExecutionRefusedError, match="cannot be started"):
+                    await client.run(("/no",), env=ENV, cwd=tmp_path, group="g", private=True)
+            while descriptors_of(execd) > before:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
 
 
 async def test_a_reader_that_does_not_read_holds_the_process_back(tmp_path: Path) -> None:

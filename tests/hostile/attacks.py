@@ -22,6 +22,7 @@ READ_ONLY = "Read-only file system"
 DENIED = "Permission denied"
 NOT_PERMITTED = "Operation not permitted"
 CLOSED = "timed out"
+_CLOSED_TO_ALL = "goose.*No such device or address"
 _PTRACE, _ATTACH = 101, 16
 
 
@@ -84,6 +85,9 @@ COMMON = (
     # execd
     Attack("stop execd for ever", "kill -STOP 1; kill -9 1; echo sent", "sent"),
     Attack("trace execd", _syscall(_PTRACE, _ATTACH, 1, 0, 0), "-1 errno 1"),
+    # goose, whose child the shell is
+    Attack("speak to goose", "cat /proc/$PPID/comm; echo x > /proc/$PPID/fd/0", _CLOSED_TO_ALL),
+    Attack("speak as goose", "cat /proc/$PPID/comm; echo x > /proc/$PPID/fd/1", _CLOSED_TO_ALL),
     # The machine
     Attack("a system file", "echo x >> /etc/profile", READ_ONLY),
     Attack("a container engine", "ls /run/docker.sock /run/containerd/containerd.sock", GONE),

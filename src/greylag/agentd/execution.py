@@ -229,7 +229,7 @@ class Execution:
         async with self.exchange("hello") as (facts, _, _):
             return facts
 
-    async def run(
+    async def run(  # noqa: PLR0913 - all that a process is given
         self,
         argv: Sequence[str],
         *,
@@ -237,6 +237,7 @@ class Execution:
         cwd: Path,
         group: str,
         terminal: tuple[int, int] | None = None,
+        private: bool = False,
     ) -> RemoteProcess:
         """Start a process.
 
@@ -246,6 +247,8 @@ class Execution:
             cwd: where it starts.
             group: a name by which all that it starts is found; of a run of its own.
             terminal: rows and columns, for a process that gets a terminal; None: pipes.
+            private: whether no other process may open its stdin and stdout: they are sockets then,
+                which programs that open ``/dev/stdout`` do not take.
 
         Raises:
             ExecutionRefusedError: it cannot be started.
@@ -257,6 +260,7 @@ class Execution:
             cwd=str(cwd),
             group=group,
             terminal=None if terminal is None else list(terminal),
+            private=private,
         )
         pid = facts.get("pid")
         if type(pid) is not int:

@@ -10,7 +10,8 @@ operation    request                                     after the answer
 hello        -                                           (answer: ``pid``, ``python``)
 run          ``argv``, ``env`` (over execd's own),       frames both ways until ``EXIT``; when the
              ``cwd``, ``group``, ``terminal``            connection ends, all of it is killed
-             (``[rows, columns]`` or null)
+             (``[rows, columns]`` or null),
+             ``private`` (sockets, not pipes)
 end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways

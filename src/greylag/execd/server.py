@@ -202,14 +202,46 @@ class ExecServer:
         await _joined(near, (reader, writer))
 
 
-class _Started:
-    """A process that runs, with its ends of the pipes or of the terminal."""
+class _Sockets:
+    """Sockets as a process's stdin and stdout, with our ends of them.
 
-    def __init__(self, process: asyncio.subprocess.Process, terminal: int | None) -> None:
+    Pipes any other process of its user could open again, below /proc, and so speak as this process
+    and to it. The kernel opens no socket so.
+    """
+
+    def __init__(self, theirs: list[socket.socket], ours: list[tuple[Reader, Writer]]) -> None:
+        self.stdin, self.stdout = theirs
+        (_, self.writer), (self.reader, self._unused) = ours
+
+    @classmethod
+    async def open(cls) -> "_Sockets":
+        pairs = [socket.socketpair() for _ in range(2)]
+        ours = [await asyncio.open_connection(sock=one, limit=MOST_DATA) for one, _ in pairs]
+        return cls([one for _, one in pairs], ours)
+
+    def close_theirs(self) -> None:
+        self.stdin.close()
+        self.stdout.close()
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+        self._unused.transport.abort()
+
+
+class _Started:
+    """A process that runs, with our ends of its pipes, its sockets or its terminal."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        terminal: int | None,
+        sockets: _Sockets | None,
+    ) -> None:
         self.process = process
         self.spoke = 0.0
         self._terminal = terminal
-        self._keys: Writer | None = None
+        self._sockets = sockets
+        self._stdin = process.stdin if sockets is None else sockets.writer
 
     def resize(self, rows: int, columns: int) -> None:
         if self._terminal is not None:
@@ -217,8 +249,9 @@ class _Started:
 
     async def outputs(self) -> list[tuple[FrameKind, Reader]]:
         if self._terminal is None:
+            sockets = self._sockets
             return [
-                (FrameKind.STDOUT, _there(self.process.stdout)),
+                (FrameKind.STDOUT, sockets.reader if sockets else _there(self.process.stdout)),
                 (FrameKind.STDERR, _there(self.process.stderr)),
             ]
         reader = asyncio.StreamReader(MOST_DATA)
@@ -229,21 +262,22 @@ class _Started:
         return [(FrameKind.STDOUT, reader)]
 
     async def write(self, data: bytes) -> None:
-        if self._terminal is not None and self._keys is None:
-            self._keys = await _writer_to(os.dup(self._terminal))
-        target = self._keys or self.process.stdin
-        if target is not None:
-            target.write(data)
-            await target.drain()
+        if self._terminal is not None and self._stdin is None:
+            self._stdin = await _writer_to(os.dup(self._terminal))
+        if self._stdin is not None:
+            self._stdin.write(data)
+            await self._stdin.drain()
 
     def end_input(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        if self._terminal is None and self._stdin is not None:
+            self._stdin.close()
 
     def close(self) -> None:
-        if self._keys is not None:
-            self._keys.transport.abort()
+        if self._sockets is not None:
+            self._sockets.close()
         if self._terminal is not None:
+            if self._stdin is not None:
+                self._stdin.transport.abort()
             os.close(self._terminal)
             self._terminal = None
 
@@ -253,16 +287,19 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
     if not isinstance(argv, list) or not argv or not all(isinstance(one, str) for one in argv):
         raise RefusedError("invalid_request", "argv is not a list of texts.")
     env = {**environ, **_texts(request, "env"), GROUP: group}
-    size = request.get("terminal")
+    size, cwd = request.get("terminal"), text_in(request, "cwd")
     ours, theirs = (None, None) if size is None else _terminal(size)
+    sockets: _Sockets | None = None
     pipe = asyncio.subprocess.PIPE if theirs is None else theirs
     try:
+        if theirs is None and request.get("private") is True:
+            sockets = await _Sockets.open()
         process = await asyncio.create_subprocess_exec(
             *argv,
-            stdin=pipe,
-            stdout=pipe,
+            stdin=sockets.stdin.fileno() if sockets else pipe,
+            stdout=sockets.stdout.fileno() if sockets else pipe,
             stderr=pipe,
-            cwd=text_in(request, "cwd"),
+            cwd=cwd,
             env=env,
             start_new_session=True,
             preexec_fn=None if theirs is None else _take_terminal,
@@ -271,12 +308,16 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no more threads
         if ours is not None:
             os.close(ours)
+        if sockets is not None:
+            sockets.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise RefusedError("not_started", f"{argv[0]} cannot be started: {reason}.") from error
     finally:
         if theirs is not None:
             os.close(theirs)
-    return _Started(process, ours)
+        if sockets is not None:
+            sockets.close_theirs()
+    return _Started(process, ours, sockets)
 
 
 async def _writer_to(terminal: int) -> Writer:

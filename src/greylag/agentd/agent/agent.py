@@ -81,7 +81,6 @@ class Agent:
         self._turns: dict[str, AgentTurn] = {}
         self._extensions = ExtensionStarter()
         self._subagents: dict[str, set[str]] = {}
-        self._options: dict[str, dict[str, str]] = {}
 
     @property
     def state(self) -> AgentState:
@@ -125,12 +124,10 @@ class Agent:
         """Have a session work with these options from now on."""
         if self._command.kind != "goose":
             return  # the scripted agent has none
-        given = self._options.setdefault(agent_session_id, {})
         for option, value in options.items():
-            if given.get(option) != value:
-                params = {"sessionId": agent_session_id, "configId": option, "value": value}
-                await self.call("session/set_config_option", params)
-                given[option] = value
+            # Also what it was told before: tools can change what goose keeps.
+            params = {"sessionId": agent_session_id, "configId": option, "value": value}
+            await self.call("session/set_config_option", params)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
@@ -178,7 +175,6 @@ class Agent:
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
         self._extensions.close(agent_session_id)
-        self._options.pop(agent_session_id, None)
         for one in self._family(agent_session_id):
             self._relay.forget(one)
             if self._process is not None:
@@ -206,7 +202,6 @@ class Agent:
         """Put a session away whose place another has taken; what its tools started goes on."""
         self._subagents[new] = {old, *self._subagents.pop(old, ())}  # ends with the new one
         self._extensions.close(old)
-        self._options.pop(old, None)
         self._relay.forget(old)
         await self.call("session/close", {"sessionId": old})
         await self._put_away(old)
@@ -322,7 +317,6 @@ class Agent:
             return await process.run(self, self._on_ready, self._on_end)
         finally:
             self._process = None
-            self._options.clear()
             await self._extensions.end()
 
     def _on_end(self) -> None:

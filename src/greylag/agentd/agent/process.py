@@ -183,7 +183,7 @@ class AgentProcess:
         mark = secrets.token_hex(8)
         try:
             remote = await execution.run(
-                command.argv, env=environment, cwd=setup.workspace, group=mark
+                command.argv, env=environment, cwd=setup.workspace, group=mark, private=True
             )
         except ExecutionRefusedError as error:
             raise AgentUnavailableError(f"The agent's program {error}") from error
