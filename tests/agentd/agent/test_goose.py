@@ -334,16 +334,25 @@ async def test_a_killed_goose_ends_its_turns_and_comes_back_with_its_sessions(
     assert sink.text() == "back again"
 
 
-async def test_a_goose_that_ignores_cancel_is_started_again(
-    agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [1000, 200_000, 1_000_000], ids="{} characters".format)
+async def test_a_goose_that_reads_no_more_is_started_again_however_much_it_was_told(
+    agent: Agent, session: str, make_sink: Any, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr("greylag.agentd.agent.prompt.CANCEL_PATIENCE", 0.5)
-    prompt = asyncio.create_task(agent.prompt(session, "[[hang]]", make_sink()))
+    pid = goose_pid(agent)
+    os.kill(pid, signal.SIGSTOP)
+    message = f"[[hang]]{'x' * size}"
+    prompt = asyncio.create_task(agent.prompt(session, message, make_sink()))
     await asyncio.sleep(0.2)
-    os.kill(goose_pid(agent), signal.SIGSTOP)
     await agent.cancel(session)
-    assert (await prompt).stop_reason == "cancelled"
-    await agent.wait_ready(20)
+    async with asyncio.timeout(20):
+        assert (await prompt).stop_reason == "cancelled"
+        await agent.wait_ready(20)
+        while psutil.pid_exists(pid):  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.01)
+    sink = make_sink()
+    await agent.prompt(session, "[[text as ever]]", sink)
+    assert sink.text() == "as ever"
 
 
 async def test_an_archived_session_frees_no_id_for_the_next(agent: Agent, session: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.types import (
     AgentCommand,
+    AgentDiedError,
     AgentSetup,
     AgentUnavailableError,
     find_agent,
@@ -165,6 +167,23 @@ async def test_an_agent_that_is_given_up_is_replaced(
         await asyncio.sleep(0.01)
     await agent.wait_ready(30)
     assert await agent.new_session("again")
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000], ids="{} characters".format)
+async def test_an_agent_that_reads_nothing_is_given_up_with_all_that_waits_for_it(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type, size: int
+) -> None:
+    agent = await start_agent(find_agent("scripted", {}))
+    session = await agent.new_session("A test")
+    assert agent._process is not None
+    os.kill(agent._process.remote.pid, signal.SIGSTOP)
+    prompt = asyncio.create_task(agent.prompt(session, "x" * size, make_sink()))
+    await asyncio.sleep(0.2)
+    agent.give_up()
+    async with asyncio.timeout(20):
+        with pytest.raises(AgentDiedError):
+            await prompt
+        await agent.wait_ready(20)
 
 
 @pytest.mark.parametrize(

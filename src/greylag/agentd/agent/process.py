@@ -5,7 +5,6 @@ that it made.
 import asyncio
 import math
 import secrets
-import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -43,7 +42,6 @@ _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
 _START_SECONDS = 60.0
-_EXIT_SECONDS = 0.5
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)
@@ -226,10 +224,6 @@ class AgentProcess:
             await self.peer.run(handler, on_end)
         except AgentError as error:
             self._say(f"The agent was stopped: {error}.")
-            return
-        # Usually it is just ending by itself, and then its exit code is the better reason.
-        await asyncio.sleep(_EXIT_SECONDS)
-        self.request_kill()
 
     async def _make_ready(self, on_ready: Callable[[str], None]) -> None:
         try:
@@ -277,12 +271,15 @@ class AgentProcess:
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._all_said.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        last = f" (it said: {self._stderr[-1]})" if self._stderr else ""
-        return f"The agent process {how}{last}."
+        return f"The agent process {how}{self._last_words()}."
+
+    def _last_words(self) -> str:
+        return f" (it said: {self._stderr[-1]})" if self._stderr else ""
 
     def request_kill(self) -> None:
-        """Kill the agent itself at once; what it started is killed by ``kill``."""
-        self.remote.send_signal(signal.SIGKILL)
+        """Have ``run`` end at once, and so the agent and all that it started."""
+        # Not by a signal: that would wait behind what the agent does not read.
+        self._say(f"The agent process did not answer and was ended{self._last_words()}.")
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""

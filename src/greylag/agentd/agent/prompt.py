@@ -77,8 +77,7 @@ class AgentTurn:
         )
         try:
             await asyncio.wait({request, self._end}, return_when=asyncio.FIRST_COMPLETED)
-            if not request.done():
-                await self._see_the_end(request)
+            await self._see_the_end(request)
             return await self._result(request)
         except asyncio.CancelledError:
             self.cancel()
@@ -148,16 +147,25 @@ class AgentTurn:
 
     async def _see_the_end(self, request: "asyncio.Task[Any]") -> None:
         """Tell the agent to stop until it does; end its process if it will not."""
-        deadline = asyncio.get_running_loop().time() + CANCEL_PATIENCE
-        while not request.done():
-            if asyncio.get_running_loop().time() > deadline:
+        if request.done():
+            return
+        telling = asyncio.create_task(self._tell_to_stop(), name=f"cancel-{self._session}")
+        try:
+            # From outside: an agent that reads nothing lets nobody finish telling it.
+            await asyncio.wait({request}, timeout=CANCEL_PATIENCE)
+            if not request.done():
                 _log.error("agent_ignores_cancel", agent_session_id=self._session)
                 self._give_up()
                 await asyncio.wait({request})
-                return
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+    async def _tell_to_stop(self) -> None:
+        while True:
             await self._say_cancel()
             self._stop_model()
-            await asyncio.wait({request}, timeout=_CANCEL_AGAIN)
+            await asyncio.sleep(_CANCEL_AGAIN)
 
     async def _say_cancel(self) -> None:
         """Tell the agent once; said again until it obeys, as a cancel may overtake its prompt."""
