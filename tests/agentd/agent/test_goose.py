@@ -16,6 +16,7 @@ from tests.agentd.doubles import recording_model
 
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.extensions import CONFIGURED
+from greylag.agentd.agent.process import AgentProcess
 from greylag.agentd.agent.types import (
     AgentCommand,
     AgentDiedError,
@@ -78,6 +79,39 @@ async def test_extensions_are_seen_and_removed_while_goose_cannot_start(
     await agent.call(f"{CONFIGURED}/remove", {"configKey": "x"})
     left = {one["configKey"] for one in (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]}
     assert left == keys - {"x"}
+
+
+async def test_what_is_changed_at_once_while_goose_cannot_start_is_all_kept_by_one_goose(
+    start_agent: StartAgent, goose_command: AgentCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await start_agent(goose_command)
+    agent._ready.clear()
+    start, running, most = AgentProcess.start, 0, 0
+
+    async def counted(*args: Any) -> AgentProcess:
+        nonlocal running, most
+        process = await start(*args)
+        kill, running = process.kill, running + 1
+        most = max(most, running)
+
+        async def killed() -> None:
+            nonlocal running
+            await kill()
+            running -= 1
+
+        process.kill = killed  # type: ignore[method-assign] # counted
+        return process
+
+    monkeypatch.setattr(AgentProcess, "start", counted)
+    changes = []
+    for name in ("x0", "x1", "x2", "x3"):
+        server = {"name": name, "command": "sleep", "args": ["1"], "env": []}
+        one = {"type": "mcp", "server": server, "envKeys": [], "description": "", "timeout": 1}
+        changes.append(agent.call(f"{CONFIGURED}/add", {"extension": one, "enabled": False}))
+    await asyncio.gather(*changes)
+    listed = (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]
+    assert {"x0", "x1", "x2", "x3"} <= {one["configKey"] for one in listed}
+    assert most == 1
 
 
 async def test_a_tool_that_was_allowed_speaks_neither_as_goose_nor_to_it(

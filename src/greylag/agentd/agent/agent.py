@@ -81,6 +81,8 @@ class Agent:
         self._turns: dict[str, AgentTurn] = {}
         self._extensions = ExtensionStarter()
         self._subagents: dict[str, set[str]] = {}
+        # Each process of goose's writes its configuration whole: of two at once one is lost.
+        self._configuring = asyncio.Lock()
 
     @property
     def state(self) -> AgentState:
@@ -213,10 +215,13 @@ class Agent:
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as ``_goose/unstable/config/read``)."""
         async with _patience():
-            if self._ready.is_set() or not method.startswith(_CONFIGURATION):
+            if not method.startswith(_CONFIGURATION):
                 return await self._living().peer.request(method, params)
-            async with self._another() as peer:
-                return await peer.request(method, params)
+            async with self._configuring:
+                if self._ready.is_set():
+                    return await self._living().peer.request(method, params)
+                async with self._another() as peer:
+                    return await peer.request(method, params)
 
     async def try_extension(self, entry: dict[str, Any]) -> ExtensionState:
         """Start an extension of goose's list once; return how that went after some seconds."""
@@ -314,7 +319,7 @@ class Agent:
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         self._process = process
         try:
-            return await process.run(self, self._on_ready, self._on_end)
+            return await process.run(self, self._configuring, self._on_ready, self._on_end)
         finally:
             self._process = None
             await self._extensions.end()

@@ -87,8 +87,16 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
         raise AgentUnavailableError(f"The agent's folders cannot be made: {error}") from error
 
 
-async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
+async def make_ready(
+    peer: AcpPeer, setup: AgentSetup, kind: AgentKind, configuring: asyncio.Lock
+) -> str:
     """Bring a fresh agent to where it can take sessions, and prove that it can.
+
+    Args:
+        peer: what speaks with it.
+        setup: what is stored in it.
+        kind: which agent it is.
+        configuring: held by whoever changes its configuration.
 
     Returns:
         The agent's version.
@@ -100,8 +108,9 @@ async def make_ready(peer: AcpPeer, setup: AgentSetup, kind: AgentKind) -> str:
     """
     answer = await peer.request("initialize", INITIALIZE)
     if kind == "goose":
-        await _store_defaults(peer, setup.defaults)
-        await _limit_extensions(peer)
+        async with configuring:
+            await _store_defaults(peer, setup.defaults)
+            await _limit_extensions(peer)
     # goose's own health check says yes when nothing works; only a session that was made is proof.
     # It has no extensions: what is the matter with one must hold back nobody.
     session, _ = await new_session(peer, setup, "Readiness")
@@ -190,12 +199,17 @@ class AgentProcess:
         return cls(remote, execution, command.kind, setup, mark)
 
     async def run(
-        self, handler: MessageHandler, on_ready: Callable[[str], None], on_end: Callable[[], None]
+        self,
+        handler: MessageHandler,
+        configuring: asyncio.Lock,
+        on_ready: Callable[[str], None],
+        on_end: Callable[[], None],
     ) -> str:
         """Live until the process ends; on return all that it started is dead.
 
         Args:
             handler: takes what the agent says.
+            configuring: held by whoever changes the agent's configuration.
             on_ready: called once, with the agent's version, when it can take work.
             on_end: called as soon as it can take no more, before anyone who waits for an answer
                 hears of it.
@@ -209,7 +223,7 @@ class AgentProcess:
                 watchers = [
                     reading,
                     tasks.create_task(self.watch_stderr(), name="agent-stderr"),
-                    tasks.create_task(self._make_ready(on_ready), name="agent-start"),
+                    tasks.create_task(self._make_ready(configuring, on_ready), name="agent-start"),
                     tasks.create_task(self._await_end(reading), name="agent-end"),
                 ]
                 reason = await self._over
@@ -225,11 +239,11 @@ class AgentProcess:
         except AgentError as error:
             self._say(f"The agent was stopped: {error}.")
 
-    async def _make_ready(self, on_ready: Callable[[str], None]) -> None:
+    async def _make_ready(self, configuring: asyncio.Lock, on_ready: Callable[[str], None]) -> None:
         try:
             with understood():
                 async with asyncio.timeout(_START_SECONDS):
-                    version = await make_ready(self.peer, self._setup, self._kind)
+                    version = await make_ready(self.peer, self._setup, self._kind, configuring)
         except AgentRefusedError as error:
             self._say(f"The agent could not start: {error.words}.")
         except TimeoutError:
