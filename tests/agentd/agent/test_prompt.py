@@ -1,4 +1,4 @@
-"""Permissions, asked by an agent whose options have ids of their own."""
+"""Permissions, asked by an agent whose options have ids of their own; what precedes a prompt."""
 
 import asyncio
 import gc
@@ -13,7 +13,13 @@ import pytest
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.prompt import CANCELLED, MOST_QUESTIONS, AgentTurn
-from greylag.agentd.agent.types import AgentCommand, PermissionRequest, Settlement
+from greylag.agentd.agent.types import (
+    AgentCommand,
+    ExtensionState,
+    ExtensionStatus,
+    PermissionRequest,
+    Settlement,
+)
 
 AGENT = """
 import json, sys
@@ -42,6 +48,26 @@ for line in sys.stdin:
         case method:
             say(id=message["id"], result=PLAIN.get(method, {}))
 """
+STARTING = """
+import json, sys
+
+ENTRY = {"enabled": True, "configKey": "slow", "extension": {"type": "mcp"}}
+ANSWERS = {
+    "initialize": {"agentInfo": {"version": "1"}},
+    "session/new": {"sessionId": "s"},
+    "_goose/unstable/config/read": {"value": "1"},
+    "_goose/unstable/config/extensions/list": {"extensions": [ENTRY]},
+}
+for line in sys.stdin:
+    message = json.loads(line)
+    method = message["method"]
+    with open("said", "a") as said:
+        print(method, file=said)
+    if method != "_goose/unstable/session/extensions/add":
+        answer = {"jsonrpc": "2.0", "id": message["id"], "result": ANSWERS.get(method, {})}
+        print(json.dumps(answer), flush=True)
+"""
+"""An agent whose session's extension never finishes its handshake."""
 OPTIONS = [
     {"optionId": "opt-1", "name": "Always", "kind": "allow_always"},
     {"optionId": "opt-2", "name": "Yes", "kind": "allow_once"},
@@ -146,3 +172,44 @@ async def test_an_open_question_keeps_no_arguments_in_memory() -> None:
     assert (sink.asked, seen()) == (1, None)
     sink.given_up.set()
     await rounds()
+
+
+@pytest.mark.parametrize("status", [None, "ready"])
+@pytest.mark.parametrize("when", [0.0, 0.2])
+async def test_a_cancel_while_an_extension_starts_ends_the_prompt_that_the_agent_never_gets(
+    start_agent: Callable[..., Awaitable[Agent]],
+    make_sink: type,
+    monkeypatch: pytest.MonkeyPatch,
+    status: ExtensionStatus | None,
+    when: float,
+) -> None:
+    monkeypatch.setattr("greylag.agentd.agent.extensions._NEW_SECONDS", 3600.0)
+    monkeypatch.setattr("greylag.agentd.agent.extensions._KNOWN_SECONDS", 3600.0)
+    agent = await start_agent(AgentCommand("goose", (sys.executable, "-I", "-c", STARTING)))
+    session = await agent.new_session("A test")
+    if status is not None:
+        agent._extensions._states["slow"] = ExtensionState(status, "It works.")
+    prompt = asyncio.create_task(agent.prompt(session, "hello", make_sink()))
+    await asyncio.sleep(when)  # not to wait for anything: to cancel at different moments
+    await agent.cancel(session)
+    async with asyncio.timeout(20):
+        assert (await prompt).stop_reason == "cancelled"
+    assert "session/prompt" not in (agent._setup.workspace / "said").read_text().split()
+    assert not agent._extensions._starts[session]["slow"].done()
+
+
+async def test_what_cannot_be_told_before_a_prompt_fails_it(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type
+) -> None:
+    agent = await start_agent(AgentCommand("goose", (sys.executable, "-I", "-c", STARTING)))
+    session = await agent.new_session("A test")
+    agent._extensions._states["slow"] = ExtensionState("failed", "It does not start.")
+    sink = make_sink()
+
+    async def full(_update: dict[str, Any]) -> None:
+        raise OSError("disk full")
+
+    sink.update = full
+    with pytest.raises(OSError, match="disk full"):
+        await agent.prompt(session, "hello", sink)
+    assert "session/prompt" not in (agent._setup.workspace / "said").read_text().split()

@@ -145,23 +145,25 @@ class Agent:
         )
         self._turns[agent_session_id] = turn
         self._subagents.setdefault(agent_session_id, set())
+        began: float | None = None
         try:
-            await make_folders(self._execution, self._setup)
-            for words in await self._extensions.settled(agent_session_id):
-                await self._tell(agent_session_id, words)
-        except BaseException:
-            del self._turns[agent_session_id]
-            raise
-        self._relay.begin_turn(agent_session_id)
-        began = process_clock()
-        try:
+            await turn.until_cancelled(self._prepare(agent_session_id), "before a prompt")
+            if turn.cancelled:
+                return turn.unsent()
+            self._relay.begin_turn(agent_session_id)
+            began = process_clock()
             return await turn.run(text)
         finally:
             del self._turns[agent_session_id]
-            if turn.cancelled:
+            if began is not None and turn.cancelled:
                 self._stop_model(agent_session_id)  # of a subagent that was told of since
                 for one in self._family(agent_session_id):
                     await process.kill_tools(one, began)
+
+    async def _prepare(self, agent_session_id: str) -> None:
+        await make_folders(self._execution, self._setup)
+        for words in await self._extensions.settled(agent_session_id):
+            await self._tell(agent_session_id, words)
 
     async def cancel(self, agent_session_id: str) -> None:
         """Ask the session's prompt to end, and return at once; without a prompt, do nothing."""

@@ -127,9 +127,10 @@ class ExtensionStarter:
     async def settled(self, session: str) -> list[str]:
         """Wait a moment for a session's extensions; return what to tell of those that failed.
 
-        Each is told of once in a session.
+        Each is told of once in a session. To be cancelled when the caller waits no more; what is
+        starting still goes on.
         """
-        starts = self._starts.pop(session, {})
+        starts = self._starts.get(session, {})
         known = {task for key, task in starts.items() if self._has_status(key, "ready")}
         new = {task for key, task in starts.items() if key not in self._states}
         for tasks, seconds in ((new, _NEW_SECONDS), (known, _KNOWN_SECONDS)):
@@ -138,6 +139,8 @@ class ExtensionStarter:
         left = {key: task for key, task in starts.items() if not task.done()}
         if left:
             self._starts[session] = left
+        else:
+            self._starts.pop(session, None)
         untold = self._told.get(session, set())
         failed = {key for key in untold if self._has_status(key, "failed")}
         untold -= failed

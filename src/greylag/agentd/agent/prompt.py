@@ -1,8 +1,8 @@
 """One prompt on its way: the agent's updates go to a sink, permissions and cancel come back."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -16,6 +16,8 @@ from greylag.agentd.agent.types import (
     Settlement,
     TurnSink,
 )
+
+T = TypeVar("T")
 
 CANCELLED: dict[str, Any] = {"outcome": {"outcome": "cancelled"}}
 """The answer to a permission request whose prompt is over, or ends."""
@@ -89,6 +91,27 @@ class AgentTurn:
                 task.cancel()
             await asyncio.wait(own)
 
+    async def until_cancelled(self, work: Coroutine[Any, Any, T], name: str) -> T | None:
+        """Return what ``work`` returns; None, and it goes on no more, once the end is asked for."""
+        doing = asyncio.create_task(work, name=name)
+        first: set[asyncio.Future[Any]] = {doing, self._end}
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            return None if self.cancelled else doing.result()
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    def unsent(self) -> PromptResult:
+        """Return how a prompt has ended whose end was asked for before ``run``.
+
+        Raises:
+            Exception: whatever the sink raised.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return PromptResult("cancelled", None)
+
     async def deliver(self, update: dict[str, Any]) -> None:
         """Hand one update to the sink."""
         if self._failure is not None:
@@ -116,24 +139,15 @@ class AgentTurn:
             self._end.set_result(None)
 
     async def _ask(self, request_id: str | int, params: dict[str, Any]) -> None:
-        deciding = asyncio.create_task(
-            self._sink.permission(_question(params)), name=f"decision-{request_id}"
-        )
+        permission = self._sink.permission(_question(params))
         options = _options(params)
         del params  # as large as a line of the agent's may be, and an answer may take long
-        first: set[asyncio.Future[Any]] = {deciding, self._end}
+        name, decision = f"decision-{request_id}", None
         try:
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            deciding.cancel()
-            await asyncio.wait({deciding})
-        await self._answer(request_id, _outcome(self._decision(deciding), options))
-
-    def _decision(self, deciding: "asyncio.Task[Settlement]") -> Settlement:
-        error = None if deciding.cancelled() else deciding.exception()
-        if isinstance(error, Exception):
+            decision = await self.until_cancelled(permission, name)
+        except Exception as error:  # noqa: BLE001 - kept, and raised by ``run`` to whoever prompted
             self._fail(error)
-        return "cancelled" if self.cancelled else deciding.result()
+        await self._answer(request_id, _outcome(decision or "cancelled", options))
 
     async def _answer(self, request_id: str | int, outcome: dict[str, Any]) -> None:
         try:
