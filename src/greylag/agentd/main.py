@@ -144,26 +144,29 @@ async def _serve(
             finally:
                 volume.withdraw()
             await asyncio.gather(
-                _end(services.turns, agent_task),
+                _end(services.turns, services.changes, agent_task),
                 services.terminals.close(),
                 services.previews.close(),
             )
             for task in beside:
                 task.cancel()
-            await services.changes.stop()
             execd_task.cancel()
             server.finish()
             await server_task
     _log.info("stopped")
 
 
-async def _end(turns: TurnEngine, agent_task: asyncio.Task[None]) -> None:
-    """End the turns, then the agent; a turn that does not end loses its agent, and then does."""
+async def _end(turns: TurnEngine, changes: ChangeService, agent_task: asyncio.Task[None]) -> None:
+    """End the turns, then the agent; a turn that does not end loses its agent, and then does, or
+    the state of the workspace that it waits for.
+    """
     _log.info("stopping")
     await turns.stop()
     await turns.wait_all_ended(_TURNS_END_WITHIN)
     agent_task.cancel()
     await asyncio.wait({agent_task})
+    await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)
+    await changes.stop()
     await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)
 
 

@@ -537,6 +537,21 @@ async def test_what_another_turn_did_while_a_state_was_awaited_is_not_undone_wit
             await found.changed("t2")
 
 
+async def test_who_waits_for_an_undo_that_the_stop_cuts_short_is_told(
+    gate: Gate, tmp_path: Path
+) -> None:
+    async with rig(tmp_path) as found:
+        await found.service.begin("t1", "s")
+        (found.root / "one").touch()
+        await found.service.end("t1")
+        gate.clear()
+        undoing = asyncio.create_task(found.undo("t1"))
+        await asyncio.sleep(0.1)  # the gate tells nobody who waits at it
+        await found.service.stop()
+        with pytest.raises(RequestError, match="agentd is stopping"):
+            await undoing
+
+
 async def test_nested_repositories_come_back_with_branches_and_index(tmp_path: Path) -> None:
     program = shutil.which("git")
     if program is None:

@@ -1,16 +1,19 @@
 import asyncio
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import AsyncMock
 
 import pytest
-from tests.agentd.doubles import AgentDouble
+from tests.agentd.doubles import AgentDouble, chunk, serving
 
+from greylag.agentd.agent.types import PromptResult, TurnSink
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
 from greylag.agentd.execution import Execution
 from greylag.agentd.journal.folder import Journals, repair
 from greylag.agentd.journal.journal import event_id
+from greylag.agentd.main import _end
 from greylag.agentd.records import Records, TurnRecord
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
@@ -54,6 +57,47 @@ async def recovered(folder: Path, journal: bytes | None) -> TurnRecord:
     await records.aclose()
     assert turn is not None
     return turn
+
+
+@pytest.mark.parametrize("waits_for", ["the state before", "the state after"])
+async def test_a_stop_ends_a_turn_that_waits_for_the_workspace_s_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    for name in ("_LISTED_WITHIN", "_READ_WITHIN", "_END_WITHIN"):
+        monkeypatch.setattr(f"greylag.agentd.changes.service.{name}", 3600.0)
+    for name in ("_TURNS_END_WITHIN", "_KILLED_TURNS_END_WITHIN"):
+        monkeypatch.setattr(f"greylag.agentd.main.{name}", 0.1)
+    waiting = asyncio.Event()
+
+    async def never(_listed: object = None) -> NoReturn:
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(tmp_path) as api:
+        services = api.services
+
+        async def answer(_agent: AgentDouble, _text: str, sink: TurnSink) -> PromptResult:
+            monkeypatch.setattr(services.changes._capture, "take", never)
+            await sink.update(chunk("whole answer"))
+            return PromptResult("end_turn", None)
+
+        api.agent.script = answer
+        if waits_for == "the state before":
+            monkeypatch.setattr(services.changes._capture, "take", never)
+        turn_id = (await services.turns.start(None, "hello")).turn.turn_id
+        await waiting.wait()
+        agent_task = asyncio.create_task(asyncio.sleep(3600), name="agent")
+        await _end(services.turns, services.changes, agent_task)
+        async with asyncio.timeout(10):
+            turn = await services.turns.wait_ended(turn_id)
+        answered = ("completed", "whole answer")
+        unsent = ("cancelled", "")
+        expected = unsent if waits_for == "the state before" else answered
+        assert (turn.status, turn.answer) == expected
+        kinds: list[str] = []
+        repair(services.turns._journals.path(turn_id), turn_id, lambda kind, _: kinds.append(kind))
+        assert kinds[-1] == "complete"
 
 
 async def test_a_turn_cut_in_a_frame_keeps_what_was_whole_and_ends_with_an_error(

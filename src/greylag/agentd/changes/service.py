@@ -62,6 +62,7 @@ class ChangeService:
         self._ending: dict[str, asyncio.Task[TurnChanges | None]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._recovered = False
+        self._stopped = False
 
     async def recover(self) -> None:
         """Go on with what an end of agentd or execd cut short, as soon as execd answers."""
@@ -88,7 +89,8 @@ class ChangeService:
         )
 
     async def stop(self) -> None:
-        """End what still goes on; the next start goes on with it."""
+        """End what still goes on, and keep no more states; the next start goes on with it."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,6 +102,8 @@ class ChangeService:
 
         If that takes too long, none is kept: it would hold what the agent has done by then.
         """
+        if self._stopped:
+            return
         self._running.add(span_id)
         listed = asyncio.Event()
         task = self._start(self._begin(span_id, session_id, listed), f"state before {span_id}")
@@ -127,11 +131,13 @@ class ChangeService:
 
     async def end(self, span_id: str) -> TurnChanges | None:
         """Keep the state after a turn; return how much changed, ``None`` if that takes longer."""
+        self._running.discard(span_id)
+        if self._stopped:
+            return None
         task = self._start(self._end(span_id), f"state after {span_id}")
         self._ending[span_id] = task
-        self._running.discard(span_id)
         await asyncio.wait({task}, timeout=_END_WITHIN)
-        return task.result() if task.done() else None
+        return task.result() if task.done() and not task.cancelled() else None
 
     async def _end(self, span_id: str) -> TurnChanges | None:
         try:
@@ -373,7 +379,12 @@ class ChangeService:
 
     async def _settled(self, work: Awaitable[T | SnapshotError | RequestError], name: str) -> T:
         """Do work in a task of its own, to its end whoever waits for it; raise what it says."""
-        found = await asyncio.shield(self._start(work, name))
+        task = self._start(work, name)
+        await asyncio.wait({task})
+        if task.cancelled():
+            reason = "agentd is stopping; try again when it is back."
+            raise RequestError("agent_unavailable", reason)
+        found = task.result()
         if isinstance(found, SnapshotError):
             raise _failed(found) from found
         if isinstance(found, RequestError):
