@@ -18,6 +18,7 @@ from greylag.agentd.agent.types import (
     ExtensionState,
     ExtensionStatus,
     PermissionRequest,
+    PromptResult,
     Settlement,
 )
 
@@ -48,6 +49,8 @@ for line in sys.stdin:
         case method:
             say(id=message["id"], result=PLAIN.get(method, {}))
 """
+ENDING = AGENT.replace('prompt = message["id"]', 'say(id=message["id"], result=OPTIONS); continue')
+"""The same, which asks nothing: its prompts end as they are to."""
 STARTING = """
 import json, sys
 
@@ -213,3 +216,32 @@ async def test_what_cannot_be_told_before_a_prompt_fails_it(
     with pytest.raises(OSError, match="disk full"):
         await agent.prompt(session, "hello", sink)
     assert "session/prompt" not in (agent._setup.workspace / "said").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("said", "result"),
+    [
+        (
+            {"stopReason": "max_tokens", "usage": {"totalTokens": 3, "cost": 0.5}},
+            PromptResult("max_tokens", {"totalTokens": 3, "cost": 0.5}),
+        ),
+        ({}, PromptResult("end_turn", None)),
+        ([], PromptResult("end_turn", None)),
+        ({"stopReason": [[1]], "usage": "much"}, PromptResult("end_turn", None)),
+        ({"stopReason": "x" * 9_000, "usage": {}}, PromptResult("x" * 100, {})),
+        (
+            {"usage": {"a": "y" * 9_000, "b" * 9_000: 1, "c": [], "d": True, "e": 2**63, "f": 7}},
+            PromptResult("end_turn", {"f": 7}),
+        ),
+        (
+            {"usage": {str(number): number for number in range(1000)}},
+            PromptResult("end_turn", {str(number): number for number in range(50)}),
+        ),
+    ],
+)
+async def test_how_a_prompt_ended_finds_room_in_a_turn_s_last_event(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type, said: Any, result: PromptResult
+) -> None:
+    program = (sys.executable, "-I", "-c", ENDING, json.dumps(said))
+    agent = await start_agent(AgentCommand("scripted", program))
+    assert await agent.prompt(await agent.new_session("A test"), "hello", make_sink()) == result

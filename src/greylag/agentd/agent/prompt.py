@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any, TypeVar
 
 import structlog
@@ -24,6 +25,10 @@ CANCELLED: dict[str, Any] = {"outcome": {"outcome": "cancelled"}}
 MOST_QUESTIONS = 64
 """Permission requests of one prompt that may wait for their answer at once."""
 _CANCEL_AGAIN = 0.5
+_LONGEST_REASON = 100
+_LONGEST_NAME = 100
+_MOST_COUNTS = 50
+_LARGEST = 2**63
 
 _log = structlog.get_logger(__name__)
 
@@ -201,9 +206,23 @@ class AgentTurn:
                 return PromptResult("cancelled", None)
             raise
         answer = answer if isinstance(answer, dict) else {}
-        reason = "cancelled" if self.cancelled else answer.get("stopReason", "end_turn")
-        usage = answer.get("usage")
-        return PromptResult(str(reason), usage if isinstance(usage, dict) else None)
+        reason = "cancelled" if self.cancelled else answer.get("stopReason")
+        reason = reason[:_LONGEST_REASON] if isinstance(reason, str) else "end_turn"
+        return PromptResult(reason, _counts(answer.get("usage")))
+
+
+def _counts(usage: Any) -> dict[str, Any] | None:
+    """Return the numbers among what an agent says that it used: a turn's last event holds them,
+    which must find room.
+    """
+    if not isinstance(usage, dict):
+        return None
+    numbers = (
+        (name, value)
+        for name, value in usage.items()
+        if type(value) in {int, float} and abs(value) < _LARGEST and len(name) <= _LONGEST_NAME
+    )
+    return dict(islice(numbers, _MOST_COUNTS))
 
 
 def _question(params: dict[str, Any]) -> PermissionRequest:

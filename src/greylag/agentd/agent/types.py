@@ -275,8 +275,8 @@ class PromptResult:
     """How a prompt ended.
 
     Attributes:
-        stop_reason: ``end_turn``, ``cancelled``, ``max_tokens``, ...
-        usage: token counts as the agent reported them, None if it did not.
+        stop_reason: ``end_turn``, ``cancelled``, ``max_tokens``, ...; short.
+        usage: token counts as the agent reported them, few; None if it did not.
     """
 
     stop_reason: str
