@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from greylag.execd import processes
-from greylag.execd.processes import birth, process_clock
+from greylag.execd.processes import birth, has_variables, process_clock
 from greylag.execd.protocol import GROUP
 
 
@@ -116,3 +119,44 @@ def test_a_birth_is_the_same_while_the_process_lives_and_none_once_it_has_ended(
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert birth(child.pid) is None, "a zombie"
     assert birth(child.pid) is None
+
+
+@contextmanager
+def waiting_with(environ: Mapping[str, str]) -> Iterator[int]:
+    """Run a process that does nothing, with this environment; at the end it is gone."""
+    with subprocess.Popen(WAIT, stdin=subprocess.PIPE, env=dict(environ)) as child:  # noqa: S603 - our own words
+        yield child.pid
+        child.kill()
+
+
+@pytest.mark.usefixtures("_system")
+def test_a_process_has_a_variable_by_its_whole_name_and_value() -> None:
+    with waiting_with({"FIRST": "1", "MARK": "one=more", "LAST": "é"}) as pid:
+        assert has_variables(pid, {"FIRST": "1", "MARK": "one=more", "LAST": "é"})
+        for other in ({"MARK": "one"}, {"ARK": "one=more"}, {"MARK": ""}, {"MARK=one": "mor"}):
+            assert not has_variables(pid, {"FIRST": "1", **other})
+    assert not has_variables(pid, {"FIRST": "1"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil reads all of it")
+def test_very_many_variables_cost_no_more_than_their_first_mebibyte() -> None:
+    environ = {"MARK": "one", **{f"{number:x}": "" for number in range(100_000)}}
+    tracemalloc.start()
+    try:
+        with waiting_with(environ) as pid:
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            assert has_variables(pid, {"MARK": "one"})
+            _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most - before < 4 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil reads all of it")
+def test_a_value_that_the_bound_cuts_short_is_no_shorter_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_LONGEST_ENVIRON", len("MARK=one"))
+    with waiting_with({"MARK": "one-more"}) as pid:
+        assert not has_variables(pid, {"MARK": "one"})

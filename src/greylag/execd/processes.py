@@ -71,6 +71,30 @@ def process_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
 
 
+def has_variables(pid: int, wanted: Mapping[str, str]) -> bool:
+    """Tell whether the process ``pid`` began with all of ``wanted`` as environment variables.
+
+    What cannot be seen is not there: in processes of other users, and on Linux after a mebibyte. By
+    that bound a tool that hands its children hundreds of thousands of variables slows nobody down.
+    """
+    if not _LINUX:
+        import psutil  # noqa: PLC0415 - only where there is no /proc
+
+        try:
+            return wanted.items() <= psutil.Process(pid).environ().items()
+        except (psutil.Error, OSError):
+            return False
+    try:
+        with Path(f"/proc/{pid}/environ").open("rb") as file:
+            block = b"\0" + file.read(_LONGEST_ENVIRON)
+    except OSError:
+        return False
+    return all(
+        b"\0%b=%b\0" % (os.fsencode(name), os.fsencode(value)) in block
+        for name, value in wanted.items()
+    )
+
+
 def adopt_orphans() -> None:
     """Become the parent of what loses its own. Linux only; elsewhere it does nothing."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -109,7 +133,7 @@ def end_group(group: str, root: int | None, alone: Callable[[], bool]) -> list[i
         roots = {
             one.pid
             for one in alive
-            if one.pid == root or one.parent == adopter or _has(one.pid, wanted)
+            if one.pid == root or one.parent == adopter or has_variables(one.pid, wanted)
         }
         parents = _parents(alive)
         return [one for one in alive if one.pid in roots or roots & _ancestors(one, parents)]
@@ -135,7 +159,7 @@ def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
 
     def find() -> list[Process]:
         alive = list(_all())
-        matching = [one for one in alive if _has(one.pid, wanted)]
+        matching = [one for one in alive if has_variables(one.pid, wanted)]
         older = {one.pid for one in matching if one.start < begin}
         # Of all processes: what lies between two of ours may have another environment.
         parents = _parents(alive)
@@ -212,28 +236,6 @@ def _all_elsewhere() -> Iterator[Process]:
         about = process.info
         if about["pid"] != os.getpid() and about["status"] != psutil.STATUS_ZOMBIE:
             yield Process(about["pid"], about["ppid"] or 0, about["create_time"] or 0.0)
-
-
-def _has(pid: int, wanted: Mapping[str, str]) -> bool:
-    return wanted.items() <= _environ(pid).items()
-
-
-def _environ(pid: int) -> dict[str, str]:
-    """Return a process's environment as it was at its start; empty when that cannot be seen."""
-    if not _LINUX:
-        import psutil  # noqa: PLC0415 - only where there is no /proc
-
-        try:
-            return dict(psutil.Process(pid).environ())
-        except (psutil.Error, OSError):
-            return {}
-    try:
-        with Path(f"/proc/{pid}/environ").open("rb") as file:
-            text = file.read(_LONGEST_ENVIRON)
-    except OSError:
-        return {}
-    pairs = (os.fsdecode(one).partition("=") for one in text.split(b"\0") if one)
-    return {name: value for name, _, value in pairs}
 
 
 def _parents(alive: Collection[Process]) -> dict[int, int]:

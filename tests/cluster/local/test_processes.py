@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,6 +64,20 @@ def test_a_living_or_foreign_process_is_not_reaped() -> None:
 def test_marked_processes_are_found_by_the_whole_value() -> None:
     with sleeper("one") as one, sleeper("one-more"):
         assert marked("one") == {one}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil reads all of it")
+def test_very_many_variables_of_a_process_cost_the_search_for_a_mark_no_more_than_few() -> None:
+    environ = {MARK: "one", **{f"{number:x}": "" for number in range(100_000)}}
+    with subprocess.Popen(SLEEP, env=environ) as child:  # noqa: S603 - our own
+        tracemalloc.start()
+        try:
+            assert {found.pid for found in marked("one")} == {child.pid}
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            child.kill()
+    assert most < 4 * 2**20
 
 
 def test_children_of_a_process_that_is_gone_are_none() -> None:

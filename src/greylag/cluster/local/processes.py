@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from greylag.execd.processes import birth
+from greylag.execd.processes import birth, has_variables
 
 MARK = "GREYLAG_ENVIRONMENT"
 """The environment variable that every descendant of an environment's agentd inherits."""
@@ -54,10 +54,9 @@ def marked(mark: str) -> set[ProcessId]:
     users, nor into those that wiped their environment.
     """
     found: set[ProcessId] = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
-                _add(found, process.pid)
+    for pid in psutil.pids():
+        if has_variables(pid, {MARK: mark}):
+            _add(found, pid)
     return found
 
 
