@@ -33,7 +33,7 @@ from greylag.cluster.local.supervision import Observer, _not_ready
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Project
+from greylag.domain.project import Fence, Project
 
 PROJECT = make_project()
 
@@ -248,16 +248,57 @@ async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> 
     assert refused.value.terminal
 
 
-async def test_a_record_that_cannot_be_read_is_unknown_and_never_absent(tmp_path: Path) -> None:
+DAMAGES: dict[str, Any] = {
+    "no mark": {"mark": None},
+    "the wrong phase": {"phase": "asleep"},
+    "no phase": {"phase": None},
+    "a process that is a pid alone": {"process": 7},
+    "a process with a pid that is none": {"process": {"pid": "7", "birth": "b"}},
+    "a project without its user": {"ref": {"project_id": "p"}},
+    "a user that is no text": {"ref": {"user_id": 5, "project_id": "p"}},
+    "a time that is none": {"stopping_since": "now"},
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("{", "null", "5", "[]", '"phase"', "{}"),
+        pytest.param("[" * 100_000, id="nested too deep"),
+        *(pytest.param(changed, id=what) for what, changed in DAMAGES.items()),
+    ],
+)
+async def test_a_record_that_cannot_be_read_is_unknown_never_absent_and_hides_no_other(
+    tmp_path: Path, damage: str | dict[str, Any]
+) -> None:
+    other = make_project("other")
     async with open_local(tmp_path) as cluster:
         await cluster.prepare(PROJECT.environment)
+        await cluster.prepare(other.environment)
         path = folder_of(tmp_path, PROJECT).path / "environment.json"
-        path.write_text("{")
+        if isinstance(damage, dict):
+            damage = json.dumps(json.loads(path.read_text()) | damage)
+        path.write_text(damage)
         assert (await cluster.observe(PROJECT.environment)).state is Observed.UNKNOWN
-        assert list(await cluster.inventory()) == []
+        assert list(await cluster.inventory()) == [other.ref]
+        assert [one.ref for one in await cluster.found()] == [other.ref]
         with pytest.raises(ClusterError):
             await cluster.start(PROJECT.environment)
         path.unlink()
+
+
+@pytest.mark.parametrize("told", ["null", '{"record_id": 5, "number": "x"}', "[" * 4000])
+async def test_a_claim_that_a_damaged_lock_tells_of_is_none(tmp_path: Path, told: str) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(PROJECT.environment)
+        names = PROJECT.names
+        (tmp_path / ".locks" / f"{names.namespace}.{names.deployment}").write_text(told)
+        [found] = await cluster.found()
+        assert (found.record_id, found.claim) == (None, 0)
+        fenced = replace(PROJECT.environment, fence=Fence(PROJECT.id, 3))
+        await cluster.prepare(fenced)
+        [found] = await cluster.found()
+        assert (found.record_id, found.claim) == (PROJECT.id, 3)
 
 
 async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Self
 
 from greylag.cluster.local.processes import ProcessId
 from greylag.cluster.local.removal import REMOVED
+from greylag.common.typed import parse_encodable, shaped
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, OvertakenError
 from greylag.domain.names import MAX_LABEL_LENGTH, EnvironmentNames
 from greylag.domain.project import Fence, ProjectRef
@@ -77,16 +78,8 @@ class EnvironmentRecord:
         Raises:
             ValueError, KeyError, TypeError: it is none of ours.
         """
-        raw = json.loads(content)
-        process = raw.pop("process")
-        return cls(
-            **{
-                **raw,
-                "ref": ProjectRef(**raw["ref"]),
-                "phase": Phase(raw["phase"]),
-                "process": None if process is None else ProcessId(**process),
-            }
-        )
+        told = parse_encodable(content)
+        return shaped(cls, {**told, "phase": Phase(told["phase"]), "process": told["process"]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +187,8 @@ class Folder:
     def newest_fence(self) -> Fence | None:
         """Return the newest claim that the environment has seen."""
         try:
-            return Fence(**json.loads(self._lock_path.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return _fence(self._lock_path.read_bytes())
+        except OSError:
             return None
 
     def read_listening(self) -> bytes:
@@ -287,13 +280,18 @@ def _try_lock(path: Path) -> int | None:
 
 def _raise_fence(descriptor: int, fence: Fence) -> None:
     """Write ``fence`` into the lock's file, unless a newer one of the same record is there."""
-    try:
-        newest = Fence(**json.loads(os.pread(descriptor, _FENCE_BYTES, 0)))
-    except (ValueError, TypeError):
-        newest = None  # a new lock, or one whose writer was killed half-way
+    newest = _fence(os.pread(descriptor, _FENCE_BYTES, 0))
     if newest is not None and newest.record_id == fence.record_id and newest.number > fence.number:
         raise OvertakenError(newest.number)
     if newest != fence:
         kept = {"record_id": fence.record_id, "number": fence.number}
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(kept).encode(), 0)
+
+
+def _fence(content: bytes) -> Fence | None:
+    """Return what a lock's file tells: nothing when it is new, or its writer was cut short."""
+    try:
+        return shaped(Fence, parse_encodable(content))
+    except (ValueError, TypeError):
+        return None
