@@ -50,6 +50,7 @@ def _local_cluster(settings: Settings) -> LocalCluster:
         settings.data / "environments",
         model=variables,
         shown=shown,
+        authorities=trusted,
         goose=settings.goose,
         sandbox=settings.sandbox,
         network=settings.sandbox_network,

@@ -20,6 +20,7 @@ from greylag.cluster.kubernetes import observation, writes
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import WATCHED, KubernetesCluster
 from greylag.cluster.kubernetes.identity import KINDS, START_ANNOTATION, Object
+from greylag.cluster.kubernetes.manifests import settings_digest
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import ClusterError, LeaseLostError
@@ -92,6 +93,7 @@ async def test_an_activation_of_what_is_as_it_was_prepared_writes_the_deployment
         (OPTIONS, False),
         (OPTIONS.model_copy(update={"image": "goose:2"}), True),
         (OPTIONS.model_copy(update={"agent_key": (SecretStr("k" * 32),)}), True),
+        (OPTIONS.model_copy(update={"authorities": "PEM"}), True),
         (OPTIONS.model_copy(update={"platform_namespace": "elsewhere"}), False),
     ],
 )
@@ -103,6 +105,14 @@ async def test_what_only_a_new_start_gives_is_told_from_the_rest(
         assert (lacking is not None) == lacks
         await cluster.start(environment(2))
         assert cluster._applier.outdated(environment(3), deployment(server)) is None
+
+
+def test_other_authorities_are_other_settings_though_they_have_the_same_file() -> None:
+    first, second, same = (
+        settings_digest(environment(1), OPTIONS.model_copy(update={"authorities": pem}), {}, "")
+        for pem in ("PEM of now", "PEM of later", "PEM of now")
+    )
+    assert first == same != second
 
 
 async def test_starting_again_under_the_same_claim_asks_nothing_and_under_a_newer_one_stamps() -> (

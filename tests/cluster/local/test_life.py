@@ -27,8 +27,10 @@ from tests.contract.store_adapters import make_project
 
 from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
+from greylag.cluster.local.environment import Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.processes import ProcessId, marked
+from greylag.cluster.local.sandbox import Sandbox
 from greylag.cluster.local.supervision import Observer, _not_ready
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
@@ -246,6 +248,46 @@ async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> 
         with pytest.raises(ClusterError) as refused:
             await cluster.prepare(replace(PROJECT, names=names).environment)
     assert refused.value.terminal
+
+
+PLAIN = Spawner(command=("agentd",), extra={"A": "1"}, sandbox=Sandbox())
+BOXED = replace(PLAIN, sandbox=Sandbox("/usr/bin/bwrap"))
+
+
+@pytest.mark.parametrize(
+    ("started", "now", "lacks"),
+    [
+        (PLAIN, replace(PLAIN, extra={"A": "2"}), True),
+        (PLAIN, BOXED, True),
+        (BOXED, replace(BOXED, sandbox=replace(BOXED.sandbox, network="strict")), True),
+        (BOXED, replace(BOXED, sandbox=replace(BOXED.sandbox, pasta="/usr/bin/pasta")), True),
+        (BOXED, replace(BOXED, sandbox=replace(BOXED.sandbox, network="shared")), False),
+        (PLAIN, replace(PLAIN, sandbox=Sandbox(memory=2**30)), True),
+        (PLAIN, replace(PLAIN, authorities="PEM"), True),
+        (BOXED, replace(BOXED, sandbox=replace(BOXED.sandbox, hidden=(Path("/here"),))), False),
+        (BOXED, replace(BOXED, sandbox=replace(BOXED.sandbox, bwrap="/bin/bwrap")), False),
+    ],
+)
+def test_what_only_a_new_start_gives_is_told_from_the_rest(
+    started: Spawner, now: Spawner, *, lacks: bool
+) -> None:
+    assert (started.settings != now.settings) == lacks
+
+
+async def test_an_environment_that_runs_in_another_sandbox_is_outdated_until_its_next_start(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path) as first:
+        await first.start(PROJECT.environment)
+        assert (await reaches(first, PROJECT, Observed.READY)).outdated is None
+        await first.close()
+        async with open_local(tmp_path, memory=2**30) as second:
+            await second.start(PROJECT.environment)  # it runs
+            assert (await second.observe(PROJECT.environment)).outdated is not None
+            await second.stop(PROJECT.environment)
+            await reaches(second, PROJECT, Observed.STOPPED)
+            await second.start(PROJECT.environment)
+            assert (await reaches(second, PROJECT, Observed.READY)).outdated is None
 
 
 DAMAGES: dict[str, Any] = {

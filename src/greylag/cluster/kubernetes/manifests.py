@@ -130,7 +130,8 @@ def settings_digest(
     environment: Environment, options: Options, variables: Mapping[str, str], key: str
 ) -> str:
     """Return a short text that changes with what only a new start gives an environment: its pod,
-    its variables, the provider's key, and the ``key`` (named by its id) of its token.
+    its variables, the provider's key, whom it trusts, and the ``key`` (named by its id) of its
+    token.
 
     It is salted with the record's id, lest environments tell which of them share a key. Raises as
     ``project_objects``.
@@ -139,6 +140,8 @@ def settings_digest(
     kept = {one["kind"]: one.get("data") or one["spec"] for one in things}
     kept["Deployment"] = kept["Deployment"]["template"]["spec"]
     parts = [kept[kind] for kind in ("Secret", "ConfigMap", "Deployment")]
+    # Only where there are some: without, what an earlier version applied is not outdated by this.
+    parts += [options.authorities] if options.authorities else []
     whole = json.dumps([environment.id, key, *parts], sort_keys=True)
     return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
 

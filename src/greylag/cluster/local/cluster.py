@@ -53,6 +53,8 @@ class LocalCluster:
         hidden: what environments in a sandbox must not read, beside the usual folders, the one
             that we were started in, and ``root``.
         shown: what they are to read all the same.
+        authorities: what the file holds, if any, that ``SSL_CERT_FILE`` names in ``model``: what
+            runs with others is outdated.
         grace: seconds between a stop's SIGTERM and its SIGKILL.
 
     Raises:
@@ -73,6 +75,7 @@ class LocalCluster:
         memory: int | None = None,
         hidden: Sequence[Path] = (),
         shown: Sequence[Path] = (),
+        authorities: str = "",
         grace: float = 8.0,
     ) -> None:
         self._root = root.absolute()
@@ -84,7 +87,10 @@ class LocalCluster:
             memory=memory,
         )
         extra = {**(model or {}), **({"GREYLAG_GOOSE": goose} if goose else {})}
-        self._spawner = Spawner(command=agentd_command, extra=extra, sandbox=box)
+        self._spawner = Spawner(
+            command=agentd_command, extra=extra, sandbox=box, authorities=authorities
+        )
+        self._settings = self._spawner.settings
         self._threads = Threads()
         self._unasked = ChangeFeed()
         self._supervisor = Supervisor(self._threads, self._unasked, grace)
@@ -101,8 +107,8 @@ class LocalCluster:
         self._observed[environment.ref] = seen
         if seen.state is not Observed.READY:
             return seen
-        started, now = await self._threads.run(handle.folder.read_settings), self._spawner.settings
-        return replace(seen, outdated=None if started == now else now)
+        started = await self._threads.run(handle.folder.read_settings)
+        return replace(seen, outdated=None if started == self._settings else self._settings)
 
     async def prepare(self, environment: Environment) -> None:
         """Make the environment's folder and record."""

@@ -254,16 +254,31 @@ def _became_agentd(process: ProcessId) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spawner:
-    """Starts ``command`` for an environment; ``extra`` are further environment variables."""
+    """Starts ``command`` for an environment.
+
+    Attributes:
+        command: what runs in it.
+        extra: further environment variables.
+        sandbox: what the untrusted side runs in.
+        authorities: what the file holds that ``SSL_CERT_FILE`` names in ``extra``.
+    """
 
     command: Sequence[str]
     extra: Mapping[str, str]
     sandbox: Sandbox
+    authorities: str = ""
 
     @property
     def settings(self) -> str:
-        """A digest of what only a new start gives an environment: variables, and this version."""
-        whole = json.dumps([__version__, dict(self.extra)], sort_keys=True)
+        """A digest of what only a new start gives an environment: variables, authorities, how it is
+        held, and this version.
+
+        What is hidden is no part of it: it depends on the folder that Greylag was started in.
+        """
+        box = self.sandbox
+        held = [box.bwrap is not None, box.network == "strict", box.pasta is not None, box.memory]
+        parts = [__version__, dict(self.extra), held, self.authorities]
+        whole = json.dumps(parts, sort_keys=True)
         return sha256(whole.encode()).hexdigest()[:_DIGEST_LENGTH]
 
     def spawn(self, folder: Folder, record: EnvironmentRecord) -> EnvironmentRecord:
