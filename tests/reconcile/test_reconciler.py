@@ -17,7 +17,7 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
-from greylag.domain.project import Desired, Fence, ProjectRef, Status
+from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import Claim
 from greylag.reconcile.loop import Slot, WorkLoop
 from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
@@ -151,6 +151,76 @@ async def test_a_terminal_refusal_of_an_end_is_told_and_tried_again(verb: Verb) 
     assert (project.status, project.error) == (Status.ERROR, error.info)
     bench.clock.advance(PACE.resync * 2)
     await bench.loop.drain()
+    with pytest.raises(ProjectNotFoundError):
+        await bench.project()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("desired", "verb", "begins"),
+    [
+        (Desired.DELETED, Verb.DELETE, "deleting"),
+        (Desired.DELETED, Verb.STOP, "stopping"),
+        (Desired.INACTIVE, Verb.STOP, "stopping"),
+    ],
+)
+async def test_an_end_that_is_refused_for_hours_leaves_its_cause_in_the_log(
+    desired: Desired, verb: Verb, begins: str, *, terminal: bool
+) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    error = ClusterError("No right.", code="cluster_forbidden", terminal=terminal)
+
+    async def tried(seconds: float) -> None:
+        end = bench.clock.monotonic() + seconds
+        while bench.clock.monotonic() < end:
+            bench.cluster.fail_next(REF, verb, error)
+            await bench.loop.drain()
+            bench.clock.advance(61)
+
+    await bench.want(desired)
+    await tried(PACE.activation_timeout + 61)
+    project, told = await bench.project(), await bench.told()
+    assert (project.status, project.error) == (Status.ERROR, error.info)
+    assert (begins in told, "cluster_forbidden" in told) == (True, True)
+    await tried(3600)
+    assert await bench.told() == told
+    assert (await bench.project()).deadline_at == project.deadline_at
+
+    # The same wish anew is told of like the first.
+    await bench.want(desired)
+    bench.cluster.fail_next(REF, verb, error)
+    await bench.loop.drain()
+    assert (await bench.told())[len(told) :][0] == begins
+
+
+async def test_a_deletion_keeps_its_deadline_whatever_it_meets() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.auto = False
+
+    async def begins_to_stop() -> tuple[asyncio.Task[int], Project]:
+        working = asyncio.create_task(bench.loop.drain())
+        with bench.store.subscribe(REF) as news:
+            while (project := await bench.project()).status is not Status.DEACTIVATING:
+                await news.changed(5)
+        return working, project
+
+    wanted = await bench.want(Desired.DELETED)
+    working, _ = await begins_to_stop()
+    bench.cluster.lose(REF)
+    await working
+    bench.clock.advance(PACE.activation_timeout + 1)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ERROR
+    bench.cluster.find(REF)  # it is still being stopped
+    bench.clock.advance(61)
+    working, project = await begins_to_stop()
+    assert project.deadline_at == wanted.deadline_at
+    bench.cluster.advance(REF)
+    await working
     with pytest.raises(ProjectNotFoundError):
         await bench.project()
 
@@ -403,6 +473,24 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
     await bench.store.poke(REF, bench.clock.now())
     await bench.loop.drain()
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+
+
+async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.outdate(REF, "new-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    for _ in range(5):
+        bench.cluster.fail_next(REF, Verb.STOP, ClusterError("Busy.", code="busy"))
+        await bench.loop.drain()
+        bench.clock.advance(61)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
+    told = await bench.told()
+    assert (told.count("refreshing"), told.count("busy"), told[-1]) == (1, 1, "active")
 
 
 async def test_two_stores_from_one_copy_do_not_outbid_each_other_in_one_pass() -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from tests.contract.store_adapters import at, make_project
+from tests.reconcile.bench import REF, Bench
 from tests.store.sites import KINDS, Site, sites_in
 from tests.store.stored_projects import changed, leased, make_stored
 
+from greylag.domain.errors import ClusterError
+from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
 from greylag.ports import StoredProject
 from greylag.services.store_check import check_store, stuck
@@ -42,8 +45,25 @@ def test_a_project_that_gets_on_is_not_stuck(stored: StoredProject) -> None:
 
 def test_a_deletion_that_nobody_does_is_told() -> None:
     (finding,) = stuck(changed(SOUND, desired=Desired.DELETED).project, NOW + DAY)
-    assert "'demo' of user 'ada' is to be deleted since" in finding.sentence
+    assert "'demo' of user 'ada' was to be deleted by" in finding.sentence
     assert finding.hint
+
+
+async def test_a_deletion_that_the_cluster_refuses_is_told_though_it_is_often_tried() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    began = bench.clock.now()
+    await bench.want(Desired.DELETED)
+    while bench.clock.now() < began + timedelta(hours=2):
+        bench.cluster.fail_next(REF, Verb.DELETE, ClusterError("No right.", code="no"))
+        await bench.loop.drain()
+        bench.clock.advance(61)
+    project = await bench.project()
+    assert project.deadline_at is not None
+    assert list(stuck(project, project.deadline_at + timedelta(hours=1))) == []
+    (finding,) = stuck(project, bench.clock.now())
+    assert f"was to be deleted by {project.deadline_at:%Y-%m-%d %H:%M:%S}" in finding.sentence
 
 
 def test_a_lease_that_ran_out_long_ago_is_told() -> None:

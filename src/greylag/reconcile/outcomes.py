@@ -110,8 +110,10 @@ def waiting(
     outcome = replace(unchanged(project, steps), status=towards, endpoint=None)
     if not project.settled:
         return outcome
-    # Nobody asked for this change, so nobody set a deadline.
-    return _because(replace(outcome, deadline_at=now + timeout), why)
+    if project.desired is not Desired.DELETED:
+        # Nobody asked for this change, so nobody set a deadline.
+        outcome = replace(outcome, deadline_at=now + timeout)
+    return _because(outcome, why)
 
 
 def acting(
@@ -123,10 +125,12 @@ def acting(
 ) -> Outcome:
     """Return the outcome of setting about ``verb``, written before it is done.
 
-    ``why`` is what was observed to be wrong, if anything.
+    ``why`` is what was observed to be wrong, if anything. What has failed and goes on being tried
+    is not told again, lest that push its cause out of the log; starts are, as by them it is
+    measured how long one takes.
     """
-    event = _DOING[verb]
-    outcome = unchanged(project, [event])
+    goes_on = project.status is Status.ERROR and project.settled and verb is not Verb.START
+    outcome = unchanged(project, [] if goes_on else [_DOING[verb]])
     if verb is Verb.PREPARE:
         return _because(outcome, why)
     if verb is Verb.START:
@@ -136,7 +140,8 @@ def acting(
         outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
     if verb is Verb.STOP and project.desired is Desired.ACTIVE:
-        outcome = replace(outcome, events=[_REFRESHING], deadline_at=now + timeout)
+        events = [] if project.status is Status.DEACTIVATING else [_REFRESHING]
+        outcome = replace(outcome, events=events, deadline_at=now + timeout)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
     return outcome
@@ -173,7 +178,8 @@ def failed(
     project: Project, error: ErrorInfo, *, terminal: bool, due_at: datetime | None
 ) -> Outcome:
     """Return the outcome of a change that cannot be had (``terminal``: however often tried)."""
-    known = error == project.error and project.status is Status.ERROR
+    told = project.status is Status.ERROR or project.observed_generation >= project.generation
+    known = told and error == project.error
     events = [] if known else [NewEvent(error.code, error.message, error.hint)]
     return replace(
         unchanged(project, events),

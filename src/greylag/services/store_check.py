@@ -44,12 +44,12 @@ async def check_store(archive: Archive, now: datetime) -> StoreReport:
 def stuck(project: Project, now: datetime) -> Iterator[Finding]:
     """Yield what should have happened to a project long ago, and has not."""
     who = f"Project {project.project_id!r} of user {project.user_id!r}"
-    since = max(project.updated_at, project.deadline_at or project.updated_at)
-    if project.desired is Desired.DELETED and now - since > _LONG:
+    # Not by the last change alone: each try of a deletion that is refused is one.
+    limit = project.deadline_at or project.updated_at
+    if project.desired is Desired.DELETED and now - limit > _LONG:
         yield Finding(
             project.id,
-            f"{who} is to be deleted since {project.updated_at:%Y-%m-%d %H:%M:%S} and is still "
-            "there.",
+            f"{who} was to be deleted by {limit:%Y-%m-%d %H:%M:%S} and is still there.",
             "See that a `greylag worker` runs on this store and can reach the cluster; the "
             "project's events say what it met.",
         )
