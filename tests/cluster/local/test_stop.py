@@ -1,10 +1,12 @@
 """Local environments: stopped with all their processes, whoever does it."""
 
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from tests.cluster.environments import (
     folder_of,
     is_gone,
@@ -16,6 +18,7 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.processes import marked
 from greylag.domain.lifecycle import Observed
 
@@ -76,6 +79,40 @@ async def test_a_stop_that_was_left_is_taken_up_by_whoever_looks_next(tmp_path: 
         async with open_local(tmp_path) as second:
             await reaches(second, PROJECT, Observed.STOPPED)
         assert is_gone(pid)
+
+
+async def test_a_stop_whose_end_cannot_be_written_down_is_tried_again_after_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Folder.write
+    refused: list[EnvironmentRecord] = []
+
+    def full(folder: Folder, record: EnvironmentRecord) -> None:
+        if record.phase is Phase.STOPPED and len(refused) < 3:
+            refused.append(record)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, record)
+
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.READY)
+        monkeypatch.setattr(Folder, "write", full)
+        with capture_logs() as logs:
+            await cluster.stop(PROJECT.environment)
+            await reaches(cluster, PROJECT, Observed.STOPPED)
+    assert [one["event"] for one in logs] == ["stop_not_done"] * 3
+
+
+async def test_of_what_is_gone_nothing_is_kept(tmp_path: Path) -> None:
+    async with open_local(tmp_path) as cluster, open_local(tmp_path) as other:
+        await cluster.start(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.READY)
+        await cluster.stop(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.STOPPED)
+        await other.delete(PROJECT.environment)
+        assert (await cluster.observe(PROJECT.environment)).state is Observed.ABSENT
+        kept = (cluster._observed, cluster._observer._was_ready, cluster._supervisor._watched)
+        assert kept == ({}, {}, {})
 
 
 async def test_a_failed_environment_is_stopped_and_deleted_with_what_it_left(

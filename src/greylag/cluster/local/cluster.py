@@ -34,6 +34,7 @@ _AGENTD = (sys.executable, "-I", "-m", "greylag.agentd")
 _CHANGING_POLL_SECONDS = 0.05
 _RESTING_POLL_SECONDS = 0.5
 _EMPTYING_SECONDS = 2.0
+_ABSENT = Observation(Observed.ABSENT)
 _CHANGING = frozenset({Observed.STARTING, Observed.STOPPING})
 
 
@@ -104,7 +105,10 @@ class LocalCluster:
         """Return the environment's state. A stop or an end that nobody attends to is taken up."""
         handle = self._handle(environment)
         seen = await self._observer.observe(handle)
-        self._observed[environment.ref] = seen
+        if seen == _ABSENT:
+            self._forget(handle)
+        else:
+            self._observed[environment.ref] = seen
         if seen.state is not Observed.READY:
             return seen
         started = await self._threads.run(handle.folder.read_settings)
@@ -132,9 +136,7 @@ class LocalCluster:
         """Remove the environment's folder; very many files of it may go after this returns."""
         handle = self._handle(environment)
         await self._threads.run(handle.delete)
-        self._observed.pop(environment.ref, None)
-        self._supervisor.forget(handle)
-        self._observer.forget(handle)
+        self._forget(handle)
         await self._empty_removed()
 
     async def changed(self, environment: Environment, timeout: float) -> None:  # noqa: ASYNC109 - the port's
@@ -142,9 +144,7 @@ class LocalCluster:
 
         It looks after a pause only, as whoever waits has just looked.
         """
-        handle, seen = self._handle(environment), self._observed.get(environment.ref)
-        if seen is None:
-            return
+        handle, seen = self._handle(environment), self._observed.get(environment.ref, _ABSENT)
         pause = _CHANGING_POLL_SECONDS if seen.state in _CHANGING else _RESTING_POLL_SECONDS
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -208,6 +208,12 @@ class LocalCluster:
 
         if await empty():
             self._supervisor.repeat(f"empty {self._root}", empty)
+
+    def _forget(self, handle: LocalEnvironment) -> None:
+        """Drop what is kept of an environment that is gone, whoever has deleted it."""
+        self._observed.pop(handle.ref, None)
+        self._supervisor.forget(handle)
+        self._observer.forget(handle)
 
     def _handle(self, environment: Environment) -> LocalEnvironment:
         folder = Folder.of(self._root, environment.names)

@@ -140,11 +140,18 @@ class Supervisor:
 
         async def stop() -> None:
             seen: frozenset[ProcessId] | None = frozenset()
+            pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
             while seen is not None:
                 await asyncio.sleep(_STOP_POLL_SECONDS)
                 known = self._stopping[path] = self._stopping[path] | seen
                 step = partial(environment.go_on_stopping, self._grace, known)
-                seen = await self._threads.run(step)
+                try:
+                    seen = await self._threads.run(step)
+                except ClusterError as error:
+                    _log.warning("stop_not_done", path=str(path), error=str(error))
+                    await pauses.pause()
+                else:
+                    pauses.worked()
             del self._stopping[path]
 
         self._start(f"stop {path}", stop)
@@ -159,7 +166,7 @@ class Supervisor:
         self._start(name, go_on)
 
     def forget(self, environment: LocalEnvironment) -> None:
-        """Drop what is kept of an environment that was deleted."""
+        """Drop what is kept of an environment that is gone."""
         self._watched.pop(environment.path, None)
 
     async def close(self) -> None:
@@ -203,7 +210,7 @@ class Observer:
             return Observation(Observed.UNKNOWN, error=error.info)
 
     def forget(self, environment: LocalEnvironment) -> None:
-        """Drop what is kept of an environment that was deleted."""
+        """Drop what is kept of an environment that is gone."""
         self._was_ready.pop(environment.path, None)
 
     async def close(self) -> None:
