@@ -378,7 +378,13 @@ def test_the_quota_counts_whatever_one_user_could_take_from_others() -> None:
     assert hard["count/secrets"] == "16"
     hard = one("ResourceQuota", objects(made(), inside))["spec"]["hard"]
     assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("0", "0")
-    assert (hard["requests.storage"], hard["count/pods"]) == ("9Gi", "7")
+    assert (hard["requests.storage"], hard["pods"]) == ("9Gi", "7")
+
+
+def test_the_quota_counts_pods_that_live_alone() -> None:
+    hard = one("ResourceQuota", objects(made(), PLAIN))["spec"]["hard"]
+    assert hard["pods"] == "50"
+    assert "count/pods" not in hard  # which counts those that were evicted, for ever
 
 
 def test_the_quota_has_room_for_the_largest_template() -> None:

@@ -107,3 +107,39 @@ def test_the_namespace_would_warn_of_a_pod_that_is_not_restricted(
     done = apply(kubectl, [deployment], "--dry-run=server")
 
     assert "would violate PodSecurity" in done.stderr
+
+
+def test_a_pod_that_has_ended_takes_no_room_in_the_quota(
+    kubectl: Kubectl, project: Project
+) -> None:
+    options = SHAPES["plain"].model_copy(update={"quota_objects": 1})
+    shared = shared_objects(project.environment, options)
+    (quota,) = (each for each in shared if each["kind"] == "ResourceQuota")
+    space = ("-n", project.names.namespace)
+    name = f"resourcequota/{quota['metadata']['name']}"
+
+    def used(pods: int) -> bool:
+        state = f"--for=jsonpath={{.status.used.pods}}={pods}"
+        return kubectl(*space, "wait", name, state, "--timeout=30s").returncode == 0
+
+    assert apply(kubectl, [quota]).returncode == 0
+    try:
+        assert used(0)
+        assert apply(kubectl, [pod(project, "first")]).returncode == 0
+        assert "exceeded quota" in apply(kubectl, [pod(project, "second")]).stderr
+        evicted = json.dumps({"status": {"phase": "Failed", "reason": "Evicted"}})
+        kubectl(*space, "patch", "pod/first", "--subresource=status", "--type=merge", "-p", evicted)
+        assert used(0)
+        assert apply(kubectl, [pod(project, "second")]).returncode == 0
+    finally:
+        kubectl(*space, "delete", name, "pod/first", "pod/second", "--wait=false")
+
+
+def pod(project: Project, name: str) -> dict[str, Any]:
+    """Return a pod like an environment's, which no node takes."""
+    own = project_objects(project.environment, SHAPES["plain"], {}, token="a-token", replicas=1)
+    (deployment,) = (each for each in own if each["kind"] == "Deployment")
+    spec = {**deployment["spec"]["template"]["spec"], "nodeSelector": {"no": "node"}}
+    del spec["serviceAccountName"]
+    metadata = {"namespace": project.names.namespace, "name": name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

@@ -90,7 +90,9 @@ def _counts(options: Options) -> dict[str, str]:
         "persistentvolumeclaims": str(volumes),
         "services.loadbalancers": str(balancers),
         "services.nodeports": str(balancers if ports is None else ports),
-        **{f"count/{kind}": most for kind in (*kinds, "pods", "replicasets.apps")},
+        # Not ``count/pods``, in which those that were evicted stay for good.
+        "pods": most,
+        **{f"count/{kind}": most for kind in (*kinds, "replicasets.apps")},
     }
 
 
