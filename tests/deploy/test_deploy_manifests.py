@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster import real_cluster
-from tests.deploy.manifests import ACCESS, BASE, CHART, EXAMPLE, Object, helm, kustomize, of_kind
+from tests.deploy.manifests import (
+    ACCESS,
+    BASE,
+    CHART,
+    EXAMPLE,
+    Object,
+    helm,
+    kustomize,
+    of_kind,
+)
 
 from greylag import __version__
 from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL
@@ -77,6 +86,15 @@ def test_both_name_the_version_of_this_greylag() -> None:
         assert images == {f"greylag:{__version__}"}
         (settings,) = of_kind(objects, "ConfigMap")
         assert settings["data"]["ACR_IMAGE"] == f"goose-api-server:{__version__}"
+
+
+def test_a_drain_takes_one_pod_at_a_time_where_there_is_but_one_too() -> None:
+    for objects in (kustomize(BASE), helm("--set", "web.replicas=1,worker.replicas=1")):
+        budgets = [thing["spec"] for thing in of_kind(objects, "PodDisruptionBudget")]
+        assert len(budgets) == 2
+        for budget in budgets:
+            assert budget.keys() == {"maxUnavailable", "selector"}
+            assert budget["maxUnavailable"] == 1
 
 
 def test_the_chart_takes_an_image_by_its_digest() -> None:
