@@ -18,6 +18,7 @@ from tests.deploy.manifests import (
     helm,
     kustomize,
     of_kind,
+    overlay,
 )
 
 from greylag import __version__
@@ -95,6 +96,24 @@ def test_a_drain_takes_one_pod_at_a_time_where_there_is_but_one_too() -> None:
         for budget in budgets:
             assert budget.keys() == {"maxUnavailable", "selector"}
             assert budget["maxUnavailable"] == 1
+
+
+def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(
+    tmp_path: Path,
+) -> None:
+    given = {"name": "greylag-settings", "behavior": "merge", "literals": ["GREYLAG_PORT=9000"]}
+    ours = kustomize(overlay(tmp_path / "port", BASE, configMapGenerator=[given]))
+    for objects in (ours, helm("--set-string", "settings.GREYLAG_PORT=9000")):
+        (settings,) = of_kind(objects, "ConfigMap")
+        assert settings["data"]["GREYLAG_PORT"] == "9000"
+        (web,) = (
+            container
+            for thing in of_kind(objects, "Deployment")
+            for container in thing["spec"]["template"]["spec"]["containers"]
+            if container["args"] == ["serve"]
+        )
+        told = {one["name"]: one.get("value") for one in web["env"]}
+        assert told["GREYLAG_PORT"] == "8700" == str(web["ports"][0]["containerPort"])
 
 
 def test_the_chart_takes_an_image_by_its_digest() -> None:
