@@ -27,7 +27,7 @@ from tests.contract.store_adapters import make_project
 
 from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
-from greylag.cluster.local.environment import Spawner
+from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.processes import ProcessId, marked
 from greylag.cluster.local.sandbox import Sandbox
@@ -181,6 +181,30 @@ async def test_an_agent_that_is_not_ready_is_starting_and_its_words_are_told(
     assert seen.state is Observed.STARTING
     assert seen.error is not None
     assert seen.error.message == "The agent is  still starting."
+
+
+async def test_an_agent_s_words_are_told_whole_though_they_come_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps({"message": "It waits for its extensions."}).encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body[:10])
+        for _ in range(100):  # it is read meanwhile
+            await asyncio.sleep(0)
+        writer.write(body[10:])
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setattr(LocalEnvironment, "_port", lambda _: port)
+        async with open_local(tmp_path, "--never-listen") as cluster:
+            await cluster.start(PROJECT.environment)
+            seen = await cluster.observe(PROJECT.environment)
+    assert seen.error is not None
+    assert seen.error.message == "It waits for its extensions."
 
 
 async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Path) -> None:

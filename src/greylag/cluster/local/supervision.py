@@ -19,6 +19,7 @@ from greylag.cluster.local.logfile import last_words
 from greylag.cluster.local.processes import ProcessId, reap, wait_end
 from greylag.cluster.shared import ChangeFeed, plain
 from greylag.common.backoff import Pauses
+from greylag.common.net import beginning
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
 from greylag.domain.lifecycle import (
@@ -246,7 +247,7 @@ class Observer:
         try:
             async with asked as answer:
                 if answer.status != _OK:
-                    return _not_ready(answer.status, await answer.content.read(_MOST_BYTES))
+                    return _not_ready(answer.status, await beginning(answer.content, _MOST_BYTES))
         except TimeoutError:
             # One that was ready and now is late may only be busy: nothing is known of it.
             if self._was_ready.get(environment.path) == record.process:
