@@ -195,6 +195,31 @@ async def test_an_end_that_is_refused_for_hours_leaves_its_cause_in_the_log(
     assert (await bench.told())[len(told) :][0] == begins
 
 
+async def test_a_start_that_is_refused_for_hours_is_told_again_when_it_is_taken() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    error = ClusterError("No room.", code="quota_exceeded")
+
+    async def refused(times: int) -> None:
+        for _ in range(times):
+            bench.cluster.fail_next(REF, Verb.START, error)
+            await bench.loop.drain()
+            bench.clock.advance(61)
+
+    await refused(4)
+    project, told = await bench.project(), await bench.told()
+    assert (project.status, project.error) == (Status.ERROR, error.info)
+    assert {"starting", "quota_exceeded"} < set(told)
+    await refused(60)
+    assert await bench.told() == told
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
+    since = (await bench.told())[len(told) :]
+    assert (since[0], since.count("starting"), since[-1]) == ("starting", 1, "active")
+
+
 async def test_a_deletion_keeps_its_deadline_whatever_it_meets() -> None:
     bench = Bench()
     await bench.create()

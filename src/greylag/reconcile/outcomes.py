@@ -11,7 +11,7 @@ from greylag.ports import Outcome
 
 STABLE_AFTER = timedelta(seconds=60)
 
-_DOING = {
+DOING = {
     Verb.PREPARE: NewEvent("preparing", "Preparing the environment."),
     Verb.START: NewEvent("starting", "Starting the environment."),
     Verb.STOP: NewEvent("stopping", "Stopping the environment."),
@@ -116,6 +116,15 @@ def waiting(
     return _because(outcome, why)
 
 
+def goes_on(project: Project) -> bool:
+    """Tell whether what is wanted has failed, and goes on being tried.
+
+    A step is then told of once the cluster has taken it: told at each try, it would push its cause
+    out of the log.
+    """
+    return project.status is Status.ERROR and project.settled
+
+
 def acting(
     project: Project,
     verb: Verb,
@@ -125,12 +134,9 @@ def acting(
 ) -> Outcome:
     """Return the outcome of setting about ``verb``, written before it is done.
 
-    ``why`` is what was observed to be wrong, if anything. What has failed and goes on being tried
-    is not told again, lest that push its cause out of the log; starts are, as by them it is
-    measured how long one takes.
+    ``why`` is what was observed to be wrong, if anything.
     """
-    goes_on = project.status is Status.ERROR and project.settled and verb is not Verb.START
-    outcome = unchanged(project, [] if goes_on else [_DOING[verb]])
+    outcome = unchanged(project, [] if goes_on(project) else [DOING[verb]])
     if verb is Verb.PREPARE:
         return _because(outcome, why)
     if verb is Verb.START:
@@ -140,7 +146,8 @@ def acting(
         outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
     if verb is Verb.STOP and project.desired is Desired.ACTIVE:
-        events = [] if project.status is Status.DEACTIVATING else [_REFRESHING]
+        told = goes_on(project) or project.status is Status.DEACTIVATING
+        events = [] if told else [_REFRESHING]
         outcome = replace(outcome, events=events, deadline_at=now + timeout)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)

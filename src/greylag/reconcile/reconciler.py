@@ -308,6 +308,7 @@ class _Pass:
         if again and self.started:
             # It failed just after its start: not again before a pause.
             return await self._rest(self._retry(seen.error or INTERNAL_FAULT))
+        untold = verb not in self.announced and outcomes.goes_on(self.project)
         if verb not in self.announced:
             self.announced.add(verb)
             attempts = self.project.attempts + (1 if again else 0)
@@ -334,6 +335,8 @@ class _Pass:
             return await self._rest(
                 outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
             )
+        if untold:
+            await self._write(outcomes.unchanged(self.project, [outcomes.DOING[verb]]))
         return False
 
     def _why(self, seen: Observation) -> ErrorInfo | None:
