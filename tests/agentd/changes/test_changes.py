@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 from tests.agentd.changes.rig import closed, look, rig
 
-from greylag.agentd.changes import service, store
+from greylag.agentd.changes import report, service, store
 from greylag.agentd.changes.capture import Capture
-from greylag.agentd.changes.states import split
+from greylag.agentd.changes.states import Change, TreeEntry, split
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
@@ -656,3 +657,81 @@ async def test_an_undo_of_a_folder_reads_what_was_seen_of_it_once(tmp_path: Path
         assert len(undone.changes.changes) == 50
         reads = [one for one in asked if one.startswith("SELECT entries FROM seen")]
         assert len(reads) < 10, reads
+
+
+class _Counted(str):
+    """A text that counts how often it is looked at."""
+
+    __slots__ = ()
+    looks = 0
+
+    def startswith(self, *asked: Any) -> bool:
+        _Counted.looks += 1
+        return super().startswith(*asked)
+
+    def rpartition(self, *asked: Any) -> tuple[str, str, str]:
+        _Counted.looks += 1
+        return super().rpartition(*asked)
+
+
+async def test_an_undo_of_many_paths_looks_at_few_of_them_for_each_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Counted, "looks", 0)
+    async with rig(tmp_path) as made:
+        folders = [made.root / f"z{n}" for n in range(20)]
+        for folder in folders:
+            folder.mkdir()
+        (made.root / "z7/deep").mkdir()
+        (made.root / "z7/deep/file").write_text("before\n")
+        async with made.turn("t"):
+            (made.root / "z7/deep/file").unlink()
+            (made.root / "z7/deep").rmdir()
+            for folder in folders:
+                folder.rmdir()
+        asked = [*(_Counted(f"a/{n}") for n in range(1000)), _Counted("z7/deep/file")]
+        undone = await made.undo("t", paths=asked)
+        assert [one.path for one in undone.changes.changes] == ["z7/deep/file"]
+        assert sorted(path.name for path in made.root.iterdir()) == ["z7"]
+        assert _Counted.looks < 1000
+
+
+async def test_equal_files_that_moved_are_told_as_renamed_by_one_look_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Counted, "looks", 0)
+    file, other = (TreeEntry("f", 0o644, 1, [digest]) for digest in ("aa", "bb"))
+    changes: dict[str, Change] = {}
+    for n in range(500):
+        changes[_Counted(f"from/{n:03}")] = file, None
+        changes[_Counted(f"to/{n + 10:03}")] = None, file
+    changes["from/other"], changes["to/015"] = (other, None), (None, other)
+    renamed = report._renames(changes)
+    # Those of the same name first; the others in their order.
+    expected = {f"to/{n:03}": f"from/{n:03}" for n in range(10, 500)} | {"to/015": "from/other"}
+    assert renamed == expected | {f"to/{n + 500}": f"from/{n:03}" for n in range(10)}
+    assert _Counted.looks <= 2 * len(changes)
+
+
+async def test_a_turn_and_its_notes_wait_for_no_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, done = threading.Event(), threading.Event()
+
+    def slow(*asked: Any) -> Any:
+        compared.set()
+        done.wait()
+        return report.report(*asked)
+
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        async with made.turn("t"):
+            (made.root / "file").touch()
+        monkeypatch.setattr("greylag.agentd.changes.service.report", slow)
+        asked = asyncio.create_task(made.service.of_turn("t"))
+        try:
+            await asyncio.to_thread(compared.wait)
+            assert await made.service.notes("s") == ("", [])
+            await made.service.begin("next", "s")
+        finally:
+            done.set()
+        assert [one.path for one in (await asked).changes] == ["file"]

@@ -1,7 +1,8 @@
 """What differs between two texts, line by line, in a time that whoever wrote them cannot stretch.
 
 Lines that occur once in each are the anchors (as in a patience diff); what lies between two anchors
-is compared by difflib where that is quick, and is else replaced as a whole.
+is compared by difflib where that is quick, and is else replaced as a whole. Each comparison has so
+many steps for all of it: what is not compared when they are gone is replaced as a whole, too.
 """
 
 from bisect import bisect_left
@@ -9,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import Match, SequenceMatcher
 from io import BytesIO
+from itertools import accumulate
 from typing import AnyStr, NamedTuple
 
 _MOST_COMPARED = 1500
 _MOST_PAIRS = 50_000
+_MOST_STEPS = 3_000_000
 _BINARY_WITHIN = 8000
 
 
@@ -21,6 +24,47 @@ class Counts(NamedTuple):
 
     added: int
     deleted: int
+
+
+class _Steps:
+    """How many steps a comparison has left."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_STEPS
+
+
+class _GapMatcher(SequenceMatcher[str | bytes]):
+    """A matcher that takes steps for each look, and finds nothing more once there are too few.
+
+    difflib looks for the longest block, then for the longest before and behind it, and so on; each
+    look costs every pair of equal lines in its part of the old text, so that many short blocks cost
+    the pairs as many times.
+
+    Args:
+        old, new: what lies between two anchors.
+        pairs: how many lines of ``new`` each line of ``old`` is equal to.
+        steps: what the whole comparison has left.
+    """
+
+    def __init__(
+        self,
+        old: Sequence[str | bytes],
+        new: Sequence[str | bytes],
+        pairs: Sequence[int],
+        steps: _Steps,
+    ) -> None:
+        super().__init__(None, old, new, autojunk=False)
+        self._costs = [0, *accumulate(1 + count for count in pairs)]
+        self._steps = steps
+
+    def find_longest_match(
+        self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None
+    ) -> Match:
+        """Return the longest block that is the same in two parts; one of no size: none is told."""
+        self._steps.left -= self._costs[-1 if ahi is None else ahi] - self._costs[alo]
+        if self._steps.left < 0:
+            return Match(alo, blo, 0)
+        return super().find_longest_match(alo, ahi, blo, bhi)
 
 
 class _Matcher(SequenceMatcher[str]):
@@ -93,9 +137,9 @@ def _blocks(old: Sequence[AnyStr], new: Sequence[AnyStr]) -> list[Match]:
         end += 1
     last_old, last_new = len(old) - end, len(new) - end
     blocks = [Match(0, 0, start)]
-    place = (start, start)
+    place, steps = (start, start), _Steps()
     for one, other in [*_anchors(old, new, start, end), (last_old, last_new)]:
-        blocks += _compared(old, new, place, (one, other))
+        blocks += _compared(old[place[0] : one], new[place[1] : other], place, steps)
         if one < last_old:
             blocks.append(Match(one, other, 1))
         place = one + 1, other + 1
@@ -140,17 +184,17 @@ def _rising(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _compared(
-    old: Sequence[AnyStr], new: Sequence[AnyStr], first: tuple[int, int], last: tuple[int, int]
+    old: Sequence[AnyStr], new: Sequence[AnyStr], place: tuple[int, int], steps: _Steps
 ) -> Iterator[Match]:
-    """Yield what is the same between two places, where it is quick to find."""
-    one, other = old[first[0] : last[0]], new[first[1] : last[1]]
-    if not one or not other or max(len(one), len(other)) > _MOST_COMPARED:
+    """Yield what is the same in what lies behind a place, where it is quick to find."""
+    if not old or not new or max(len(old), len(new)) > _MOST_COMPARED:
         return
-    often = Counter(other)
-    if sum(often[line] for line in one) > _MOST_PAIRS:
+    often = Counter(new)
+    pairs = [often[line] for line in old]
+    if sum(pairs) > _MOST_PAIRS:
         return
-    for block in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
-        yield Match(first[0] + block.a, first[1] + block.b, block.size)
+    for block in _GapMatcher(old, new, pairs, steps).get_matching_blocks():
+        yield Match(place[0] + block.a, place[1] + block.b, block.size)
 
 
 def _merged(blocks: list[Match]) -> Iterator[Match]:

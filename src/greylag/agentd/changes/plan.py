@@ -5,7 +5,8 @@ when it may be somebody else's work that would be taken away.
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -130,8 +131,11 @@ def undo_of(sql: sqlite3.Connection, extent: Extent, now: str) -> Undo:
     undo, state = Undo(), State(sql, now)
     since = differences(sql, extent.after, now).known
     found = differences(sql, extent.before, extent.after)
+    ordered = sorted(extent.only or ())
     for path, (before, _) in (*found.known.items(), *found.unknown.items()):
-        if extent.only is not None and not _asked_for(path, extent.only, before):
+        if extent.only is not None and not (
+            among(path, extent.only) or (_kind(before) == "d" and _is_above(path, ordered))
+        ):
             continue
         present = state.kept(path)
         if (present and present.itself) == (before and before.itself):
@@ -155,10 +159,11 @@ def among(path: str, paths: Collection[str]) -> bool:
     return any(one in paths for one in above)
 
 
-def _asked_for(path: str, paths: Collection[str], before: TreeEntry | None) -> bool:
-    """Tell whether a path is to be undone, also as the folder of one that is."""
-    above = _kind(before) == "d" and any(one.startswith(f"{path}/") for one in paths)
-    return above or among(path, paths)
+def _is_above(path: str, ordered: Sequence[str]) -> bool:
+    """Tell whether one of some paths, in their order, is below a path."""
+    below = f"{path}/"
+    place = bisect_left(ordered, below)
+    return place < len(ordered) and ordered[place].startswith(below)
 
 
 def _settle(undo: Undo, state: State) -> None:

@@ -2,13 +2,14 @@
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from greylag.agentd.changes.lines import counts, is_binary, unified
 from greylag.agentd.changes.plan import differences
 from greylag.agentd.changes.spans import Ends, Span, unknown
-from greylag.agentd.changes.states import Change, TreeEntry
+from greylag.agentd.changes.states import Change, TreeEntry, split
 from greylag.agentd.changes.store import MOST_NAMED, PIECE, read_object, read_tree
 from greylag.common.agent_api import Changes, FileChange, FileDiff, LeftOut, TurnChanges
 
@@ -132,19 +133,37 @@ def _is_told(sql: sqlite3.Connection, change: Change) -> bool:
 
 def _renames(changes: Mapping[str, Change]) -> dict[str, str]:
     """Return which new files are old ones of the same content; of the same name, where it is so."""
-    gone: dict[tuple[str, ...], list[str]] = {}
-    for path, (old, new) in changes.items():
+    gone: defaultdict[_Key, deque[str]] = defaultdict(deque)
+    for path, (old, new) in sorted(changes.items()):
         if old is not None and new is None and old.kind == "f" and old.size:
-            gone.setdefault(tuple(old.content), []).append(path)
+            for key in _keys(path, old):
+                gone[key].append(path)
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for path, (old, new) in sorted(changes.items()):
         if old is None and new is not None and new.kind == "f" and new.size:
-            sources = gone.get(tuple(new.content), [])
-            name = path.rpartition("/")[2]
-            if sources:
-                found[path] = min(sources, key=lambda one: (one.rpartition("/")[2] != name, one))
-                sources.remove(found[path])
+            queues = (gone[key] for key in _keys(path, new))
+            source = next(filter(None, (_first(queue, taken) for queue in queues)), None)
+            if source is not None:
+                found[path] = source
+                taken.add(source)
     return found
+
+
+_Key = tuple[tuple[str, ...], str]
+
+
+def _keys(path: str, entry: TreeEntry) -> tuple[_Key, _Key]:
+    """Return by what a file is looked for: its content and name, then its content alone."""
+    content = tuple(entry.content)
+    return (content, split(path)[1]), (content, "")
+
+
+def _first(queue: deque[str], taken: Collection[str]) -> str | None:
+    """Return the first of a queue that is not taken, without those before it."""
+    while queue and queue[0] in taken:
+        queue.popleft()
+    return queue[0] if queue else None
 
 
 def _change(

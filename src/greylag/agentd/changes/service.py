@@ -156,13 +156,12 @@ class ChangeService:
 
         def count(sql: sqlite3.Connection) -> TurnChanges | None:
             found = spans.ends(sql, span_id)
-            if found is None:
-                return None
-            counted = totals(report(sql, found, TOTALS_SECONDS))
-            spans.set_totals(sql, span_id, counted)
-            return counted
+            return None if found is None else totals(report(sql, found, TOTALS_SECONDS))
 
-        return await self._store.run(count)
+        counted = await self._store.compare(count)
+        if counted is not None:
+            await self._store.run(lambda sql: spans.set_totals(sql, span_id, counted))
+        return counted
 
     async def touched(self, *paths: str) -> None:
         """Remember that a person changed paths, or what is below them, while turns run."""
@@ -401,7 +400,7 @@ class ChangeService:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return await self._store.run(work)
+            return await self._store.compare(work)
         except SnapshotError as error:
             raise _failed(error) from error
 

@@ -7,8 +7,9 @@ with what each file's status was: a file whose size, times, inode and mode are t
 again. One that changed shortly before the list was begun is: it could have changed again without a
 sign. ``kept`` names what a state has held and is there still, though a rule may leave it out.
 
-All calls run in the file's own thread, one transaction each. What is written is durable. Every call
-may raise ``SnapshotError``.
+All calls run in the file's own thread, one transaction each; comparisons of states, which may last,
+in another that only reads, so that nobody who writes waits for them. What is written is durable.
+Every call may raise ``SnapshotError``.
 """
 
 import asyncio
@@ -99,6 +100,7 @@ class SnapshotStore:
 
     def __init__(self, path: Path, limit: int, file_limit: int = MOST_FILE) -> None:
         self._thread = SqlThread(path, "snapshots", _translated, need_wal=False)
+        self._reading = SqlThread(path, "snapshots-reading", _translated, read_only=True)
         self._opening = asyncio.Lock()
         self._open = False
         self._limit = limit
@@ -115,15 +117,37 @@ class SnapshotStore:
             with transaction(sql, "BEGIN"):
                 return work(sql)
 
-        async with self._opening:
-            if not self._open:
-                await self._thread.open()
-                await self._thread.run(_prepare)
-                self._open = True
+        await self._opened()
         return await self._thread.run(transacted)
+
+    async def compare(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` that only reads, and may take its time, in one transaction beside ``run``.
+
+        It finds all that ``run`` has written before the call.
+        """
+
+        def transacted(sql: sqlite3.Connection) -> T:
+            with transaction(sql, "BEGIN"):
+                return work(sql)
+
+        await self._opened()
+        return await self._reading.run(transacted)
+
+    async def _opened(self) -> None:
+        async with self._opening:
+            if self._open:
+                return
+            await self._thread.open()
+            if await self._thread.run(_prepare):
+                await self._reading.open()
+            else:
+                # Without a write-ahead log who reads keeps others from writing: one at a time then.
+                self._reading = self._thread
+            self._open = True
 
     async def aclose(self) -> None:
         """Close the file; no call may follow."""
+        await self._reading.close()
         await self._thread.close()
 
     # Keeping a state: plan, keep what is wanted, commit.
@@ -219,9 +243,11 @@ def _translated() -> Iterator[None]:
         raise SnapshotError(f"The workspace's states cannot be used: {error}.") from error
 
 
-def _prepare(sql: sqlite3.Connection) -> None:
+def _prepare(sql: sqlite3.Connection) -> bool:
+    """Bring the file to its newest tables; tell whether it has a write-ahead log."""
     sql.execute("PRAGMA auto_vacuum = INCREMENTAL")
     migrate(sql, _MIGRATIONS)
+    return bool(sql.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
 
 
 def _used(sql: sqlite3.Connection) -> int:
