@@ -190,7 +190,10 @@ def _any_of(patterns: list[str]) -> re.Pattern[str] | None:
 
 def _rule(line: str) -> _Rule | None:
     """Return the rule of a line (gitignore(5)), ``None`` for one that has none."""
-    text = re.sub(r"(?<!\\) +$", "", line.rstrip("\r"))
+    whole = line.rstrip("\r")
+    text = whole.rstrip(" ")
+    if text.endswith("\\"):
+        text = whole[: len(text) + 1]  # a space that is escaped
     if not text or text.startswith("#") or len(text) > _MOST_RULE:
         return None
     ignores = not text.startswith("!")

@@ -38,7 +38,9 @@ _FIXED = {
     "LC_ALL": "C",
     "SSH_ASKPASS": "",
 }
-_CREDENTIALS = re.compile(r"(\w+://)[^/\s@]*@")
+# It begins with a text, not with a class such as \w+: that would be gone through from each letter
+# of a long word, and whoever writes the workspace's configuration chooses how long one is.
+_CREDENTIALS = re.compile(r"://[^/\s@]*@")
 
 # What git says, in the order in which it is looked for: the relay speaks the same words.
 _SAYINGS: Sequence[tuple[str, str, str]] = (
@@ -274,4 +276,4 @@ def _telling_line(said: str) -> str:
 def plain_line(text: str, most: int = _LONGEST_LINE) -> str:
     """Return foreign text as a line to be shown: nothing unprintable, no password in addresses."""
     clean = "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
-    return _CREDENTIALS.sub(r"\1", clean).strip()[:most]
+    return _CREDENTIALS.sub("://", clean).strip()[:most]
