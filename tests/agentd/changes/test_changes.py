@@ -14,7 +14,7 @@ from tests.agentd.changes.rig import closed, look, rig
 
 from greylag.agentd.changes import report, service, store
 from greylag.agentd.changes.capture import Capture
-from greylag.agentd.changes.states import Change, TreeEntry, split
+from greylag.agentd.changes.states import Change, SnapshotError, TreeEntry, split
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
@@ -620,6 +620,35 @@ async def test_a_turn_that_was_cut_ends_with_the_next_start(tmp_path: Path) -> N
         assert await made.service.notes("s") == ("", [])
         assert (await made.service.between("t", "t")).total == 1
         assert (await made.service.between(None, None)).total == 0
+
+
+async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_next_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise SnapshotError("execd cannot be reached")
+
+    async with rig(tmp_path) as made:
+        root = made.root
+        async with made.turn("whole"):
+            (root / "first").touch()
+        with monkeypatch.context() as patched:
+            await made.service.begin("t", "s")
+            (root / "one").touch()
+            patched.setattr(Capture, "take", broken)
+            assert await made.service.end("t") is None
+            with pytest.raises(RequestError, match="execd cannot be reached"):
+                await made.changed("t")
+            assert await made.changed("whole") == {"first": "added"}
+        await made.service.touched("by-hand")
+        (root / "by-hand").write_text("a person's, before the end is known")
+        async with made.turn("later"):
+            (root / "two").touch()
+        await made.again()
+        assert await made.changed("later") == {"two": "added"}
+        assert (await made.undo("later")).kept == []
+        assert [one.path for one in (await made.undo("t")).kept] == ["by-hand"]
+        assert sorted(path.name for path in root.iterdir()) == ["by-hand", "first"]
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,9 @@ class ChangeService:
                 await self._store.run(lambda sql: spans.set_after(sql, after.number, span_id))
             return await self._count(span_id)
         except SnapshotError as error:
+            # The next state that can be taken is its end: until then it would go on, for all that
+            # is known, and share all that others change.
+            self._recovered = False
             _log.warning("snapshot_failed", span_id=span_id, error=str(error))
             return None
         finally:
@@ -164,10 +167,9 @@ class ChangeService:
         return counted
 
     async def touched(self, *paths: str) -> None:
-        """Remember that a person changed paths, or what is below them, while turns run."""
+        """Remember that a person changed paths, or what is below them, before turns' ends."""
         running = set(self._running)
-        if running:
-            await self._tried(lambda sql: spans.touch(sql, running, paths), otherwise=None)
+        await self._tried(lambda sql: spans.touch(sql, running, paths), otherwise=None)
 
     # What is told.
 
@@ -310,7 +312,7 @@ class ChangeService:
         return after, refused
 
     async def _go_on(self) -> None:
-        """Give turns that an end of agentd cut their end, and take undos to theirs."""
+        """Give turns their end that have none still, and take undos to theirs."""
         await self._cut_left()
         for undo in await self._store.run(spans.left_undos):
             await self._end_undo(undo)
@@ -357,12 +359,19 @@ class ChangeService:
             raise RequestError("turn_running", "The turn has not ended yet.")
         if span_id in self._ending:
             await asyncio.wait({self._ending[span_id]})
+        failed: RequestError | None = None
         if not self._recovered:
-            await self._settled(self._alone(self._nothing), "recovery")
+            try:
+                await self._settled(self._alone(self._nothing), "recovery")
+            except RequestError as error:
+                failed = error
         found = await self._read(lambda sql: spans.ends(sql, span_id))
         if found is None:
             span = await self._read(lambda sql: spans.find(sql, span_id))
-            raise _gone(taken=span is None or None not in {span.before, span.after})
+            before, after = (0, 0) if span is None else (span.before, span.after)
+            if failed is not None and before is not None and after is None:
+                raise failed
+            raise _gone(taken=None not in {before, after})
         return found
 
     async def _nothing(self) -> None:
