@@ -31,6 +31,7 @@ from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
 from greylag.agentd.problems import RequestError
 from greylag.agentd.volume import Volume
+from greylag.common.agent_api import UndoWish
 from greylag.common.git import CloneState, GitCredential, GitSetup
 from greylag.common.reach import Reach
 
@@ -159,6 +160,22 @@ async def test_a_private_repository_is_cloned_by_a_secret_that_no_side_of_the_ag
     assert status["remote"] == f"{server.url}/{path}"
     for file in folder.rglob("*"):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
+
+
+async def test_a_clone_that_is_made_while_a_turn_runs_is_none_of_its_work(
+    api: Api, server: GitServer, tmp_path: Path
+) -> None:
+    folder, path = tmp_path / "environment", "private/app.git"
+    assert (await told(api, setup(server, path))).status == "failed"
+    changes = api.services.changes
+    await changes.begin("t", "s")
+    assert (await told(api, setup(server, path, token=TOKEN))).status == "done"
+    (folder / "workspace" / "answer").write_text("the agent's")
+    await changes.end("t")
+    undone = await changes.undo("t", UndoWish())
+    assert {kept.reason for kept in undone.kept} == {"changed_by_others"}
+    assert [one.path for one in undone.changes.changes] == ["answer"]
+    assert workspace(folder) == BYTES
 
 
 LARGE = bytes(range(256)) * 1200

@@ -58,7 +58,7 @@ class GitService:
         self._touched = touched
         self._relay = relay
         self._commands = GitCommands(execution, setup)
-        files = WorkspaceFiles(execution, setup.workspace)
+        files = WorkspaceFiles(execution, setup.workspace, touched)
         self._clone = Clone(self._commands, files, note)
         self._given = GitSetup()
         self._configured = asyncio.Event()
