@@ -571,12 +571,27 @@ def _linked(old: Place, new: Place) -> bool:
             dst_dir_fd=new.folder,
             follow_symlinks=False,
         )
+    except FileExistsError:
+        if not _is_half_moved(old, new):
+            raise
     except OSError as error:
         if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}:
             return False
         raise
     os.unlink(old.name, dir_fd=old.folder)
     return True
+
+
+def _is_half_moved(old: Place, new: Place) -> bool:
+    """Tell whether two names are of one file, as a kill between its link and unlink leaves it.
+
+    A file of one name has no other, though a system that takes letters' cases for the same finds
+    it by two.
+    """
+    about, other = old.look(), new.look()
+    if about.st_nlink == 1 or (about.st_dev, about.st_ino) != (other.st_dev, other.st_ino):
+        return False
+    return (_itself(old.folder), old.name) != (_itself(new.folder), new.name)
 
 
 def _is_there(place: Place) -> bool:
