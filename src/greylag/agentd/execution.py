@@ -376,7 +376,7 @@ class Execution:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(self._path))
         except (OSError, TimeoutError) as error:
-            raise ExecutionError(f"execd cannot be reached: {error}.") from error
+            raise ExecutionError(f"execd cannot be reached: {reason_of(error)}.") from error
         try:
             request = {"version": VERSION, "operation": operation, **about}
             writer.write(json_frame(FrameKind.JSON, request))
@@ -385,7 +385,7 @@ class Execution:
                 return agreed(await read_frame(reader)), reader, writer
         except (OSError, TimeoutError, ProtocolError) as error:
             writer.transport.abort()
-            raise ExecutionError(f"execd did not answer: {error}.") from error
+            raise ExecutionError(f"execd did not answer: {reason_of(error)}.") from error
         except BaseException:
             writer.transport.abort()
             raise
@@ -481,12 +481,25 @@ async def joined(near: tuple[Reader, Writer], far: tuple[Reader, Writer]) -> Non
         await _closed(far[1])
 
 
-async def send_content(writer: Writer, content: AsyncIterator[bytes]) -> None:
-    """Send content to its end, in constant memory."""
+async def send_content(
+    writer: Writer, content: AsyncIterator[bytes], within: float | None = None
+) -> None:
+    """Send content to its end, in constant memory.
+
+    Raises:
+        TimeoutError: nothing of a frame was taken ``within`` so many seconds (``None``: for ever).
+    """
     async for data in content:
-        await send_data(writer, FrameKind.STDIN, data)
+        await send_data(writer, FrameKind.STDIN, data, within)
     writer.write(frame(FrameKind.STDIN_END))
     await writer.drain()
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error on the way to execd says, for those that say nothing themselves too."""
+    return str(error) or (
+        "it took too long" if isinstance(error, TimeoutError) else type(error).__name__
+    )
 
 
 def whole_number(said: Any, below: int, least: int = 0) -> int:

@@ -13,6 +13,7 @@ from greylag.agentd.execution import (
     ExecutionError,
     ExecutionRefusedError,
     agreed,
+    reason_of,
     send_content,
     whole_number,
 )
@@ -160,7 +161,7 @@ class WorkspaceFiles:
             code = error.code if error.code in _CODES else "files_failed"
             raise RequestError(code, str(error)) from error
         except (ExecutionError, ProtocolError, OSError, TimeoutError) as error:
-            reason = f"The workspace's files cannot be reached: {error}"
+            reason = f"The workspace's files cannot be reached: {reason_of(error)}"
             raise RequestError("agent_unavailable", reason) from error
 
 
@@ -172,14 +173,21 @@ async def _facts(reader: Reader, seconds: float) -> Mapping[str, Any]:
 async def _given(
     reader: Reader, writer: Writer, content: AsyncIterator[bytes]
 ) -> Mapping[str, Any]:
-    """Send content and return what came of it; a refusal meanwhile ends the sending."""
-    sending = asyncio.create_task(send_content(writer, content), name="content to execd")
-    telling = asyncio.create_task(_facts(reader, _LONG_SECONDS), name="answer of execd")
+    """Send content and return what came of it; a refusal meanwhile ends the sending.
+
+    Content may come as slowly as it likes, for how long is the platform's to say. What is made of
+    it has its time from when all is sent.
+    """
+    sending = asyncio.create_task(
+        send_content(writer, content, _LONG_SECONDS), name="content to execd"
+    )
+    telling = asyncio.create_task(read_frame(reader), name="answer of execd")
     try:
         await asyncio.wait({sending, telling}, return_when=asyncio.FIRST_COMPLETED)
         if not telling.done():
             await sending
-        return await telling
+        async with asyncio.timeout(_LONG_SECONDS):
+            return agreed(await telling)
     finally:
         for task in (sending, telling):
             task.cancel()

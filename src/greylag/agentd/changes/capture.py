@@ -23,7 +23,14 @@ from greylag.agentd.changes.states import (
     SnapshotError,
 )
 from greylag.agentd.changes.store import PIECE, SnapshotStore
-from greylag.agentd.execution import Execution, ExecutionError, agreed, send_content, whole_number
+from greylag.agentd.execution import (
+    Execution,
+    ExecutionError,
+    agreed,
+    reason_of,
+    send_content,
+    whole_number,
+)
 from greylag.common.typed import parse_json
 from greylag.execd.files import MOST_DEPTH, MOST_PATH, entry_path, parts_of, shown
 from greylag.execd.protocol import (
@@ -144,7 +151,7 @@ class Capture:
                 about = {"do": step.do, "path": step.path, **step.about}
                 writer.write(json_frame(FrameKind.JSON, about))
                 if step.do == "file":
-                    await send_content(writer, self._content(step.pieces))
+                    await send_content(writer, self._content(step.pieces), _STEP_SECONDS)
                 async with asyncio.timeout(_STEP_SECONDS):
                     said = agreed(_there(await read_frame(reader)))
                 if said["code"] is not None:
@@ -178,7 +185,8 @@ def _understood() -> Iterator[None]:
         ValueError,
         struct.error,
     ) as error:
-        raise SnapshotError(f"The workspace's state cannot be told: {error}") from error
+        reason = reason_of(error)
+        raise SnapshotError(f"The workspace's state cannot be told: {reason}") from error
 
 
 class _ContentStream:
