@@ -475,7 +475,7 @@ async def _take_step(files: Workspace, step: dict[str, Any], reader: Reader) -> 
         raise RefusedError("invalid_request", "A step has no such tag or mode.")
     match step.get("do"):
         case "remove":
-            await asyncio.to_thread(_remove, files, path, tag)
+            await asyncio.to_thread(_remove, files, path, tag, step.get("target"))
         case "folder":
             await asyncio.to_thread(_make_folder, files, path)
         case "mode":
@@ -491,8 +491,8 @@ async def _take_step(files: Workspace, step: dict[str, Any], reader: Reader) -> 
             raise RefusedError("unknown_operation", "There is no such step.")
 
 
-def _remove(files: Workspace, path: str, tag: str | None) -> None:
-    """Delete a file or link that has still this tag, or an empty folder."""
+def _remove(files: Workspace, path: str, tag: str | None, target: str | None) -> None:
+    """Delete a file that has still this tag, a link that still leads there, or an empty folder."""
     with refusing(path), files.at(path, follow=False) as place:
         if place.name == HERE:
             raise RefusedError("invalid_path", "The workspace itself stays.")
@@ -502,10 +502,12 @@ def _remove(files: Workspace, path: str, tag: str | None) -> None:
             return
         if stat.S_ISDIR(about.st_mode):
             _remove_folder(place)
-        elif tag is not None and tag_of(about) != tag:
+            return
+        is_link = stat.S_ISLNK(about.st_mode)
+        found = shown(os.readlink(place.name, dir_fd=place.folder)) if is_link else tag_of(about)
+        if found != (target if is_link else tag):
             raise RefusedError("file_changed", f"It is another by now: {path}")
-        else:
-            os.unlink(place.name, dir_fd=place.folder)
+        os.unlink(place.name, dir_fd=place.folder)
 
 
 def _remove_folder(place: Place) -> None:

@@ -688,6 +688,36 @@ async def test_an_undo_of_a_folder_reads_what_was_seen_of_it_once(tmp_path: Path
         assert len(reads) < 10, reads
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+@pytest.mark.parametrize("later", ["file", "link"])
+async def test_what_a_person_puts_in_the_place_of_what_an_undo_takes_away_stays(
+    kind: str, later: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore = Capture.restore
+    async with rig(tmp_path) as made:
+        new = made.root / "new"
+
+        async def replaced(capture: Capture, steps: Any) -> Any:
+            shutil.rmtree(new) if kind == "folder" else new.unlink()
+            new.write_text("a person's") if later == "file" else new.symlink_to("a-person-s")
+            return await restore(capture, steps)
+
+        async with made.turn("t"):
+            match kind:
+                case "file":
+                    new.write_text("by the turn")
+                case "link":
+                    new.symlink_to("by-the-turn")
+                case "folder":
+                    new.mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(Capture, "restore", replaced)
+            undone = await made.undo("t")
+        assert [(one.path, one.reason) for one in undone.kept] == [("new", "file_changed")]
+        kinds = {one.name: one.is_symlink() for one in made.root.iterdir()}
+        assert kinds == {"new": later == "link"}
+
+
 class _Counted(str):
     """A text that counts how often it is looked at."""
 

@@ -221,7 +221,8 @@ def steps_of(
         replaced = one is not None and other is not None and one.kind == other.kind != "l"
         tag = _tag(path, one, statuses)
         if one is not None and not replaced:
-            removed.append(RestoreStep("remove", path, {"tag": tag}))
+            target = one.content if one.kind == "l" else None
+            removed.append(RestoreStep("remove", path, {"tag": tag, "target": target}))
         if other is not None and not (replaced and other.kind == "d"):
             made.append(_making(path, one, other, tag if replaced else ""))
     return [*opened, *reversed(removed), *made, *reversed(closed)]
