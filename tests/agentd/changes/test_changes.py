@@ -772,6 +772,40 @@ async def test_equal_files_that_moved_are_told_as_renamed_by_one_look_each(
     assert _Counted.looks <= 2 * len(changes)
 
 
+async def test_who_asks_for_now_shares_a_state_that_is_begun_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = Capture._list
+    lists: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def held_up(capture: Capture) -> Any:
+        go_on = asyncio.Event()
+        lists.put_nowait(go_on)
+        await go_on.wait()
+        return await listing(capture)
+
+    async def ask() -> set[str]:
+        return {one.path for one in (await made.service.between(None, None)).changes}
+
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        async with made.turn("t"):
+            pass
+        monkeypatch.setattr(Capture, "_list", held_up)
+        first = asyncio.create_task(ask())
+        begun = await lists.get()
+        later = [asyncio.create_task(ask()) for _ in range(20)]
+        await asyncio.sleep(0)
+        beginning = asyncio.create_task(made.service.begin("next", "s"))
+        (made.root / "new").touch()
+        begun.set()
+        for _ in range(2):  # one for all who asked later, and the turn's
+            (await lists.get()).set()
+        await beginning
+        assert await asyncio.gather(*later) == [{"new"}] * 20
+        await first
+        assert lists.empty()
+
+
 async def test_a_turn_and_its_notes_wait_for_no_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ class ChangeService:
         self._running: set[str] = set()
         self._ending: dict[str, asyncio.Task[TurnChanges | None]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
+        self._asked: asyncio.Task[Snapshot | SnapshotError | RequestError] | None = None
         self._recovered = False
         self._stopped = False
 
@@ -203,7 +204,7 @@ class ChangeService:
 
     async def _states(self, start: str | None, end: str | None) -> Ends:
         if end is None:
-            await self._settled(self._alone(self._capture.take), "state now")
+            await self._now()
         first = await self._read(lambda sql: spans.state(sql, start, after=False))
         last = await self._read(lambda sql: spans.state(sql, end, after=True))
         if first is None or last is None:
@@ -240,9 +241,8 @@ class ChangeService:
             cutting: tells what the agent is to forget; no turn of its begins meanwhile.
         """
         ends = await self._ends(span_id)
-        return await self._settled(
-            self._undo_cutting(span_id, ends, wish, cutting or nullcontext()), f"undo of {span_id}"
-        )
+        undoing = self._undo_cutting(span_id, ends, wish, cutting or nullcontext())
+        return await self._settled(self._start(undoing, f"undo of {span_id}"))
 
     async def _undo_cutting(
         self, span_id: str, ends: Ends, wish: UndoWish, cutting: Cutting
@@ -362,7 +362,7 @@ class ChangeService:
         failed: RequestError | None = None
         if not self._recovered:
             try:
-                await self._settled(self._alone(self._nothing), "recovery")
+                await self._now()
             except RequestError as error:
                 failed = error
         found = await self._read(lambda sql: spans.ends(sql, span_id))
@@ -374,8 +374,18 @@ class ChangeService:
             raise _gone(taken=None not in {before, after})
         return found
 
-    async def _nothing(self) -> None:
-        """Do nothing but what comes before anything else."""
+    async def _now(self) -> None:
+        """Keep the state as it is now, once for all who ask before it is begun.
+
+        Else many who look would each list the workspace, and a turn that begins wait for them all.
+        """
+        if self._asked is None or self._asked.done():
+            self._asked = self._start(self._alone(self._take), "state now")
+        await self._settled(self._asked)
+
+    async def _take(self) -> Snapshot:
+        self._asked = None
+        return await self._capture.take()
 
     async def _alone(self, work: Callable[[], Awaitable[T]]) -> T | SnapshotError | RequestError:
         async with self._lock:
@@ -385,9 +395,8 @@ class ChangeService:
             except (SnapshotError, RequestError) as error:
                 return error
 
-    async def _settled(self, work: Awaitable[T | SnapshotError | RequestError], name: str) -> T:
-        """Do work in a task of its own, to its end whoever waits for it; raise what it says."""
-        task = self._start(work, name)
+    async def _settled(self, task: asyncio.Task[T | SnapshotError | RequestError]) -> T:
+        """Wait for a task, which goes on to its end whoever waits for it; raise what it says."""
         await asyncio.wait({task})
         if task.cancelled():
             reason = "agentd is stopping; try again when it is back."
