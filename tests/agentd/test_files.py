@@ -1,7 +1,9 @@
 """Content on its way to the workspace may take its time; what is told of it may not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import io
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,68 @@ async def test_an_upload_may_take_as_long_as_the_platform_promises(
         files = WorkspaceFiles(Execution(tmp_path / "execd"), made.root)
         entry = await files.write("file", None, content())
         assert (entry.size, (made.root / "file").read_bytes()) == (20, b"piece" * 4)
+
+
+Change = Callable[[WorkspaceFiles], Awaitable[object]]
+
+
+async def _content(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def _packed(names: Sequence[str]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name in names:
+            packed.writestr(name, "a person's")
+    return file.getvalue()
+
+
+_CHANGES: dict[str, tuple[Change, set[str]]] = {
+    "write": (lambda files: files.write("link/file", None, _content(b"a person's")), {"real/file"}),
+    "last": (lambda files: files.write("last", None, _content(b"a person's")), {"real/file"}),
+    "escapes": (lambda files: files.write("\\xc3\\xa9", None, _content(b"a person's")), {"é"}),
+    "move": (lambda files: files.move("link/file", "away/new", replace=False), {"other/new"}),
+    "remove": (lambda files: files.remove("link/file", recursive=False), {"real/file"}),
+    "folder": (lambda files: files.make_folder("link/folder"), {"real/folder"}),
+    "unpack": (
+        lambda files: files.unpack("link", "zip", _content(_packed(["a", "b/c"]))),
+        {"real/a", "real/b/c"},
+    ),
+    "unpack in all": (
+        lambda files: files.unpack("up", "zip", _content(_packed(["out/a"]))),
+        {"other/a"},
+    ),
+    "unpack very many": (
+        lambda files: files.unpack(
+            "up", "zip", _content(_packed([f"out/{n:0200}" for n in range(400)]))
+        ),
+        {f"other/{399:0200}"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _CHANGES)
+async def test_what_a_person_changes_past_links_while_a_turn_runs_stays_theirs(
+    kind: str, tmp_path: Path
+) -> None:
+    change, paths = _CHANGES[kind]
+    async with rig(tmp_path) as made:
+        root = made.root
+        for folder in ("real", "other", "up"):
+            (root / folder).mkdir()
+        (root / "real/file").write_text("before")
+        (root / "link").symlink_to("real")
+        (root / "last").symlink_to("link/file")
+        (root / "away").symlink_to(root / "real/../other")
+        (root / "up/out").symlink_to("../other")
+        files = WorkspaceFiles(Execution(tmp_path / "execd"), root, made.service.touched)
+        async with made.turn("t"):
+            await change(files)
+        changed = await made.service.of_turn("t")
+        assert {one.path for one in changed.changes if one.shared} >= paths
+        assert [one.path for one in changed.changes if not one.shared] == []
+        assert (await made.undo("t")).changes.total == 0
 
 
 async def test_an_answer_that_does_not_come_is_given_up_with_its_reason(

@@ -4,7 +4,7 @@ import asyncio
 import mimetypes
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from greylag.agentd.execution import (
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
-from greylag.execd.files import CODES
+from greylag.execd.files import CODES, plain, shown
 from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
 _QUICK_SECONDS = 20.0
@@ -131,6 +131,7 @@ class WorkspaceFiles:
         about = {"path": path, "tag": tag, "mode": mode, "modified": modified}
         async with self._asked("write", **about) as (reader, writer):
             said = await _given(reader, writer, content)
+            await self._reached(said)
             with _understood():
                 return _entry(said["entry"], _parent(path))
 
@@ -139,6 +140,7 @@ class WorkspaceFiles:
         await self._touched(_clean(path))
         async with self._asked("unpack", path=path, format=form) as (reader, writer):
             said = await _given(reader, writer, content)
+            await self._reached(said)
             with _understood():
                 left_out = said["left_out"]
                 if not isinstance(left_out, list):
@@ -149,13 +151,17 @@ class WorkspaceFiles:
         self, verb: str, seconds: float = _QUICK_SECONDS, **about: Any
     ) -> Mapping[str, Any]:
         async with self._asked(verb, **about) as (reader, _):
-            return await _facts(reader, seconds)
+            async with asyncio.timeout(seconds):
+                said = agreed(await read_frame(reader))
+            await self._reached(said)
+            return said
 
     @asynccontextmanager
     async def _asked(self, verb: str, **about: Any) -> AsyncIterator[tuple[Reader, Writer]]:
         try:
             asking = self._execution.exchange("files", verb=verb, root=self._root, **about)
-            async with asking as (_, reader, writer):
+            async with asking as (said, reader, writer):
+                await self._reached(said)
                 yield reader, writer
         except ExecutionRefusedError as error:
             code = error.code if error.code in _CODES else "files_failed"
@@ -164,10 +170,12 @@ class WorkspaceFiles:
             reason = f"The workspace's files cannot be reached: {reason_of(error)}"
             raise RequestError("agent_unavailable", reason) from error
 
-
-async def _facts(reader: Reader, seconds: float) -> Mapping[str, Any]:
-    async with asyncio.timeout(seconds):
-        return agreed(await read_frame(reader))
+    async def _reached(self, said: Mapping[str, Any]) -> None:
+        """Tell by which paths it is known, too, what execd finds past links and changes."""
+        with _understood():
+            paths = [_text(path) for path in said.get("reached", ())]
+        if paths:
+            await self._touched(*paths)
 
 
 async def _given(
@@ -272,6 +280,9 @@ def _parts(path: str) -> list[str]:
 
 
 def _clean(path: str) -> str:
+    """Return a path as it is told, in which no byte is escaped that need not be."""
+    with suppress(ValueError):  # execd refuses it
+        path = shown(plain(path))
     return "/".join(_parts(path))
 
 

@@ -3,7 +3,8 @@
 A request names a ``verb``, the folder ``root``, and what the verb takes. ``{"ok": true}`` is
 followed by what the verb gives: ``STDOUT`` frames with content, then, when all went well, one
 ``JSON`` frame: without it, it was not done. ``write`` and ``unpack`` take ``STDIN`` frames, ended
-by ``STDIN_END``; without that, nothing is written.
+by ``STDIN_END``; without that, nothing is written. Where verbs that change something find it past
+links, ``reached`` says by which paths it is known without them.
 
 =======  =============================================  ==========================================
 verb     takes                                          gives
@@ -28,7 +29,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
@@ -90,12 +91,13 @@ def _page(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _folder(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
-    return {"entry": files.folder(_path(request))}
+    return {"entry": files.folder(_path(request)), "reached": sorted(files.reached)}
 
 
 def _move(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
     source, target = _path(request, "source"), _path(request, "target")
-    return {"entry": files.move(source, target, replace=request.get("replace") is True)}
+    entry = files.move(source, target, replace=request.get("replace") is True)
+    return {"entry": entry, "reached": sorted(files.reached)}
 
 
 def _left(reader: Reader) -> bool:
@@ -106,12 +108,14 @@ def _left(reader: Reader) -> bool:
 async def _remove(
     files: Workspace, request: dict[str, Any], reader: Reader, writer: Writer
 ) -> None:
-    await agree(writer)
+    path = _path(request)
+    await asyncio.to_thread(files.find, path, follow=False)
+    await agree(writer, reached=sorted(files.reached))
     async with _WORK:
         if _left(reader):
             return
         recursive = request.get("recursive") is True
-        await asyncio.to_thread(files.remove, _path(request), recursive=recursive)
+        await asyncio.to_thread(files.remove, path, recursive=recursive)
     await agree(writer)
 
 
@@ -145,7 +149,7 @@ async def _write(files: Workspace, request: dict[str, Any], reader: Reader, writ
                 os.fchmod(file.fileno(), mode & 0o777)
             if (modified := request.get("modified")) is not None:
                 os.utime(file.fileno(), (modified, modified))
-    await agree(writer, entry=made[0])
+    await agree(writer, entry=made[0], reached=sorted(files.reached))
 
 
 @asynccontextmanager
@@ -239,7 +243,9 @@ async def _unpack(
     unpack = _format(request, {"tar.gz": tar_members, "zip": zip_members})
     path = _path(request)
     with refusing(path), tempfile.TemporaryFile(dir=text_in(request, "root")) as spool:
-        await agree(writer)
+        with suppress(RefusedError):  # it is made, or refused, when there is something to put there
+            await asyncio.to_thread(files.find, path)
+        await agree(writer, reached=sorted(files.reached))
         async for data in content_in(reader):
             await asyncio.to_thread(spool.write, data)
         spool.seek(0)
@@ -247,7 +253,7 @@ async def _unpack(
             if _left(reader):
                 return
             made, left_out = await asyncio.to_thread(extract, files, path, unpack(spool))
-    await agree(writer, files=made, left_out=left_out)
+    await agree(writer, files=made, left_out=left_out, reached=sorted(files.reached))
 
 
 async def _search(files: Workspace, request: dict[str, Any], _: Reader, writer: Writer) -> None:

@@ -18,7 +18,7 @@ import stat
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -28,6 +28,7 @@ from greylag.execd.protocol import RefusedError
 READ_AT_ONCE = 1024 * 1024
 MOST_DEPTH = 128
 MOST_PATH = 16 * 1024
+_MOST_REACHED = 64 * 1024
 _MOST_LINKS = 40
 _MOST_NAME = 255
 _MOST_PAGE = 512 * 1024  # bytes of names, well within a frame
@@ -155,10 +156,16 @@ Walk = Generator[tuple[bytes, Place, os.stat_result], None, None]
 
 
 class Workspace:
-    """The files below one folder."""
+    """The files below one folder.
+
+    Attributes:
+        reached: the paths that were found past links, as they are without them; "", which is all,
+            when they are very many.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = os.fsencode(root)
+        self.reached: set[str] = set()
 
     @contextmanager
     def at(self, path: str, *, follow: bool = True, make: bool = False) -> Iterator[Place]:
@@ -173,7 +180,7 @@ class Workspace:
             RefusedError: it cannot be found, or leads out of the workspace.
             OSError: the system refused.
         """
-        todo, links, name = deque(parts_of(path)), 0, HERE
+        todo, links, name, names = deque(parts_of(path)), 0, HERE, list[bytes]()
         with _held(self._root) as (held, made):
             while todo:
                 part = todo.popleft()
@@ -181,6 +188,7 @@ class Workspace:
                     if len(held) == 1:
                         raise _leads_out(path)
                     os.close(held.pop())
+                    names.pop()
                     continue
                 target = _target(part, held[-1]) if todo or follow else None
                 if target is not None:
@@ -188,11 +196,23 @@ class Workspace:
                     if links > _MOST_LINKS:
                         raise RefusedError("outside_workspace", f"Its links go in circles: {path}")
                     todo.extendleft(reversed(self._inside(target, held, path)))
+                    del names[len(held) - 1 :]
                 elif todo:
                     _enter(part, held, made if make else None)
+                    names.append(part)
                 else:
                     name = part
+            if links:
+                self._reach(names if name == HERE else [*names, name])
             yield Place(held[-1], name)
+
+    def _reach(self, names: Sequence[bytes]) -> None:
+        above = [shown(b"/".join(names[:count])) for count in range(len(names) + 1)]
+        if not self.reached.isdisjoint({"", *above}):
+            return
+        self.reached.add(above[-1])
+        if sum(map(len, self.reached)) > _MOST_REACHED:
+            self.reached = {""}
 
     def _inside(self, target: bytes, held: list[int], path: str) -> list[bytes]:
         if target.startswith(b"/"):
@@ -204,6 +224,11 @@ class Workspace:
         return [part for part in target.split(b"/") if part not in {b"", b"."}]
 
     # What may be asked.
+
+    def find(self, path: str, *, follow: bool = True) -> None:
+        """Find a path, as ``at`` does, for what it reaches."""
+        with refusing(path), self.at(path, follow=follow):
+            return
 
     def entry(self, path: str) -> dict[str, Any]:
         """Return what is at a path."""
