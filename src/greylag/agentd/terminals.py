@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -165,11 +165,13 @@ class RunningTerminal:
             self._process.write(data)
             await self._process.drain()
 
-    def resize(self, rows: int, columns: int) -> None:
-        """Give it another size."""
+    async def resize(self, rows: int, columns: int) -> None:
+        """Give it another size; returns when there is room for more."""
         self.rows, self.columns = rows, columns
         if not self.ended:
             self._process.resize(rows, columns)
+            with suppress(OSError):  # it has ended, which is told
+                await self._process.drain()
 
     async def run(self) -> None:
         """Take what it says until it ends; then nothing that it started lives on."""

@@ -15,7 +15,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType
 from tests.agentd.doubles import Api, eventually, serving
 
 from greylag.agentd.config import Secret as AgentdToken
-from greylag.agentd.execution import ExecdProcess
+from greylag.agentd.execution import ExecdProcess, RemoteProcess
 from greylag.agentd.terminals import MOST_TERMINALS, SCROLLBACK, Scrollback
 from greylag.execd.processes import birth
 
@@ -232,6 +232,47 @@ async def test_a_command_is_signalled_and_ends_with_its_connection(tmp_path: Pat
                     await socket.send_str(json.dumps(last))
                     assert (await rest(socket))[2] == [{"exit": -15}]
             await eventually(lambda pid=pid: birth(pid) is None)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("command", {"signal": 28}),
+        ("command", {"end_input": True}),
+        ("command", {"resize": SIZE}),
+        ("terminal", {"resize": SIZE}),
+    ],
+)
+async def test_no_message_is_taken_before_there_is_room_for_the_last_one(
+    kind: str, message: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, waits, room = [], asyncio.Semaphore(0), asyncio.Event()
+    send = RemoteProcess._send
+
+    def counted(process: RemoteProcess, data: bytes) -> None:
+        sent.append(data)
+        send(process, data)
+
+    async def drain(_: RemoteProcess) -> None:
+        waits.release()
+        await room.wait()
+
+    monkeypatch.setattr(RemoteProcess, "_send", counted)
+    monkeypatch.setattr(RemoteProcess, "drain", drain)
+    async with site(tmp_path) as api, asyncio.timeout(60):
+        path = f"{TERMINALS}/{await started(api)}" if kind == "terminal" else "/api/v1/commands"
+        async with connected(api, path) as socket:
+            if kind == "command":
+                await socket.send_str(json.dumps({"run": {"argv": ["sleep", "60"]}}))
+            for _ in range(10):
+                await socket.send_str(json.dumps(message))
+            await waits.acquire()
+            await asyncio.sleep(0)
+            assert len(sent) == 1
+            room.set()
+            for _ in range(9):
+                await waits.acquire()
+            assert len(sent) == 10
 
 
 async def test_a_message_is_bounded_and_the_token_wanted(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ async def _type(socket: WebSocket, terminal: RunningTerminal) -> None:
             await terminal.write(came)
         else:
             resize = _control(came, "resize")["resize"]
-            terminal.resize(*_size(_object(resize, "rows", "columns")))
+            await terminal.resize(*_size(_object(resize, "rows", "columns")))
 
 
 # A command.
@@ -182,6 +182,8 @@ async def _pass_input(socket: WebSocket, process: RemoteProcess) -> None:
                 process.send_signal(number)
             case _:
                 raise invalid("A message is not of the form that it must have.")
+        with suppress(OSError):  # it has ended, which is told
+            await process.drain()
 
 
 # What a message may be.
