@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from greylag.execd import processes
@@ -19,6 +19,7 @@ from greylag.execd import processes
 _LISTENS = "0A"  # TCP_LISTEN, in proc_net(5)
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _LONGEST_LOOK = 2.0  # a process can open very many files
+_IPV4 = 4
 _LINUX = sys.platform == "linux"
 
 
@@ -35,7 +36,9 @@ def listeners() -> list[Listener]:
     """Return who listens, by port, one for each; blocks for some milliseconds."""
     by_port: dict[int, Listener] = {}
     for one in _on_linux() if _LINUX else _elsewhere():
-        by_port.setdefault(one.port, one)
+        known = by_port.setdefault(one.port, one)
+        addresses = tuple(dict.fromkeys((*known.addresses, *one.addresses)))
+        by_port[one.port] = replace(known, addresses=addresses)
     return [by_port[port] for port in sorted(by_port)]
 
 
@@ -58,16 +61,28 @@ def _on_linux() -> Iterator[Listener]:
 
 def _listening_sockets() -> Mapping[str, tuple[int, tuple[str, ...]]]:
     """Return port and addresses of each socket that the loopback reaches, by its inode."""
+    listening = list(_listening())
+    # Who listens at ``::`` in both ways keeps others from the port in IPv4. Where somebody has it
+    # there, ``::`` is of IPv6 alone, and 127.0.0.1 would lead to that somebody.
+    in_ipv4 = {port for _, host, port in listening if _plain(host).version == _IPV4}
     found = {}
+    for inode, host, port in listening:
+        reached = ("::1",) if host == "::" and port in in_ipv4 else _reached(host)
+        if reached:
+            found[inode] = port, reached
+    return found
+
+
+def _listening() -> Iterator[tuple[str, str, int]]:
+    """Yield inode, address and port of each socket that listens."""
     for table in ("tcp", "tcp6"):
         with suppress(OSError), Path(f"/proc/self/net/{table}").open() as lines:
             next(lines, None)  # the names of the columns
             for fields in map(str.split, lines):
                 local, state, inode = fields[1], fields[3], fields[9]
                 host, _, port = local.partition(":")
-                if state == _LISTENS and (reached := _reached(_address(host))):
-                    found[inode] = int(port, 16), reached
-    return found
+                if state == _LISTENS:
+                    yield inode, _address(host), int(port, 16)
 
 
 def _address(written: str) -> str:
@@ -79,13 +94,18 @@ def _address(written: str) -> str:
 
 def _reached(host: str) -> tuple[str, ...]:
     """Return at which addresses of the loopback one reaches who listens at ``host``, if any."""
-    address = ipaddress.ip_address(host)
-    if address == ipaddress.ip_address("::"):
+    if host == "::":
         return "127.0.0.1", "::1"  # of IPv6 alone or of both, where there is a loopback of it
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    if mapped.is_unspecified:
+    address = _plain(host)
+    if address.is_unspecified:
         return ("127.0.0.1",)
-    return (str(mapped),) if mapped.is_loopback else ()
+    return (str(address),) if address.is_loopback else ()
+
+
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return an address, one of IPv4 also where it is written as one of IPv6."""
+    address = ipaddress.ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _open_sockets(pid: int) -> Iterator[str]:

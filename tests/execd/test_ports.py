@@ -1,0 +1,72 @@
+"""Of who listens on the loopback only the environment's own processes are reached."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from greylag.execd import ports
+
+_LISTEN = """
+import socket, sys
+held = []
+for host, only in ((sys.argv[at], sys.argv[at + 1] == "only") for at in range(2, len(sys.argv), 2)):
+    one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if ":" in host:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+    one.bind((host, int(sys.argv[1])))
+    one.listen()
+    held.append(one)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="PORTS ARE READ FROM /proc")
+needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="THERE IS NO IPv6 HERE")
+
+
+@contextmanager
+def _listening(port: int, *addresses: str) -> Iterator[None]:
+    """Have a child listen at a port of some addresses, each with ``only`` or ``both`` behind it."""
+    command = [sys.executable, "-c", _LISTEN, str(port), *addresses]
+    with subprocess.Popen(  # noqa: S603 - a fixed program of ours
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        try:
+            yield
+        finally:
+            child.kill()
+
+
+def _addresses(port: int) -> tuple[str, ...]:
+    found = ports.listener(port)
+    return () if found is None else found.addresses
+
+
+@needs_linux
+@needs_ipv6
+@pytest.mark.parametrize("foreign", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"])  # noqa: S104
+def test_a_port_of_ipv6_alone_is_not_looked_for_at_a_foreign_one_of_ipv4(foreign: str) -> None:
+    both = ":" in foreign
+    kind = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server((foreign, 0), family=kind, dualstack_ipv6=both) as service:
+        port = service.getsockname()[1]
+        assert _addresses(port) == ()
+        with _listening(port, "::", "only"):
+            assert _addresses(port) == ("::1",)
+
+
+@needs_linux
+@needs_ipv6
+def test_a_port_is_reached_at_all_addresses_at_which_it_is_our_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with _listening(port, "::", "both"):
+        assert _addresses(port) == ("127.0.0.1", "::1")
+    with _listening(port, "::", "only", "127.0.0.1", "both"):
+        assert set(_addresses(port)) == {"127.0.0.1", "::1"}
