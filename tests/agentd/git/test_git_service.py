@@ -24,7 +24,7 @@ from yarl import URL
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.git import clone
-from greylag.agentd.git.commands import GitAnswer, failure
+from greylag.agentd.git.commands import GitAnswer, failure, plain_line
 from greylag.agentd.git.large_files import TransferLinks, Way
 from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
@@ -301,6 +301,21 @@ async def test_what_is_committed_and_pushed_reaches_the_server_under_the_owner_s
     for bad in ("-f", "a..b", ":main", "a b", ""):
         status, said = await api.json("POST", "/api/v1/git/push", {"branch": bad})
         assert (status, said["code"]) == (400, "invalid_request"), bad
+
+
+@pytest.mark.parametrize(
+    "name", ["fix-\U0001f468\u200d\U0001f4bb", "a\u2028b", "x" * 200 + "/" + "y" * 100]
+)
+async def test_a_branch_of_any_name_is_pushed_to_the_one_of_its_name(
+    api: Api, server: GitServer, tmp_path: Path, name: str
+) -> None:
+    await told(api, setup(server, "private/app.git", token=TOKEN))
+    git(tmp_path / "environment" / "workspace", "checkout", "-q", "-b", name)
+    status, pushed = await api.json("POST", "/api/v1/git/push", {})
+    assert status == 200, pushed
+    bare = server.root / "private" / "app.git"
+    assert git(bare, "rev-parse", f"refs/heads/{name}") == git(bare, "rev-parse", "main")
+    assert pushed["branch"] == plain_line(name, 255)
 
 
 async def test_a_push_that_the_server_does_not_take_is_told_with_its_cause(

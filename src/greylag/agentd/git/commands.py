@@ -121,8 +121,9 @@ class GitAnswer:
 
     @property
     def lines(self) -> list[str]:
-        """Its output, line by line."""
-        return self.out.decode("utf-8", "replace").splitlines()
+        """Its output, line by line; what else Unicode takes for a line's end may be in a name."""
+        text = self.out.decode("utf-8", "replace").removesuffix("\n")
+        return text.split("\n") if text else []
 
 
 class GitCommands:

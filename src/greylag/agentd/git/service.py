@@ -172,7 +172,8 @@ class GitService:
         commit = head.lines[0].strip() if head.lines else ""
         if not _HASH.fullmatch(commit):
             raise failure("git_failed", "git told no commit.")
-        return GitCommitted(commit, await self._branch())
+        branch = await self._checked_out()
+        return GitCommitted(commit, branch and plain_line(branch, _LONGEST_NAME))
 
     async def _not_committed(self, answer: GitAnswer) -> RequestError:
         staged = await self._commands.run("status", "--porcelain=v2", "-z")
@@ -185,14 +186,14 @@ class GitService:
         """Push what is checked out to a branch of ``origin``, by default the one of its name."""
         await self._repository()
         await self._touched(_GIT)
-        target = branch or await self._branch()
+        target = branch or await self._checked_out()
         if target is None:
             raise failure("git_no_branch", "No branch is checked out.")
         remote = await self._origin()
         refs = f"HEAD:refs/heads/{target}"
         pushing = ("push", "--porcelain", "--set-upstream", "origin", refs)
         await self._commands.must(*pushing, seconds=_PUSH_SECONDS)
-        return GitPushed(target, remote)
+        return GitPushed(plain_line(target, _LONGEST_NAME), remote)
 
     async def _repository(self) -> None:
         await self._commands.must("rev-parse", "--git-dir")
@@ -208,9 +209,10 @@ class GitService:
             raise failure("git_no_remote", "The repository has no remote of the name origin.")
         return remote
 
-    async def _branch(self) -> str | None:
+    async def _checked_out(self) -> str | None:
+        """Return the branch's own name, which may hold what is not shown."""
         answer = await self._commands.run("symbolic-ref", "--quiet", "--short", "HEAD")
-        return plain_line(answer.lines[0], _LONGEST_NAME) if answer.lines else None
+        return answer.lines[0] if answer.lines else None
 
 
 def _quoted(text: str) -> str:
