@@ -16,8 +16,11 @@ from greylag.agentd.changes import report, service, store
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import Change, SnapshotError, TreeEntry, split
 from greylag.agentd.problems import RequestError
+from greylag.common import sqlite
 from greylag.common.agent_api import TurnChanges
 from greylag.execd import snapshots
+
+_NO_LOG = "PRAGMA journal_mode = DELETE"
 
 
 async def test_changes_are_told_with_renames_lines_and_what_is_left_out(tmp_path: Path) -> None:
@@ -714,6 +717,8 @@ async def test_what_a_person_puts_in_the_place_of_what_an_undo_takes_away_stays(
             patched.setattr(Capture, "restore", replaced)
             undone = await made.undo("t")
         assert [(one.path, one.reason) for one in undone.kept] == [("new", "file_changed")]
+        again = await made.undo(undone.undo_id)
+        assert [(one.path, one.reason) for one in again.kept] == [("new", "changed_by_others")]
         kinds = {one.name: one.is_symlink() for one in made.root.iterdir()}
         assert kinds == {"new": later == "link"}
 
@@ -770,6 +775,19 @@ async def test_equal_files_that_moved_are_told_as_renamed_by_one_look_each(
     expected = {f"to/{n:03}": f"from/{n:03}" for n in range(10, 500)} | {"to/015": "from/other"}
     assert renamed == expected | {f"to/{n + 500}": f"from/{n:03}" for n in range(10)}
     assert _Counted.looks <= 2 * len(changes)
+
+
+async def test_where_no_write_ahead_log_can_be_kept_states_are_compared_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a file system without shared memory: who reads beside would keep others from writing.
+    monkeypatch.setattr(sqlite, "_set_wal", lambda sql: sql.execute(_NO_LOG).fetchone()[0])
+    async with rig(tmp_path) as made:
+        async with made.turn("t"):
+            (made.root / "file").touch()
+        assert await made.changed("t") == {"file": "added"}
+        assert not (tmp_path / "snapshots.db-wal").exists()
+        assert (await made.undo("t")).kept == []
 
 
 async def test_who_asks_for_now_shares_a_state_that_is_begun_after_that(

@@ -308,7 +308,12 @@ class ChangeService:
         steps = await self._store.run(prepared)
         refused = await self._capture.restore(steps) if steps else {}
         after = await self._capture.take() if steps else now
-        await self._store.run(lambda sql: spans.set_after(sql, after.number, undo.span_id))
+
+        def ended(sql: sqlite3.Connection) -> None:
+            spans.touch(sql, {undo.span_id}, refused)  # no work of its, to be undone with it
+            spans.set_after(sql, after.number, undo.span_id)
+
+        await self._store.run(ended)
         return after, refused
 
     async def _go_on(self) -> None:
