@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -105,35 +106,91 @@ async def endless_events(
         pass
 
 
+@asynccontextmanager
+async def looking(running: Site) -> AsyncIterator[tuple[aiohttp.ClientSession, Callable[[], Any]]]:
+    """Give a client of an administrator who looks at ada with a reason, and the look's end."""
+    headers = await signed_in(running, "boss", Role.ADMIN)
+    of = running.house.use_cases
+    secret = headers["cookie"].partition("=")[2]
+
+    async def boss() -> Principal:
+        found = await of.people.by_session(secret, "")
+        assert found is not None
+        return found
+
+    async def end() -> None:
+        await of.accounts.end_look(await boss())
+
+    await of.accounts.look_at(await boss(), "ada", "asked to by Ada")
+    base = f"http://127.0.0.1:{running.port}"
+    async with aiohttp.ClientSession(base, headers=headers) as http:
+        yield http, end
+
+
 @pytest.mark.parametrize(
     ("agent", "what"),
     [(endless, "files/content?path=x"), (endless_events, "turns/t/events")],
 )
 async def test_what_is_read_with_a_reason_ends_with_it(agent: Any, what: str) -> None:
     async with site_of(agent) as (running, _, path), asyncio.timeout(PATIENCE):
-        headers = await signed_in(running, "boss", Role.ADMIN)
-        of, url = running.house.use_cases, f"{path}/{what}"
-        secret = headers["cookie"].partition("=")[2]
-
-        async def boss() -> Principal:
-            found = await of.people.by_session(secret, "")
-            assert found is not None
-            return found
-
-        await of.accounts.look_at(await boss(), "ada", "asked to by Ada")
+        url = f"{path}/{what}"
         stated = {"x-greylag-reason": "a support case"}
-        base = f"http://127.0.0.1:{running.port}"
         async with (
-            aiohttp.ClientSession(base, headers=headers) as http,
+            looking(running) as (http, end_look),
             http.get(url) as looked,
             http.get(url, headers=stated) as by_header,
         ):
             assert (looked.status, by_header.status) == (200, 200)
             await looked.content.readany()
-            await of.accounts.end_look(await boss())
+            await end_look()
             with suppress(aiohttp.ClientPayloadError):
                 await looked.read()
             assert not by_header.content.at_eof()
+
+
+async def test_a_page_that_tells_conversations_with_a_reason_ends_with_it(running: Site) -> None:
+    live = (await running.project(active=True)).removeprefix("/api") + "/live"
+    async with (
+        asyncio.timeout(PATIENCE),
+        looking(running) as (http, end_look),
+        http.get(live, headers={"x-greylag-reason": "a support case"}) as by_header,
+        http.get(live) as looked,
+    ):
+        assert (looked.status, by_header.status) == (200, 200)
+        await end_look()
+        assert "Only with a reason" in await looked.text()
+        assert not by_header.content.at_eof()
+        # Projects and their logs are seen without one.
+        async with http.get(live) as anew:
+            assert anew.status == 200
+            await looked_at_again(running)
+            assert not anew.content.at_eof()
+
+
+async def test_who_may_see_conversations_anyway_goes_on_after_a_look(running: Site) -> None:
+    live = (await running.project(active=True)).removeprefix("/api") + "/live"
+    async with asyncio.timeout(PATIENCE), looking(running) as (http, end_look):
+        await running.house.use_cases.gate.share(OPERATOR, REF, "boss", MemberRole.VIEWER)
+        async with http.get(live) as looked:
+            await end_look()
+            await looked_at_again(running)
+            assert not looked.content.at_eof()
+            assert (await running.ask("DELETE", MEMBER.replace("editor", "boss")))[0] == 204
+            assert '"complete"' in await looked.text()
+
+
+async def looked_at_again(running: Site) -> None:
+    """Return once every right that is watched was looked at again, at least."""
+    gate, looks = running.house.use_cases.gate, 0
+    real = gate.check_again
+
+    async def counted(*asked: Any) -> None:
+        nonlocal looks
+        await real(*asked)
+        looks += 1
+
+    with patch.object(gate, "check_again", counted):
+        await until(lambda: looks > 2 * 2)
 
 
 async def status_of(http: aiohttp.ClientSession, method: str, path: str, **given: Any) -> int:

@@ -62,8 +62,8 @@ class AccessWatch:
         self, scope: Scope, ref: ProjectRef, action: Action | None = None
     ) -> AbstractAsyncContextManager[None]:
         """Return a block that whoever asks may be in as long as they may do ``action`` with the
-        project (``None``: see it; without a project's id: what is the user's, without that: what
-        is about no user).
+        project (``None``: see it, and what they began to see with a reason; without a project's id:
+        what is the user's, without that: what is about no user).
 
         Raises:
             GreylagError: in the block: they may not any more.
@@ -72,7 +72,11 @@ class AccessWatch:
         sign_in = None if principal is None else self._authenticator.ending(scope, principal)
         if principal is None or sign_in is None:
             return nullcontext()
-        reason = with_reason(principal, scope).reason
+        principal = with_reason(principal, scope)
+        reason = principal.reason_for(ref.user_id)
+        if action is None and reason:
+            # With it more is seen than the project, and who may do this may see that too.
+            action = Action.AGENT_READ
         key: Hashable = (sign_in, ref, action, reason)
         if self._gate.is_lasting(principal, ref.user_id):
             key = sign_in
