@@ -89,11 +89,11 @@ async def shown(tmp_path: Path) -> AsyncIterator[Shown]:
 
 
 @asynccontextmanager
-async def _web(agentd: str) -> AsyncIterator[Site]:
+async def _web(agentd: str, **chosen: Any) -> AsyncIterator[Site]:
     house, gateway = House(), HttpAgents()
     cluster = Elsewhere(AgentAddress(agentd, AGENT_TOKEN))
     agents = Agents(house.use_cases.projects, cluster, gateway)
-    app = create_app(replace(house.use_cases, agents=agents), settings())
+    app = create_app(replace(house.use_cases, agents=agents), settings(**chosen))
     async with house.working(), served(app) as port:
         base = f"http://localhost:{port}"
         async with aiohttp.ClientSession(base, headers=BEARER) as http:
@@ -289,6 +289,27 @@ async def test_messages_of_any_size_pass_and_a_slow_reader_costs_no_memory(shown
 
     async with asyncio.timeout(120), _socket(shown, home, jar, "/talking") as opened:
         await check_that_a_slow_reader_holds_the_application_back(opened, said)
+
+
+async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_path: Path) -> None:
+    async with (
+        application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
+        _web(api.base, streams_per_project=1) as running,
+    ):
+        shown = Shown(running, await running.project(active=True), port)
+        home, stranger = await shown.opened(share_seconds=3600)
+        _, another = await shown.opened(share_seconds=3600)
+        _, owner = await shown.opened()
+        async with _socket(shown, home, stranger):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await _socket(shown, home, stranger).__aenter__()
+            assert refused.value.status == 429
+            async with (
+                running.http.get(f"{shown.path}/events") as events,
+                _socket(shown, home, another),
+                _socket(shown, home, owner),
+            ):
+                assert events.status == 200
 
 
 async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_by(

@@ -152,7 +152,8 @@ class PreviewSite:
             preview.maker, preview.ref, port, asked, scope["subprotocols"]
         )
         try:
-            with self._streams.place(preview.ref):
+            # Private ones are opened by the project's own people: they are one to count.
+            with self._streams.place(preview.ref, preview.id if preview.shared else ""):
                 async with self._while_allowed(preview):
                     await forwarding.hand_on(client, opening)
         except GreylagError:

@@ -182,7 +182,7 @@ class Streams:
         self._limit = settings.streams_per_project
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._longest = settings.stream_seconds
-        self._open: Counter[ProjectRef] = Counter()
+        self._open: Counter[tuple[ProjectRef, str | None]] = Counter()
 
     def events(self, ref: ProjectRef, opening: Opening, action: Action | None = None) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come, as long
@@ -206,23 +206,28 @@ class Streams:
                 yield runs
 
     @contextmanager
-    def place(self, ref: ProjectRef) -> Iterator[None]:
+    def place(self, ref: ProjectRef, preview: str | None = None) -> Iterator[None]:
         """Count what is open for a project until the block ends.
+
+        Each ``preview`` is counted by itself: strangers to whom one is shared take no place that
+        the project's own people need.
 
         Raises:
             LimitExceededError: there is as much as may be.
         """
-        if self._open[ref] >= self._limit:
+        key = (ref, preview)
+        if self._open[key] >= self._limit:
+            what = "streams" if preview is None else "WebSockets of this preview"
             raise LimitExceededError(
-                f"Project {ref.project_id} already has {self._limit} open streams."
+                f"Project {ref.project_id} already has {self._limit} open {what}."
             )
-        self._open[ref] += 1
+        self._open[key] += 1
         try:
             yield
         finally:
-            self._open[ref] -= 1
-            if not self._open[ref]:
-                del self._open[ref]
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
 
 
 class Relay(Response):
