@@ -5,10 +5,14 @@ import json
 import re
 from typing import Any
 
+import pytest
 from tests.harness import TOKEN
 from tests.web.server import ADA, Site, site
 
 from greylag.common import sse
+from greylag.domain.project import Project
+from greylag.web.dashboard import pages, rail
+from greylag.web.dashboard.pages import ProjectView, project_view
 
 HTML = {"Accept": "text/html"}
 HTMX = HTML | {"HX-Request": "true"}
@@ -148,6 +152,31 @@ async def test_an_open_page_is_sent_what_it_does_not_show_and_no_more(running: S
     assert 'id="rail-projects"' not in html
     assert 'id="sessions"' not in html
     assert 'data-state="ready"' in html
+
+
+async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        new = {"name": "Notes", "project_id": f"p{number}", "metadata": {"team": "blue"}}
+        assert (await running.ask("POST", ADA, json=new))[0] == 201
+    first = "/users/ada/projects/p0"
+    for path in ("edit", "endpoint"):
+        assert '"team": "blue"' in html.unescape(await running.page(f"{first}/{path}"))
+    made: list[str] = []
+
+    def view(project: Project) -> ProjectView:
+        made.append(project.project_id)
+        return project_view(project)
+
+    monkeypatch.setattr(rail, "project_view", view)
+    monkeypatch.setattr(pages, "json", None)
+    await running.page("/users/ada")
+    assert sorted(made) == ["p0", "p1", "p2"]
+    made.clear()
+    async with running.http.get("/users/ada/live") as answer:
+        await answer.content.readany()
+    assert sorted(made) == ["p0", "p1", "p2"]
 
 
 async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:

@@ -149,7 +149,6 @@ class ProjectView:
     error: ErrorInfo | None
     can_activate: bool
     can_deactivate: bool
-    metadata: str
     source: str
     created: Moment
     last_activated: Moment | None
@@ -182,7 +181,6 @@ def project_view(project: Project) -> ProjectView:
         error=project.error,
         can_activate=not deleting and (failed or not wants_active),
         can_deactivate=not deleting and (wants_active or project.status is Status.ACTIVE),
-        metadata=_shown(project.metadata),
         source=project.source.url if project.source else "",
         created=moment(project.created_at),
         last_activated=moment(project.last_activated_at) if project.last_activated_at else None,
@@ -198,7 +196,8 @@ def _elsewhere(endpoint: str | None) -> str | None:
     return endpoint and endpoint.replace("http://127.0.0.1:", "http://localhost:", 1)
 
 
-def _shown(metadata: Mapping[str, Any]) -> str:
+def metadata_text(metadata: Mapping[str, Any]) -> str:
+    """Return a project's metadata as it is read and edited. It may be long, so no view has it."""
     return json.dumps(metadata, indent=2, ensure_ascii=False) if metadata else ""
 
 

@@ -26,6 +26,7 @@ from greylag.web.dashboard.pages import (
     form_page,
     html_frame,
     is_fragment_request,
+    metadata_text,
     piece,
     project_view,
     render,
@@ -99,7 +100,7 @@ async def show_edit_form(request: Request, call: ProjectCallDep, back: str = "")
     """Show the form with what can be changed."""
     values = await _values(call, back)
     view = values["project"]
-    return form_page(request, ProjectForm(name=view.name, metadata=view.metadata), **values)
+    return form_page(request, ProjectForm(name=view.name, metadata=values["metadata"]), **values)
 
 
 @router.post(PROJECT_PAGE + "/edit")
@@ -167,6 +168,7 @@ async def _values(call: RequestContext, back: str) -> dict[str, Any]:
         "rail": await read_rail(call),
         "user": owner,
         "project": view,
+        "metadata": metadata_text(project.metadata),
         "back": back_of(back),
     }
 

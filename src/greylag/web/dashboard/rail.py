@@ -129,9 +129,16 @@ def _state(project: Project, view: ProjectView, activity: AgentActivity | None) 
     return next((one for one in ("asks", "working") if activity.count(one)), "ready")
 
 
+async def read_rows(call: RequestContext) -> list[ProjectRow]:
+    """Return the user's projects as rows, as they are now, the last active first."""
+    with call.use_cases.activities.watch() as watch:
+        return project_rows(await read_projects(call), watch)
+
+
 async def read_rail(
     call: RequestContext,
     *,
+    rows: Sequence[ProjectRow] | None = None,
     shown: ProjectView | None = None,
     sessions: Sequence[Session] | None = None,
     selected: str | None = None,
@@ -140,24 +147,23 @@ async def read_rail(
 
     Args:
         call: whose page it is.
+        rows: the user's projects, where they have been read for the page already.
         shown: the project that is open, if one is.
         sessions: its sessions.
         selected: the session that is open.
     """
-    with call.use_cases.activities.watch() as watch:
-        return await _rail(call, await read_projects(call), watch, shown, sessions, selected)
+    found = await read_rows(call) if rows is None else rows
+    return await _rail(call, found, shown, sessions, selected)
 
 
-async def _rail(  # noqa: PLR0913, PLR0917 - all that the rail shows
+async def _rail(
     call: RequestContext,
-    projects: Sequence[Project],
-    watch: Watch,
+    rows: Sequence[ProjectRow],
     shown: ProjectView | None,
     sessions: Sequence[Session] | None,
     selected: str | None = None,
 ) -> Rail:
     gate = call.use_cases.gate
-    rows = project_rows(projects, watch)
     here = [row for row in rows[MOST_ROWS:] if shown and row.project.key == shown.key]
     return Rail(
         user=await gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id),
@@ -184,10 +190,10 @@ async def read_sessions(call: RequestContext) -> list[Session]:
     return [one for one in listed if is_segment(one.session_id)]
 
 
-More = Callable[[Sequence[Project], Watch], Sequence[bytes]]
+More = Callable[[Sequence[ProjectRow]], Sequence[bytes]]
 
 
-def _nothing(_projects: Sequence[Project], _watch: Watch) -> Sequence[bytes]:
+def _nothing(_rows: Sequence[ProjectRow]) -> Sequence[bytes]:
     return ()
 
 
@@ -200,7 +206,8 @@ async def rail_frames(
     """Yield what differs from the rail of the digest ``known``, then what changes, until closed.
 
     Of the project that is ``shown`` there are its turns too, in frames of the type ``turns``.
-    ``more`` returns frames for what else of the page has changed, at each look at the projects.
+    ``more`` returns frames for what else of the page has changed, at each look at the
+    projects, which it is given as rows.
     """
     before: Rail | None = None
     turns: list[dict[str, str]] = []
@@ -227,9 +234,10 @@ async def rail_frames(
                     turns = current
                     yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
-            rail = await _rail(call, projects, watch, shown, sessions)
+            rows = project_rows(projects, watch)
+            rail = await _rail(call, rows, shown, sessions)
             news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
-            for frame in [*news_of_rail, *more(projects, watch)]:
+            for frame in [*news_of_rail, *more(rows)]:
                 yield frame
             before = rail
             await _either(news, watch)

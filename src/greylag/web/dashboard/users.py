@@ -11,9 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExistsError
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, User
-from greylag.services.activity import Watch
 from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
@@ -36,10 +35,9 @@ from greylag.web.dashboard.rail import (
     MOST_READ,
     STATES,
     ProjectRow,
-    project_rows,
     rail_frames,
-    read_projects,
     read_rail,
+    read_rows,
     row_frames,
 )
 from greylag.web.deps import CallDep, RequestContext, UserCallDep
@@ -75,15 +73,15 @@ async def list_projects(request: Request, call: UserCallDep) -> Response:
     """Show a user's projects; htmx gets the list alone."""
     if (asked := await look_needed(request, call, call.user_id)) is not None:
         return asked
-    gate = call.use_cases.gate
+    gate, rows = call.use_cases.gate, await read_rows(call)
     page = respond_to(
         request,
         "users.html",
         "fragments/list.html",
         oob=False,
         site=call.site,
-        rail=await read_rail(call),
-        list=await _listed(call, parse_window(request.query_params)),
+        rail=await read_rail(call, rows=rows),
+        list=make_list(call.user_id, parse_window(request.query_params), rows),
         key=secrets.token_hex(16),
         user=await gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id),
     )
@@ -269,11 +267,6 @@ def parse_window(query: Mapping[str, str]) -> Window:
     return Window(state, query.get("q", "").strip()[:_MOST_WORDS], order, int(shown))
 
 
-async def _listed(call: RequestContext, window: Window) -> ProjectList:
-    with call.use_cases.activities.watch() as watch:
-        return make_list(call.user_id, window, project_rows(await read_projects(call), watch))
-
-
 def make_list(user_id: str, window: Window, rows: Sequence[ProjectRow]) -> ProjectList:
     """Return what a window shows of a user's projects, which come last active first."""
     found = [row for row in rows if window.holds(row)]
@@ -315,10 +308,10 @@ class _ListChanges:
         self._window = window
         self._shown: ProjectList | None = None
 
-    def look(self, projects: Sequence[Project], watch: Watch) -> list[bytes]:
+    def look(self, rows: Sequence[ProjectRow]) -> list[bytes]:
         """Return frames for the rows that differ; for the whole list where it is made of others."""
         before = self._shown
-        now = make_list(self._user_id, self._window, project_rows(projects, watch))
+        now = make_list(self._user_id, self._window, rows)
         self._shown = now
         if before is None or _frame_of(before) != _frame_of(now):
             key = secrets.token_hex(16)
