@@ -231,6 +231,31 @@ async def test_a_first_message_makes_and_names_its_project(running: Site) -> Non
     ]
 
 
+async def test_a_message_that_a_form_without_scripts_sends_twice_is_one(running: Site) -> None:
+    async def sent(page: str, **form: str) -> str:
+        where = f"/users/ada/{page}"
+        async with running.http.post(where, data=form, allow_redirects=False) as found:
+            assert found.status == 303
+            return found.headers["location"]
+
+    async def said(begin: str) -> list[str]:
+        return re.findall("You said: ([^<]*)", await running.page(begin))
+
+    first = {"message": "Pay", "key": "k" * 32}
+    begun = await sent("start", **first)
+    assert await sent("start", **first) == begun
+    assert await said(begun) == ["Pay"]
+    composer = re.search(r'<form class="composer".*?</form>', await running.page(begun), re.DOTALL)
+    assert composer is not None
+    given = re.findall(r'type="hidden" name="(\w+)" value="([^"]+)"', composer[0])
+    place = begun.partition("?")[0].removeprefix("/users/ada/") + "/messages"
+    for message in ("Again", "Again", "Another, from a page gone back to"):
+        assert await sent(place, message=message, **dict(given)) == begun
+    assert await said(begun) == ["Pay", "Again", "Another, from a page gone back to"]
+    await sent(place, message="Without a key", session=dict(given)["session"])
+    assert (await said(begun))[-1] == "Without a key"
+
+
 async def test_a_page_sends_its_first_message_itself_and_a_repository_needs_none(
     running: Site,
 ) -> None:

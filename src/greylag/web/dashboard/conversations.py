@@ -3,12 +3,14 @@ scripts what the console does by the JSON API.
 """
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from fastapi import APIRouter
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -143,7 +145,7 @@ async def show_conversation(
 async def send_message(request: Request, call: ProjectCallDep) -> Response:
     """Send a message and lead to its session as soon as the turn is known to run."""
     form = await request.form()
-    new = NewMessage(form_field(form, "message"), form_field(form, "session") or None)
+    new = sent_message(form, form_field(form, "session") or None)
     session = await start_turn(call, call.ref, new)
     return see(project_url(call.ref, session))
 
@@ -188,6 +190,16 @@ async def delete_session(request: Request, call: ProjectCallDep, session: str) -
     if is_fragment_request(request):
         return Response(status_code=204, headers={"HX-Trigger": "session-deleted"})
     return see(project_url(call.ref))
+
+
+def sent_message(form: FormData, session: str | None = None) -> NewMessage:
+    """Return the message that a form sent: sent again it is the same one.
+
+    A page that a browser goes back to has the form's ``key`` of before: another text is another.
+    """
+    message, key = form_field(form, "message"), form_field(form, "key")
+    said = "\0".join((key, session or "", message)).encode(errors="replace")
+    return NewMessage(message, session, hashlib.sha256(said).hexdigest()[:32] if key else None)
 
 
 async def start_turn(call: RequestContext, ref: ProjectRef, new: NewMessage) -> str | None:

@@ -1,5 +1,6 @@
 """A project's page, live, and what its forms do: edit, activate, deactivate, delete."""
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,7 @@ async def show_project(
         model=said.model,
         conversation=said,
         turns_shown=limit,
+        message_key=secrets.token_hex(16),
         may_send=await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
     )
     links: PreviewLinks = request.app.state.preview_links

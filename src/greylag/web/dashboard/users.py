@@ -13,11 +13,10 @@ from starlette.responses import Response
 from greylag.domain.errors import ConfigError, InvalidRequestError, ProjectExistsError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, User
-from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 from greylag.web.addresses import project_url, root_path, user_url
 from greylag.web.dashboard.accounts import look_needed
-from greylag.web.dashboard.conversations import start_turn
+from greylag.web.dashboard.conversations import sent_message, start_turn
 from greylag.web.dashboard.pages import (
     FORM_REFUSALS,
     USER_PAGE,
@@ -144,7 +143,7 @@ async def start_project(request: Request, call: UserCallDep) -> Response:
     if form_field(sent, "first"):
         return see(_with_first(ref, form.key))
     if message.strip():
-        session = await start_turn(call, ref, NewMessage(message))
+        session = await start_turn(call, ref, sent_message(sent))
     return see(project_url(ref, session))
 
 
