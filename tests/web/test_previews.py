@@ -191,7 +191,9 @@ async def test_the_application_is_told_nothing_of_ours_and_can_say_nothing_for_o
     assert all(one not in everything for one in (TOKEN, AGENT_TOKEN, jar["greylag_preview"]))
     assert answer.headers.getall("set-cookie") == ["one=1; Path=/"]
     assert answer.headers["content-security-policy"] == "default-src *"  # its own, not ours
-    assert "alt-svc" not in answer.headers
+    far = ("alt-svc", "strict-transport-security", "clear-site-data", "nel", "report-to")
+    assert [one for one in far if one in answer.headers] == []
+    assert answer.headers["reporting-endpoints"] == 'own="/reports"'  # of its own pages alone
     _, away, _ = await shown.ask(home.with_path("/away"), jar=jar)
     assert away.headers["location"] == "http://localhost:1/elsewhere"
 

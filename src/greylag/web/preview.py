@@ -67,7 +67,17 @@ _OUR_REQUEST = (
     FORWARDED_AUTHORIZATION.encode(),
 )
 _NEVER_ANSWERED = frozenset(
-    {b"alt-svc", b"set-cookie", b"strict-transport-security", b"x-request-id"}
+    {
+        b"alt-svc",
+        # Ends cookies of the whole domain, the dashboard's too where it is below the same one.
+        b"clear-site-data",
+        # Have browsers report what is asked of the host from then on, links with their tickets too.
+        b"nel",
+        b"report-to",
+        b"set-cookie",
+        b"strict-transport-security",
+        b"x-request-id",
+    }
 )
 
 _NO_STORE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}

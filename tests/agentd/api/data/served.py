@@ -16,6 +16,11 @@ async def told(request: web.Request) -> web.StreamResponse:
     response.headers.add("set-cookie", "greylag_preview=mine")
     response.headers["content-security-policy"] = "default-src *"
     response.headers["alt-svc"] = 'h3=":9"'
+    response.headers["strict-transport-security"] = "max-age=9; includeSubDomains"
+    response.headers["clear-site-data"] = '"cookies"'
+    response.headers["nel"] = '{"report_to": "far", "max_age": 9, "success_fraction": 1}'
+    response.headers["report-to"] = '{"group": "far", "endpoints": [{"url": "https://a.example"}]}'
+    response.headers["reporting-endpoints"] = 'own="/reports"'
     return response
 
 
