@@ -1,5 +1,6 @@
 """The dashboard's pages over the memory adapters, read without a browser."""
 
+import asyncio
 import html
 import json
 import re
@@ -10,13 +11,24 @@ from tests.harness import TOKEN
 from tests.web.server import ADA, Site, site
 
 from greylag.common import sse
-from greylag.domain.project import Project
+from greylag.common.agent_api import Session
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ForbiddenError,
+    GreylagError,
+    NotActiveError,
+)
+from greylag.domain.project import Project, ProjectRef
+from greylag.domain.users import OPERATOR
 from greylag.web.dashboard import pages, rail
 from greylag.web.dashboard.pages import ProjectView, project_view
+from greylag.web.dashboard.rail import read_projects, read_sessions
+from greylag.web.deps import RequestContext
 
 HTML = {"Accept": "text/html"}
 HTMX = HTML | {"HX-Request": "true"}
 PAGE = "/users/ada/projects/notes"
+REF = ProjectRef("ada", "notes")
 
 
 async def test_names_are_escaped_and_overrides_shown(running: Site) -> None:
@@ -177,6 +189,61 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     async with running.http.get("/users/ada/live") as answer:
         await answer.content.readany()
     assert sorted(made) == ["p0", "p1", "p2"]
+
+
+class Looks:
+    """What an open page asks for, whose first question for sessions fails by ``failure``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: GreylagError) -> None:
+        self.failure = failure
+        self.looks = self.asked = 0
+        monkeypatch.setattr(rail, "RECHECK_SECONDS", 0.01)
+        monkeypatch.setattr(rail, "GATHER_SECONDS", 0.01)
+        monkeypatch.setattr(rail, "read_sessions", self._read_sessions)
+        monkeypatch.setattr(rail, "read_projects", self._read_projects)
+
+    async def _read_projects(self, call: RequestContext) -> list[Project]:
+        self.looks += 1
+        return await read_projects(call)
+
+    async def _read_sessions(self, call: RequestContext) -> list[Session]:
+        self.asked += 1
+        if self.asked == 1:
+            raise self.failure
+        return await read_sessions(call)
+
+
+@pytest.mark.parametrize("active", [True, False])
+async def test_sessions_that_could_not_be_told_are_asked_for_again(
+    running: Site, monkeypatch: pytest.MonkeyPatch, *, active: bool
+) -> None:
+    path = await running.project(active=True)
+    async with running.http.post(f"{path}/messages", json={"message": "My title"}) as answer:
+        await answer.read()
+    if not active:
+        assert (await running.ask("POST", f"{path}/deactivate"))[0] == 200
+    of, told = running.house.use_cases, b""
+    Looks(monkeypatch, AgentUnreachableError("It is slow."))
+    async with asyncio.timeout(20):
+        with of.activities.watch() as watch:
+            watch.follow([await of.projects.get(OPERATOR, REF)])
+            if active:  # what it does is known, and does not change
+                await watch.news.wait()
+            async with running.http.get(f"{PAGE}/live") as answer:
+                while b"My title" not in told:
+                    told += await answer.content.readany()
+
+
+async def test_sessions_that_may_not_be_told_are_asked_for_once(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project()
+    for failure in (NotActiveError("It sleeps."), ForbiddenError("You may not.")):
+        looks = Looks(monkeypatch, failure)
+        async with asyncio.timeout(20), running.http.get(f"{PAGE}/live"):
+            while looks.looks < 5:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+        assert looks.asked == 1
 
 
 async def test_a_live_number_that_is_none_is_refused(running: Site) -> None:

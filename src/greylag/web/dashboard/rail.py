@@ -11,7 +11,12 @@ from typing import Any
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import Session
 from greylag.common.concurrent import until_one_ends
-from greylag.domain.errors import AgentUnreachableError, GreylagError
+from greylag.domain.errors import (
+    AgentUnreachableError,
+    ForbiddenError,
+    GreylagError,
+    NotActiveError,
+)
 from greylag.domain.project import Project, Status
 from greylag.domain.users import Action, User
 from greylag.ports import PageQuery, Subscription
@@ -211,31 +216,22 @@ async def rail_frames(
     """
     before: Rail | None = None
     turns: list[dict[str, str]] = []
-    sessions: Sequence[Session] | None = None
-    revision: str | None = None
+    sessions = _OpenSessions(call)
     with call.use_cases.projects.changes() as news, call.use_cases.activities.watch() as watch:
         while True:
             projects = await read_projects(call)
             watch.follow(projects)
             here = next((one for one in projects if shown and one.id == shown.key), None)
             activity = watch.of(here) if here else None
-            doing = activity.revision if activity is not None else ""
-            if here is None:
-                sessions, revision = None, None
-            elif here.status is not Status.ACTIVE:
-                # What is kept of them does not change while it sleeps.
-                if revision != _ASLEEP:
-                    sessions, revision = await _sessions(call, None), _ASLEEP
-            elif revision in {None, _ASLEEP} or doing not in {"", revision}:
-                sessions, revision = await _sessions(call, sessions), doing
-            if activity is not None and sessions is not None:
+            await sessions.look(here, activity.revision if activity is not None else "")
+            if activity is not None and sessions.known is not None:
                 current = [asdict(one) for one in activity.turns]
                 if current != turns:
                     turns = current
                     yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
             rows = project_rows(projects, watch)
-            rail = await _rail(call, rows, shown, sessions)
+            rail = await _rail(call, rows, shown, sessions.known)
             news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
             for frame in [*news_of_rail, *more(rows)]:
                 yield frame
@@ -244,13 +240,39 @@ async def rail_frames(
             await asyncio.sleep(GATHER_SECONDS)
 
 
-async def _sessions(
-    call: RequestContext, before: Sequence[Session] | None
-) -> Sequence[Session] | None:
-    try:
-        return await read_sessions(call)
-    except GreylagError:
-        return before
+class _OpenSessions:
+    """The sessions of the project that is open, asked for when others may be there; ``known`` is
+    ``None`` where they cannot be told.
+    """
+
+    def __init__(self, call: RequestContext) -> None:
+        self.known: Sequence[Session] | None = None
+        self._call = call
+        self._revision: str | None = None
+
+    async def look(self, project: Project | None, doing: str) -> None:
+        """Look at them as the project stands, whose agent is at the revision ``doing`` (empty:
+        that is not known). What could not be told is asked for again at the next look.
+        """
+        if project is None:
+            self.known = self._revision = None
+        elif project.status is not Status.ACTIVE:
+            # What is kept of them does not change while it sleeps.
+            if self._revision != _ASLEEP:
+                self.known = None  # where there is no copy
+                await self._ask(_ASLEEP)
+        elif self._revision in {None, _ASLEEP} or doing not in {"", self._revision}:
+            await self._ask(doing)
+
+    async def _ask(self, revision: str) -> None:
+        try:
+            self.known = await read_sessions(self._call)
+        except (ForbiddenError, NotActiveError):
+            pass  # it would be the same again, and each time is audited
+        except GreylagError:
+            self._revision = None
+            return
+        self._revision = revision
 
 
 async def _either(news: Subscription, watch: Watch) -> None:
