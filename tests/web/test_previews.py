@@ -19,11 +19,14 @@ from tests.agentd.api.test_preview_routes import (
 from tests.harness import BEARER, TOKEN, served, settings
 from tests.services.house import House
 from tests.web.server import ADA, Site, site
+from tests.web.test_people_api import signed_in
 from tests.web.test_relay_api import Elsewhere
 from yarl import URL
 
 from greylag.agent.http import HttpAgents
 from greylag.agentd.config import Secret
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import OPERATOR, MemberRole, Role
 from greylag.ports import AgentAddress
 from greylag.services.agents import Agents
 from greylag.web.app import create_app
@@ -505,6 +508,27 @@ async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Sh
         async with asyncio.timeout(20):
             assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     assert (await files.ask(file, jar=jars[0]))[0] == 404
+
+
+async def test_an_administrator_s_reason_opens_no_preview_and_none_is_made(files: Shown) -> None:
+    boss = await signed_in(files.running, "boss", Role.ADMIN)
+    looks = {**boss, "x-greylag-reason": "a support case"}
+    base, page = f"http://127.0.0.1:{files.running.port}", files.path.removeprefix("/api")
+    gate = files.running.house.use_cases.gate
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", f"{files.path}/files/preview", {"json": {"path": "lib.js"}}),
+        ("GET", f"{page}/preview", {"params": {"path": "lib.js"}}),
+    ]
+    async with aiohttp.ClientSession(base, headers=looks) as http:
+        for method, path, given in asked:
+            async with http.request(method, path, allow_redirects=False, **given) as answer:
+                assert (answer.status, "owner and members" in await answer.text()) == (403, True)
+        _, told = await files.running.ask("GET", "/api/audit?action=previews.link")
+        assert told["entries"] == []
+        await gate.share(OPERATOR, ProjectRef("ada", "notes"), "boss", MemberRole.VIEWER)
+        async with http.post(f"{files.path}/files/preview", json={"path": "lib.js"}) as answer:
+            link = URL((await answer.json())["url"], encoded=True)
+    assert (await files.ask(link))[0] == 303
 
 
 async def test_a_tab_is_led_to_a_preview_and_a_page_may_frame_no_other_origin(

@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse
 
 from greylag.common.clock import rfc3339
 from greylag.domain.audit import AuditAction
+from greylag.domain.errors import ForbiddenError
 from greylag.domain.users import Action, Share
 from greylag.services.shares import NewShare, shown_by
 from greylag.web.addresses import origin_of
@@ -102,6 +103,13 @@ async def _made(
         return PreviewOut(url=share.url, expires_at=share.expires_at, share=share.share)
     action = Action.FILES_READ if port is None else Action.PREVIEW_USE
     await call.use_cases.projects.get(*call.at, action)
+    gate = call.use_cases.gate
+    if await gate.is_foreign(call.principal, call.ref):
+        # Where it opens there is nobody who gives a reason.
+        foreign = ForbiddenError(
+            "Previews are for a project's owner and members.", hint="Read the file itself."
+        )
+        raise await gate.refused(call.principal, action, call.ref, foreign)
     audit = call.use_cases.audit
     on = shown_by(call.ref, port)
     await audit.append(audit.event(call.principal, AuditAction.PREVIEW_LINK, on, path=path))
