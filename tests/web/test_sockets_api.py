@@ -97,6 +97,15 @@ async def test_the_guard_stands_before_it(running: Site) -> None:
     assert running.house.gateway.open_streams == 0
 
 
+async def test_a_refusal_is_no_fault_of_ours(
+    running: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (f"{ADA}/none/terminals/x", f"{await terminal(running)}x"):
+        assert (await refusal(running, path))[0] == 404
+    await running.page("/users/ada")
+    assert [line for line in caplog.records if line.name == "uvicorn.error"] == []
+
+
 async def test_what_is_not_there_or_asleep_is_told_as_everywhere(running: Site) -> None:
     path = await terminal(running)
     with capture_logs() as lines:

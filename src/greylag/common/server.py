@@ -493,6 +493,15 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
             self.transport.write(_NO_HANDSHAKE.document(self.default_headers))
             self.transport.close()
 
+    async def send(self, message: Any) -> None:
+        """Send what the application does; a refusal that is whole is a handshake that has ended.
+
+        uvicorn takes it for none, and logs each as a fault of the application.
+        """
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
+
     def handle_cont(self, event: Frame) -> None:
         """Take a further part of a message, of which there may be so many, empty ones too."""
         if len(self.frames) < _MOST_PARTS:
