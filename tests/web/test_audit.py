@@ -263,6 +263,8 @@ async def test_the_page_shows_and_filters_it_for_administrators_alone() -> None:
         assert "users.create" not in html
         assert "/audit/export?object=project%2Fada%2Fnotes" in html
         assert (await page(running, "/audit?since=2025-13-01", who["admin"]))[0] == 422
+        _, html = await page(running, f"/audit?cursor={2:015}9", who["admin"])
+        assert "members.set" in html  # no entry has that number
         _, export = await page(running, "/audit/export?action=members.set", who["admin"])
         assert [json.loads(line)["action"] for line in export.splitlines()] == ["members.set"] * 2
         for name, user, linked in (("admin", "boss", True), ("viewer", "ada", False)):

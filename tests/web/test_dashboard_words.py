@@ -62,7 +62,15 @@ def test_the_same_state_at_another_time_looks_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "query", [{"state": "idle"}, {"order": "size"}, {"show": "0"}, {"show": "9" * 5000}]
+    "query",
+    [
+        {"state": "idle"},
+        {"order": "size"},
+        {"show": "0"},
+        {"show": "9" * 5000},
+        {"show": "000000001" + "9" * 30},
+        {"show": "000000001" + "9" * 5000},
+    ],
 )
 def test_a_list_that_cannot_be_is_refused(query: dict[str, str]) -> None:
     with pytest.raises(InvalidRequestError):
