@@ -27,6 +27,12 @@ async def test_two_people_sign_in_and_out(provider: Provider) -> None:
                 assert await page.evaluate("document.referrer") == ""
                 await page.go_back()
                 assert "/auth/callback" not in page.url
+                # A sign-in anew ends the one before, whose cookie another site's redirect lacks.
+                await page.goto("/sign-in")
+                await page.get_by_role("link", name="Sign in with Ourselves").click()
+                await expect(page.locator("h1")).to_contain_text(name)
+                (user,) = [one for one in await site.newcomers() if one.display_name == name]
+                assert len(await site.use_cases.people.sessions(user.id)) == 1
                 await page.goto("/")
                 if width < 900:
                     await page.get_by_role("button", name="Projects", exact=True).click()

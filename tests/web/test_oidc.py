@@ -164,7 +164,27 @@ async def test_a_state_counts_once_in_the_browser_that_began_on_any_web(
             assert (status, onward(page)) == (401, None)
             assert COOKIE not in str(headers.getall("set-cookie"))
         (ada,) = await site.newcomers()
-        assert len(await site.use_cases.people.sessions(ada.id)) == 2
+        # The second one's began in the browser that had the first one's.
+        assert len(await site.use_cases.people.sessions(ada.id)) == 1
+
+
+async def test_a_sign_in_ends_the_one_that_the_browser_had(provider: Provider) -> None:
+    async with signing_in(provider) as site:
+        await site.come_back()
+        before = {one.key: one.value for one in site.http.cookie_jar if one.key == COOKIE}
+        url = await sign_in_at(site.http, await site.begin("/users"), "ada")
+        # Another site led here, so a browser keeps the cookie of who has signed in to itself.
+        status, page, headers = await site.get(url.raw_path_qs, **{"sec-fetch-site": "cross-site"})
+        here = URL(onward(page) or "")
+        assert (status, here.path, here.query) == (200, "/auth/callback", url.query)
+        assert "set-cookie" not in headers
+        again = await site.get(url.raw_path_qs, **{"sec-fetch-site": "same-origin"})
+        assert (again[0], onward(again[1]), await site.who()) == (200, "/users", ["Ada Lovelace"])
+        async with (
+            aiohttp.ClientSession(site.base, cookies=before) as kept,
+            kept.get("/api/users") as answer,
+        ):
+            assert answer.status == 401
 
 
 async def test_a_state_runs_out_and_many_take_the_place_of_the_oldest(

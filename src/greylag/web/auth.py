@@ -390,13 +390,13 @@ async def _authenticator(request: Request) -> Authenticator:
     return found
 
 
-_AuthenticatorDep = Annotated[Authenticator, Depends(_authenticator)]
+AuthenticatorDep = Annotated[Authenticator, Depends(_authenticator)]
 
 
 @router.get(SIGN_IN)
 async def show_sign_in(
     request: Request,
-    authenticator: _AuthenticatorDep,
+    authenticator: AuthenticatorDep,
     wanted: Annotated[str, Query(alias="next")] = "/",
 ) -> Response:
     """Show the form, unless nobody has to sign in."""
@@ -408,7 +408,7 @@ async def show_sign_in(
 @router.post(SIGN_IN)
 async def sign_in(
     request: Request,
-    authenticator: _AuthenticatorDep,
+    authenticator: AuthenticatorDep,
     token: Annotated[str, Form()] = "",
     wanted: Annotated[str, Form(alias="next")] = "/",
 ) -> Response:
@@ -427,7 +427,7 @@ async def sign_in(
 
 
 @router.post(SIGN_OUT)
-async def sign_out(request: Request, authenticator: _AuthenticatorDep) -> Response:
+async def sign_out(request: Request, authenticator: AuthenticatorDep) -> Response:
     """End the sign-in on the server, and take the cookie back; then at the provider, if any."""
     await authenticator.sign_out(request.scope)
     after = SIGN_IN if request.app.state.use_cases.sign_in is None else SIGN_OUT_AT_PROVIDER

@@ -8,7 +8,8 @@ that only Greylag has. The store remembers which states were used.
 That cookie is SameSite=Lax: the provider's answer is a navigation from another site. The cookie of
 who has signed in is SameSite=Strict, and no navigation that another site began sends it, a redirect
 at its end included. So the callback answers with a page of ours that goes on by itself: what it
-begins is this site's own.
+begins is this site's own. It does so before the sign-in too, which ends the one that the browser
+had.
 """
 
 import hashlib
@@ -39,6 +40,7 @@ from greylag.web.auth import (
     SIGN_IN,
     SIGN_IN_COOKIE,
     SIGN_OUT_AT_PROVIDER,
+    AuthenticatorDep,
     Cookie,
     client_of,
     own_path,
@@ -151,8 +153,14 @@ async def begin(
 
 
 @router.get(CALLBACK)
-async def finish(request: Request, sign_in: SignInDep) -> Response:
-    """Sign the browser in by the provider's answer, and go on to the page that was wanted."""
+async def finish(request: Request, sign_in: SignInDep, authenticator: AuthenticatorDep) -> Response:
+    """Sign the browser in by the provider's answer, and go on to the page that was wanted.
+
+    Whatever sign-in the browser had before is ended; where its cookie does not come along as
+    another site led here, this page is asked for once more, by itself.
+    """
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        return _onward(address(f"{CALLBACK}?{request.url.query}"))
     answer = request.query_params
     cookie = _state_cookie(answer.get("state", ""))
     wanted = "/"
@@ -165,6 +173,7 @@ async def finish(request: Request, sign_in: SignInDep) -> Response:
     except (SignInFailedError, SignInRefusedError, IdentityProviderUnavailableError) as error:
         response = sign_in_page(request, wanted, error)
     else:
+        await authenticator.sign_out(request.scope)
         response = _onward(address(wanted))
         SIGN_IN_COOKIE.give(response, request.scope, signed_in.secret, COOKIE_SECONDS)
         # Kept by the browser, for the provider's eyes, when it signs out there, alone.
