@@ -60,9 +60,11 @@ class StatefulServer:
                 queue.put_nowait({"type": event, "object": kept})
         return kept
 
-    def refuse(self, code: int, reason: str, words: str = "") -> None:
-        """Refuse everything from now on, and end all watches."""
+    def refuse(self, code: int, reason: str, words: str = "", *, watches: bool = True) -> None:
+        """Refuse everything from now on, and end all ``watches``."""
         self.answers = (code, reason, words)
+        if not watches:
+            return
         for _, queue in self._watches:
             queue.put_nowait({})
         self._watches.clear()

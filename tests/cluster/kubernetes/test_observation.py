@@ -9,7 +9,9 @@ from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer
 from tests.cluster.kubernetes.test_writes import OPTIONS, asleep, environment, running
+from tests.cluster.kubernetes.test_writes import deployment as server_deployment
 
+from greylag.cluster.kubernetes import observation
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, why_lost
 from greylag.cluster.kubernetes.observation import observed
@@ -512,3 +514,28 @@ async def test_of_an_edited_policy_nothing_is_kept_once_its_projects_are_gone() 
         assert seen.error.code == "environment_drifted"
         await removed(server, cluster)
         assert cluster._observer._known == {}
+
+
+def stuck(server: StatefulServer) -> None:
+    """Put a pod beside the Deployment whose agentd ends again and again."""
+    made = server_deployment(server)
+    namespace = made["metadata"]["namespace"]
+    server.put("Deployment", namespace, {**made, "status": {"observedGeneration": 1}})
+    ended = pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
+    meta = {**made["spec"]["template"]["metadata"], "name": "demo-api-1", "namespace": namespace}
+    server.put("Pod", namespace, {**ended, "metadata": meta})
+
+
+@pytest.mark.parametrize("refusal", [(403, "Forbidden"), (503, "Busy")])
+async def test_events_and_logs_that_are_refused_cost_their_words_and_not_the_observation(
+    refusal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observation, "EVENTS_SECONDS", 0.1)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.refuse(*refusal, watches=False)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert (seen.state, seen.error.code) == (Observed.FAILED, "crash_loop")

@@ -21,9 +21,9 @@ from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import WATCHED, KubernetesCluster
 from greylag.cluster.kubernetes.identity import KINDS, START_ANNOTATION, Object
 from greylag.cluster.kubernetes.manifests import settings_digest
-from greylag.cluster.kubernetes.options import Options
+from greylag.cluster.kubernetes.options import Options, Template
 from greylag.cluster.kubernetes.writes import is_as_wanted
-from greylag.domain.errors import ClusterError, LeaseLostError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment, Fence
 
@@ -505,6 +505,71 @@ async def test_what_no_watch_tells_of_is_set_right_while_it_runs(
         assert (again != mark) == token_lost, "the pod must be another, as its token is"
         assert server.things[key]["data"].keys() == before["data"].keys()
         assert (server.things[key]["data"] != before["data"]) == token_lost
+
+
+@pytest.mark.parametrize("refused", ["a right", "the template", "an answer"])
+async def test_what_refuses_the_look_at_what_no_watch_tells_of_keeps_nobody_from_stopping_it(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"large": Template()} if refused == "the template" else {}
+    async with stateful() as server:
+        its = replace(environment(1), template="large" if shape else PROJECT.environment.template)
+        async with opened(server, OPTIONS.model_copy(update={"templates": shape})) as first:
+            await first.prepare(its)
+            await first.start(its)
+            running(server)
+        async with opened(server, OPTIONS) as cluster:
+            assert (await cluster.observe(its)).error is None
+            monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
+            if refused == "a right":
+                server.forbidden.add("PATCH ConfigMap")
+            if refused == "an answer":
+                monkeypatch.setattr(cluster._observer, "_refreshed", unanswered)
+            seen = await cluster.observe(its)
+            told = {"a right": "cluster_error", "the template": "template_not_found"}
+            assert seen.state is Observed.READY
+            assert (seen.error and seen.error.code) == told.get(refused)
+
+            monkeypatch.setattr(observation, "REFRESH_SECONDS", 300.0)
+            server.asked.clear()
+            assert await cluster.observe(its) == seen, "it is told until the next try"
+            assert server.asked == []
+            monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
+            monkeypatch.setattr(cluster._observer, "_refreshed", whole)
+            assert (await cluster.observe(its)).error is None
+
+
+async def test_a_look_that_is_given_up_for_its_length_does_not_take_the_next_one_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        (known,) = cluster._observer._known.values()
+        assert known.refresh is not None
+        known.refresh.at -= observation.REFRESH_SECONDS
+        monkeypatch.setattr(cluster._observer, "_refreshed", endless)
+        looking = asyncio.create_task(cluster.observe(environment(2)))
+        await asyncio.wait([looking], timeout=0.1)
+        looking.cancel()
+        await asyncio.wait([looking])
+        async with asyncio.timeout(PATIENCE):
+            assert (await cluster.observe(environment(2))).state is Observed.READY
+
+
+async def unanswered(_environment: Environment, _found: Object) -> bool:
+    raise ClusterUnavailableError("Nobody answers.")
+
+
+async def whole(_environment: Environment, _found: Object) -> bool:
+    return True
+
+
+async def endless(_environment: Environment, _found: Object) -> bool:
+    await asyncio.Event().wait()
+    return True
 
 
 async def test_what_the_cluster_changes_with_each_write_counts_as_changed_by_nobody() -> None:

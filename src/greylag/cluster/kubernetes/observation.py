@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +40,7 @@ from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, Probe
 from greylag.cluster.kubernetes.options import Options, networks, quantity
 from greylag.cluster.kubernetes.tokens import AgentKeys
 from greylag.cluster.shared import plain
-from greylag.domain.errors import ClusterError, ErrorInfo
+from greylag.domain.errors import ClusterError, ClusterUnavailableError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Environment, NewEvent
 
@@ -52,6 +53,9 @@ SYNC_SECONDS = 5.0
 ALIVE_SECONDS = 1.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
+
+EVENTS_SECONDS = 5.0
+"""How long each call for Events may take: without them less is told, and that is all."""
 
 REFRESH_SECONDS = 300.0
 """How often the Secret, the ConfigMap and so on of a running environment are seen to."""
@@ -83,6 +87,21 @@ class _Seen:
 
 
 @dataclass(slots=True)
+class _Refresh:
+    """One time that what no watch tells of was seen to.
+
+    Attributes:
+        pod: the uid of the pod that was ready.
+        at: when.
+        refused: what kept it from being set right.
+    """
+
+    pod: str
+    at: float
+    refused: ErrorInfo | None = None
+
+
+@dataclass(slots=True)
 class _Known:
     """What is remembered of a project while it has objects.
 
@@ -91,13 +110,13 @@ class _Known:
 
     Attributes:
         seen: the last look.
-        refreshed_at: when what no watch tells of was last found whole.
+        refresh: the last time that what no watch tells of was seen to.
         edits: by kind and name: the edited version of it seen last, and when there were any.
         probed: how its address has answered.
     """
 
     seen: _Seen | None = None
-    refreshed_at: float | None = None
+    refresh: _Refresh | None = None
     edits: dict[tuple[str, str], tuple[str, tuple[float, ...]]] = field(default_factory=dict)
     probed: Probed = field(default_factory=Probed)
 
@@ -141,8 +160,7 @@ class EnvironmentObserver:
         found = self.objects(environment)
         deep = found.needs_events and (self._cache.quiet_for(key) >= QUIET_SECONDS or found.waits)
         if deep:
-            with translated():
-                found = await self._deepened(environment, found)
+            found = await self._deepened(environment, found)
         observation = self._judged(environment, found, known)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(
@@ -150,15 +168,8 @@ class EnvironmentObserver:
         ):
             observation = _unanswered(observation, self._untaken(environment))
             again = known.probed.pause
-        if observation.state is Observed.READY and not await self._is_whole(
-            environment, found, known
-        ):
-            lost = _drifted(
-                "The environment's Secret was deleted or changed, and its token with it."
-            )
-            observation = replace(
-                observation, state=Observed.FAILED, endpoint=None, error=lost.error
-            )
+        if observation.state is Observed.READY:
+            observation = await self._seen_to(environment, found, known, observation)
         known.seen = _Seen(observation, environment, version, again)
         return observation
 
@@ -221,20 +232,47 @@ class EnvironmentObserver:
         of_class = ingress["spec"].get("ingressClassName") or "the cluster's default"
         return f" No controller of its class ({of_class}) says that it serves {names.ingress}."
 
-    async def _is_whole(
-        self, environment: Environment, found: EnvironmentObjects, known: _Known
-    ) -> bool:
-        """Now and then see to what no watch tells of; tell if it is as it must be."""
-        now = asyncio.get_running_loop().time()
-        if known.refreshed_at is None:
-            known.refreshed_at = now
-        if found.deployment is None or now < known.refreshed_at + REFRESH_SECONDS:
+    async def _seen_to(
+        self,
+        environment: Environment,
+        found: EnvironmentObjects,
+        known: _Known,
+        ready: Observation,
+    ) -> Observation:
+        """Now and then see to what no watch tells of; return what that makes of an observation."""
+        if found.deployment is None or found.pod is None:
+            return ready
+        uid, now = str(found.pod["metadata"]["uid"]), asyncio.get_running_loop().time()
+        note, before = _Refresh(uid, now), known.refresh
+        if before is not None and before.pod == uid and now < before.at + REFRESH_SECONDS:
+            note = before
+        elif before is not None and before.pod == uid:
+            # Noted before it is done: if it takes so long that the look is given up, the next one
+            # must get on without.
+            known.refresh = note
+            if not await self._refresh(environment, found.deployment, note):
+                known.refresh = before
+                lost = _drifted(
+                    "The environment's Secret was deleted or changed, and its token with it."
+                )
+                return replace(ready, state=Observed.FAILED, endpoint=None, error=lost.error)
+        # For a pod that is seen for the first time the time begins: its start has seen to all.
+        known.refresh = note
+        return replace(ready, error=ready.error or note.refused)
+
+    async def _refresh(self, environment: Environment, deployment: Object, note: _Refresh) -> bool:
+        """Set right what no watch tells of; tell if that was possible, as far as is known.
+
+        What refuses it is noted, and no more: the environment runs, and may have to be stopped.
+        """
+        try:
+            with translated():
+                return await self._refreshed(environment, deployment)
+        except ClusterUnavailableError:
             return True
-        with translated():
-            whole = await self._refreshed(environment, found.deployment)
-        if whole:
-            known.refreshed_at = now
-        return whole
+        except ClusterError as error:
+            note.refused = error.info
+            return True
 
     def _judged(
         self, environment: Environment, found: EnvironmentObjects, known: _Known
@@ -317,7 +355,10 @@ class EnvironmentObserver:
     async def _deepened(
         self, environment: Environment, found: EnvironmentObjects
     ) -> EnvironmentObjects:
-        whole = replace(found, events=await self._events(environment, found))
+        """Return what was found with what Events and logs add, as far as they can be had."""
+        whole = found
+        with suppress(ApiError, ClusterUnavailableError):
+            whole = replace(found, events=await self._events(environment, found))
         if (crashed := whole.crashed) is not None:
             words = await self._last_words(environment.names.namespace, *crashed)
             whole = replace(whole, last_words=words)
@@ -330,7 +371,7 @@ class EnvironmentObserver:
         uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim, of.service) if thing}
         found: list[dict[str, Any]] = []
         for uid in sorted(uids):
-            page = await self._api.list(
+            page = await self._api.within(EVENTS_SECONDS).list(
                 "Event", environment.names.namespace, fields=f"involvedObject.uid={uid}"
             )
             found += page.items
@@ -344,7 +385,7 @@ class EnvironmentObserver:
             ) as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]
-        except ApiError:
+        except (ApiError, ClusterUnavailableError):
             return ""  # no log is left of that run, and the rest is worth telling without it
         lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
         return plain(" | ".join(line for line in lines if line))[-_LONGEST_WORDS:]
