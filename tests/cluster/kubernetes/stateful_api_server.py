@@ -85,7 +85,7 @@ class StatefulServer:
         if "watch" in request.query:
             return await self._watch(kind, request)
         if not names:
-            return self._list(kind, request)
+            return self._list(kind, namespace, request)
         self.asked.append(f"{request.method} {kind}")
         if self.asked[-1] in self.forbidden:
             return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
@@ -117,10 +117,16 @@ class StatefulServer:
                     queue.put_nowait({"type": "DELETED", "object": {**there, "metadata": meta}})
         return web.json_response(there)
 
-    def _list(self, kind: str, request: web.Request) -> web.StreamResponse:
+    def _list(self, kind: str, namespace: str, request: web.Request) -> web.StreamResponse:
         if "limit" not in request.query:
             raise web.HTTPBadRequest
-        items = [thing for key, thing in self.things.items() if key[0] == kind]
+        field, _, named = request.query.get("fieldSelector", "").partition("=")
+        items = [
+            thing
+            for key, thing in self.things.items()
+            if key[0] == kind and namespace in {"", key[1]}
+            if field != "metadata.name" or key[2] == named
+        ]
         meta = {"resourceVersion": str(self.version)}
         return web.json_response({"metadata": meta, "items": items})
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 from tests.cluster.kubernetes.api_server import (
     PATIENCE,
     Answer,
@@ -122,6 +123,21 @@ async def test_caches_are_not_live_while_a_watch_is_broken() -> None:
         assert informers.problem
         assert await informers.alive(PATIENCE)
         assert informers.problem == ""
+
+
+async def test_caches_are_not_live_between_a_watch_that_ends_in_good_order_and_the_next() -> None:
+    opens = asyncio.Event()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        await opens.wait()
+        return await stream(then="silent")(request)
+
+    async with watching(page(10), stream(), slowly) as (_, informers, _changes):
+        await until(lambda: not informers.live)
+        assert not await informers.alive(0.1)
+        assert "not open again" in informers.problem
+        opens.set()
+        assert await informers.alive(PATIENCE)
 
 
 async def test_a_list_that_takes_too_long_is_begun_anew() -> None:

@@ -24,7 +24,7 @@ from greylag.cluster.kubernetes.manifests import settings_digest
 from greylag.cluster.kubernetes.options import Options, Template
 from greylag.cluster.kubernetes.writes import is_as_wanted
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, LeaseLostError
-from greylag.domain.lifecycle import Observed
+from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Environment, Fence
 
 OPTIONS = Options(
@@ -223,6 +223,76 @@ async def test_a_start_that_was_overtaken_before_its_write_is_refused() -> None:
             with pytest.raises(LeaseLostError):
                 await cluster.start(environment(2))
         assert deployment(server)["spec"]["replicas"] == 0
+
+
+@asynccontextmanager
+async def one_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[StatefulServer, KubernetesCluster, KubernetesCluster]]:
+    """Yield two workers' clusters; the second one's watches are open, and tell it nothing."""
+    monkeypatch.setattr(observation, "BEHIND_SECONDS", 0.05)
+    monkeypatch.setattr(writes, "READ_BACK_SECONDS", 0.05)
+    async with stateful() as server, opened(server, OPTIONS) as first:
+        await first.observe(environment(1))
+        await until(lambda: len(server._watches) == len(WATCHED), "a watch is missing")
+        async with opened(server, OPTIONS) as second:
+            await second.observe(environment(1))
+            await until(lambda: len(server._watches) == 2 * len(WATCHED), "a watch is missing")
+            del server._watches[len(WATCHED) :]
+            yield server, first, second
+
+
+async def test_what_a_worker_s_watches_have_not_told_of_is_not_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with one_behind(monkeypatch) as (server, ahead, behind):
+        assert (await behind.observe(environment(1))).state is Observed.ABSENT
+        await ahead.prepare(environment(1))
+        server.asked.clear()
+        with pytest.raises(ClusterUnavailableError, match="told of"):
+            await behind.observe(environment(2))
+        for key in [key for key in server.things if key[0] == "Deployment"]:
+            del server.things[key]
+        with pytest.raises(ClusterUnavailableError, match="told of"):
+            await behind.observe(environment(2))  # the volume counts, too
+        server.things.clear()
+        assert (await behind.observe(environment(2))).state is Observed.ABSENT
+
+
+async def test_what_the_watches_tell_of_while_absence_is_made_sure_of_is_observed() -> None:
+    async with asleep() as (server, cluster):
+        server.put("Deployment", environment(2).names.namespace, deployment(server))
+        absent = Observation(Observed.ABSENT)
+        seen = await cluster._observer.confirmed(environment(2), absent)
+        assert seen.state is Observed.STOPPED
+        assert await cluster._informers["Deployment"].reached(str(server.version), 0)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "start", "delete"])
+async def test_a_worker_that_is_behind_does_nothing_under_an_older_claim(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with one_behind(monkeypatch) as (server, ahead, behind):
+        await ahead.prepare(environment(3))
+        await ahead.start(environment(3))
+        server.asked.clear()
+        before = deployment(server)
+        with pytest.raises(LeaseLostError):
+            await getattr(behind, verb)(environment(2))
+        assert deployment(server) == before
+        assert not any(asked.startswith("DELETE") for asked in server.asked)
+
+
+async def test_a_worker_that_is_behind_leaves_what_runs_as_it_is_under_a_newer_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with one_behind(monkeypatch) as (server, ahead, behind):
+        await ahead.prepare(environment(3))
+        await ahead.start(environment(3))
+        with pytest.raises(ClusterError, match="does not show it yet"):
+            await behind.prepare(environment(4))
+        assert deployment(server)["spec"]["replicas"] == 1
+        assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "4"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,8 @@ class KubernetesCluster:
         namespace = environment.names.namespace
         if (other := await self._ownership.other(namespace)) is not None:
             return Observation(Observed.ABSENT, error=foreign(namespace, other).info)
+        if seen.state is Observed.ABSENT:
+            seen = await self._observer.confirmed(environment, seen)
         if seen.state is not Observed.READY:
             return seen
         deployment = self._observer.objects(environment).deployment

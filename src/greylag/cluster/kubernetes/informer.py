@@ -125,7 +125,9 @@ class Informers:
         if self.live:
             return ""
         problems = (one.problem for one in self._by_kind.values() if one.problem)
-        return next(problems, "The API server does not answer.")
+        opening = "A watch has ended, and is not open again yet."
+        silent = "The API server does not answer."
+        return next(problems, opening if self._answers.is_set() else silent)
 
     @property
     def trouble(self) -> ClusterError:
@@ -255,17 +257,14 @@ class Informer:
         """Keep the cache current until cancelled."""
         failed = 0
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                began, asked = loop.time(), 0.0
-                try:
-                    await self._follow()
-                except (ApiError, ClusterUnavailableError) as error:
-                    asked = self._lost(error)
-                failed = 0 if loop.time() - began >= STEADY_SECONDS else failed + 1
-                await asyncio.sleep(max(asked, backoff(failed, FIRST_PAUSE, LONGEST_PAUSE)))
-        finally:
-            self._live.clear()
+        while True:
+            began, asked = loop.time(), 0.0
+            try:
+                await self._follow()
+            except (ApiError, ClusterUnavailableError) as error:
+                asked = self._lost(error)
+            failed = 0 if loop.time() - began >= STEADY_SECONDS else failed + 1
+            await asyncio.sleep(max(asked, backoff(failed, FIRST_PAUSE, LONGEST_PAUSE)))
 
     async def _follow(self) -> None:
         """List if there is nothing to go on from, then watch till the watch ends."""
@@ -286,6 +285,8 @@ class Informer:
                 async for event, thing in stream:
                     self._take(event, thing)
             finally:
+                # Also after an end in good order: the next watch may be long in coming.
+                self._live.clear()
                 self._stream = None
 
     async def _list(self) -> None:
@@ -324,10 +325,9 @@ class Informer:
         moved.set()
 
     def _lost(self, error: ApiError | ClusterUnavailableError) -> float:
-        """Note that the cache may be old; return how long the API server asked to be left alone."""
-        if self.live or not self.problem:
+        """Note why the cache may be old; return how long the API server asked to be left alone."""
+        if not self.problem:
             _log.warning("kubernetes_watch_lost", kind=self.kind, error=str(error))
-        self._live.clear()
         gone = isinstance(error, ApiError) and error.is_gone
         self.problem = "The API server has forgotten what was watched." if gone else str(error)
         self.refusal = error if isinstance(error, ApiError) and error.is_refusal else None

@@ -29,6 +29,7 @@ from greylag.cluster.kubernetes.identity import (
     CHANGED_BY,
     DENY_POLICY,
     GENERATION_ANNOTATION,
+    SELECTOR,
     START_ANNOTATION,
     Object,
     annotation_of,
@@ -51,6 +52,9 @@ READY = NewEvent("agent_ready", "The agent is ready.")
 
 SYNC_SECONDS = 5.0
 ALIVE_SECONDS = 1.0
+BEHIND_SECONDS = 3.0
+"""How long a watch is waited for that has not told of something that is there."""
+
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
@@ -172,6 +176,33 @@ class EnvironmentObserver:
             observation = await self._seen_to(environment, found, known, observation)
         known.seen = _Seen(observation, environment, version, again)
         return observation
+
+    async def confirmed(self, environment: Environment, absent: Observation) -> Observation:
+        """Return ``absent``, what was observed, if the API server itself has nothing either.
+
+        Records are forgotten by that, and a watch may be behind though it is open. What is there
+        all the same is observed anew, once the caches know of it.
+        """
+        names = environment.names
+        by_name = {
+            "Deployment": names.deployment,
+            "PersistentVolumeClaim": volume_claim_name(environment),
+        }
+        asked = (
+            self._api.list(kind, names.namespace, selector=SELECTOR, fields=f"metadata.name={name}")
+            for kind, name in by_name.items()
+        )
+        with translated():
+            pages = await asyncio.gather(*asked)
+        there = [
+            (kind, one) for kind, page in zip(by_name, pages, strict=True) for one in page.items
+        ]
+        for kind, one in there:
+            await self._informers[kind].reached(one["metadata"]["resourceVersion"], BEHIND_SECONDS)
+        seen = await self.observe(environment) if there else absent
+        if there and seen.state is Observed.ABSENT:
+            raise ClusterUnavailableError("The cluster has more than its watches have told of yet.")
+        return seen
 
     async def latest(self, environment: Environment) -> Observation:
         """Return what was observed last if no object has changed since, else observe anew."""

@@ -139,9 +139,12 @@ class FencedWrites:
 
         Args:
             environment: which environment.
-            deployment: that which was looked at: if it has changed since, ``ApiError`` 409.
+            deployment: that which was looked at: if it has changed since, or come, ``ApiError``
+                409.
         """
-        if deployment is not None:
+        if deployment is None:
+            await _check_unmade(self._api, environment)
+        else:
             metadata = stamp(environment, deployment)
             metadata["annotations"][REMOVING_ANNOTATION] = environment.fence.record_id
             deployment = await self.patched(environment, {"metadata": metadata})
@@ -223,6 +226,15 @@ class FencedWrites:
             )
 
 
+async def _check_unmade(api: Api, environment: Environment) -> None:
+    """Raise ``ApiError`` 409 if there is a Deployment though the caches, which may be behind, have
+    none: a step that names no resourceVersion would be done whatever claim it carries.
+    """
+    names = environment.names
+    if is_ours(await api.read("Deployment", names.namespace, names.deployment)):
+        raise ApiError(409, "Conflict", "No watch has told of the Deployment yet.")
+
+
 def fence_of(deployment: Object | None) -> Fence | None:
     """Return the newest claim that a Deployment has seen."""
     record = annotation_of(deployment, RECORD_ANNOTATION)
@@ -292,7 +304,8 @@ class Applier:
 
         Args:
             environment: which environment.
-            found: the Deployment as it was read; if it has changed since, ``ApiError`` 409.
+            found: the Deployment as it was read; if it has changed since, or come, ``ApiError``
+                409.
             replicas: 0 or 1.
             mark: as long as it stays the same, the pod does.
         """
@@ -319,7 +332,9 @@ class Applier:
             SETTINGS_ANNOTATION: self._settings(environment, mark),
         }
         deployment["spec"]["template"]["metadata"]["annotations"][START_ANNOTATION] = mark
-        if found is not None:
+        if found is None:
+            await _check_unmade(self._api, environment)
+        else:
             deployment["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
         return await self._applied(_fitted(deployment, found))
 
