@@ -539,3 +539,68 @@ async def test_events_and_logs_that_are_refused_cost_their_words_and_not_the_obs
         seen = await cluster.observe(environment(2))
         assert seen.error is not None
         assert (seen.state, seen.error.code) == (Observed.FAILED, "crash_loop")
+
+
+LABEL = "greylag.dev/project"
+
+
+async def labelled(
+    server: StatefulServer, cluster: KubernetesCluster, kind: str, project: str | None
+) -> None:
+    """Give an object another project's label, or none, and return once the caches know."""
+    key = next(one for one in server.things if one[0] == kind)
+    meta = server.things[key]["metadata"]
+    labels = {name: value for name, value in meta["labels"].items() if name != LABEL}
+    labels |= {} if project is None else {LABEL: project}
+    server.put(kind, key[1], {**server.things[key], "metadata": {**meta, "labels": labels}})
+    assert await cluster._informers[kind].reached(str(server.version), PATIENCE)
+
+
+@pytest.mark.parametrize("project", [None, "other"])
+async def test_a_pod_whose_label_somebody_takes_off_or_changes_is_not_the_project_s_any_more(
+    project: str | None,
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        heard = cluster.changes()
+        hearing = asyncio.ensure_future(anext(heard))
+        await labelled(server, cluster, "Pod", project)
+        async with asyncio.timeout(PATIENCE):
+            assert await hearing == environment(2).ref
+        assert (await cluster.observe(environment(2))).state is Observed.STARTING
+        assert cluster._cache.pods((environment(2).names.namespace, "demo")) == []
+
+
+@pytest.mark.parametrize("project", [None, "other"])
+async def test_nothing_is_kept_of_a_project_whose_objects_lost_their_labels_and_went(
+    project: str | None,
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.observe(environment(2))
+        for kind in ("Deployment", "PersistentVolumeClaim", "Service"):
+            await labelled(server, cluster, kind, project)
+        assert set(cluster._cache._projects) == (
+            {(environment(2).names.namespace, project)} if project else set()
+        )
+        assert cluster._observer._known == {}
+        await labelled(server, cluster, "Deployment", "demo")
+        assert list(cluster._cache._deployments[environment(2).names.namespace]) == ["demo"]
+        await removed(server, cluster)
+        assert cluster._cache._deployments == {}
+
+
+async def test_a_look_at_objects_without_their_labels_is_not_repeated_at_once() -> None:
+    async with asleep() as (server, cluster):
+        for kind in ("Deployment", "PersistentVolumeClaim", "Service"):
+            await labelled(server, cluster, kind, None)
+        for key in [key for key in server.things if key[0] in {"Deployment", "Service"}]:
+            await cluster._api.delete(*key)
+            assert await cluster._informers[key[0]].reached(str(server.version), PATIENCE)
+        await cluster.observe(environment(2))
+        waiting = asyncio.ensure_future(cluster.changed(environment(2), 10 * PATIENCE))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not waiting.done()
+        waiting.cancel()

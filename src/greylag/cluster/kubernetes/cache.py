@@ -7,7 +7,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -131,15 +131,20 @@ class ProjectCache:
         if change.kind in {"Namespace", "NetworkPolicy"}:
             self._hear_shared(change)
             return
-        slug = label_of(change.thing, PROJECT_LABEL)
-        if slug is None:
-            return
-        key = (change.namespace, slug)
+        before = label_of(change.before, PROJECT_LABEL)
+        now = None if change.gone else label_of(change.thing, PROJECT_LABEL)
+        if before is not None and before != now:
+            # Its label may have been taken off or changed: for the project that is the same.
+            self._hear_of((change.namespace, before), replace(change, gone=True))
+        if now is not None:
+            self._hear_of((change.namespace, now), change)
+
+    def _hear_of(self, key: ProjectKey, change: Change) -> None:
         project = self._projects.setdefault(key, _Project())
         self._note_unasked(change, key, project)
         _keep(project.things, (change.kind, change.name), change)
         if change.kind == "Deployment":
-            _keep(self._deployments[change.namespace], slug, change)
+            _keep(self._deployments[change.namespace], key[1], change)
             if not self._deployments[change.namespace]:
                 del self._deployments[change.namespace]
         self._move(key)

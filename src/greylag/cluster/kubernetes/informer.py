@@ -90,13 +90,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An object that is new, changed or ``gone``. ``thing`` is its last known (trimmed) state."""
+    """An object that is new, changed or ``gone``. ``thing`` is its last known (trimmed) state,
+    ``before`` that which was known until now.
+    """
 
     kind: str
     namespace: str
     name: str
     thing: Object
     gone: bool
+    before: Object | None
 
 
 class Informers:
@@ -313,11 +316,12 @@ class Informer:
         self._advance(_version(thing))
 
     def _note(self, key: ObjectKey, thing: Object, *, gone: bool) -> None:
+        before = self._cache.get(key)
         if gone:
             self._cache.pop(key, None)
         else:
             self._cache[key] = thing
-        self._tell(Change(self.kind, *key, thing, gone))
+        self._tell(Change(self.kind, *key, thing, gone, before))
 
     def _advance(self, version: str) -> None:
         self._version = version

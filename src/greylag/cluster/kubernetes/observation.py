@@ -221,8 +221,9 @@ class EnvironmentObserver:
         key = key_of(environment)
         seen = self._last_look(key)
         if seen is None:
-            if self.objects(environment).deployment is not None:
-                # Somebody took its label away, so the cache does not count it as the project's.
+            found = self.objects(environment)
+            if found.deployment or found.claim or found.service:
+                # Somebody took their labels away, so the cache does not count them for it.
                 await self._cache.changed(key, 0, within)
             return  # all that it saw is gone since, or there was nothing to see
         again = within if seen.again is None else seen.again
