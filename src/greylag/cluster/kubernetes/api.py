@@ -231,8 +231,14 @@ class Api:
         follow: bool = False,
         tail: int | None = None,
         previous: bool = False,
+        timestamps: bool = False,
+        since: str = "",
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a container's log (``previous``: of its run before) as chunks of bytes."""
+        """Open a container's log (``previous``: of its run before) as chunks of bytes.
+
+        ``timestamps``: before each line, when it was written. ``since``: such a time; what was
+        written in the same second before comes, too.
+        """
         params = {
             "container": container,
             "follow": str(follow).lower(),
@@ -240,6 +246,10 @@ class Api:
         }
         if tail is not None:
             params["tailLines"] = str(tail)
+        if timestamps:
+            params["timestamps"] = "true"
+        if since:
+            params["sinceTime"] = since
         request = ApiCall("GET", f"{KINDS['Pod'].path(namespace, pod)}/log", params)
         # A quiet log is no dead one; TCP keepalive tells the two apart.
         async with self._stream(request, silence=None) as response:

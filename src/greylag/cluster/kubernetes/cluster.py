@@ -1,27 +1,26 @@
 """Environments as pods of a Kubernetes cluster: the adapter of ``ports.Cluster``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from greylag.cluster.kubernetes import log
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.cache import ProjectCache
-from greylag.cluster.kubernetes.diagnosis import container, wants_pod
-from greylag.cluster.kubernetes.failures import ApiError, translated
+from greylag.cluster.kubernetes.diagnosis import wants_pod
+from greylag.cluster.kubernetes.failures import translated
 from greylag.cluster.kubernetes.identity import (
     NAME_ANNOTATION,
     TEMPLATE_ANNOTATION,
     Object,
     noted,
-    project_selector,
 )
 from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, ServiceProxy
-from greylag.cluster.kubernetes.manifests import AGENTD
 from greylag.cluster.kubernetes.observation import EnvironmentObserver
 from greylag.cluster.kubernetes.options import Options
 from greylag.cluster.kubernetes.ownership import Ownership, foreign
@@ -51,10 +50,6 @@ WATCHED = (
 )
 CHECK_SECONDS = 3.0
 TAKEN_UP_SECONDS = 2.0
-
-_POLL_SECONDS = 1.0
-_LONGEST_LINE = 1024 * 1024
-_NO_LOG_YET = frozenset({400, 404})
 
 _log = structlog.get_logger(__name__)
 
@@ -239,7 +234,7 @@ class KubernetesCluster:
         self, environment: Environment, *, follow: bool, tail: int
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open the log of the environment's pod."""
-        lines = _log_lines(self._api, environment, follow=follow, tail=tail)
+        lines = (log.followed if follow else log.last_lines)(self._api, environment, tail)
         async with aclosing(lines):
             yield lines
 
@@ -325,64 +320,3 @@ class KubernetesCluster:
 
 async def _nobody_else() -> str:
     return ""
-
-
-async def _log_lines(
-    api: Api, environment: Environment, *, follow: bool, tail: int
-) -> AsyncGenerator[bytes, None]:
-    """Yield the last ``tail`` lines of the newest pod, each with its line feed.
-
-    With ``follow`` then what comes, of it and of the pods that come after it.
-
-    Raises:
-        ClusterError: the API server refuses it.
-    """
-    read: tuple[str, int] | None = None
-    first: int | None = tail
-    while True:
-        with translated():
-            pod = await _newest(api, environment)
-            run = None if pod is None else _run_of(pod)
-            if pod is not None and run != read:
-                found = False
-                async for line in _of_pod(api, pod, follow=follow, tail=first):
-                    found = True
-                    yield line
-                read = run if found or not follow else read
-                first = None if found else first
-        if not follow:
-            return
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _of_pod(
-    api: Api, pod: dict[str, Any], *, follow: bool, tail: int | None
-) -> AsyncIterator[bytes]:
-    meta = pod["metadata"]
-    rest = b""
-    try:
-        async with api.stream_log(
-            meta["namespace"], meta["name"], container=AGENTD, follow=follow, tail=tail
-        ) as chunks:
-            async for chunk in chunks:
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    yield line + b"\n"
-                if len(rest) > _LONGEST_LINE:
-                    yield rest
-                    rest = b""
-    except ApiError as error:
-        if error.status not in _NO_LOG_YET:
-            raise
-    if rest:
-        yield rest
-
-
-async def _newest(api: Api, environment: Environment) -> dict[str, Any] | None:
-    ours = project_selector(environment)
-    pods = (await api.list("Pod", environment.names.namespace, selector=ours)).items
-    return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
-
-
-def _run_of(pod: dict[str, Any]) -> tuple[str, int]:
-    return pod["metadata"]["uid"], int(container(pod, AGENTD).get("restartCount", 0))

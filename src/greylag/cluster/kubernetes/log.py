@@ -1,0 +1,143 @@
+"""The log of an environment's agentd: its last lines, and what follows, from one pod to the next.
+
+A stream that is followed ends when the container does, but also when the API server or the node
+closes it. So it is opened again as long as the container runs. The node tells of each line when it
+was written, by which one that has been read is known again.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+from greylag.cluster.kubernetes.api import Api
+from greylag.cluster.kubernetes.diagnosis import container
+from greylag.cluster.kubernetes.failures import ApiError, translated
+from greylag.cluster.kubernetes.identity import Object, project_selector
+from greylag.cluster.kubernetes.manifests import AGENTD
+from greylag.domain.project import Environment
+
+POLL_SECONDS = 1.0
+"""How often a new pod is looked for, and a stream that has ended is opened again."""
+
+_LONGEST_LINE = 1024 * 1024
+_NO_LOG_YET = frozenset({400, 404})
+# Nodes pad the nanoseconds, so that these compare as they are.
+_STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) ")
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far a log has been read.
+
+    Attributes:
+        run: of which pod, by its uid, after how many restarts of its container.
+        stamp: when the last whole line was written.
+        rest: the beginning of a line that has no end yet.
+    """
+
+    run: tuple[str, int] | None = None
+    stamp: bytes = b""
+    rest: bytes = b""
+
+
+async def last_lines(api: Api, environment: Environment, tail: int) -> AsyncGenerator[bytes, None]:
+    """Yield the last ``tail`` lines of the newest pod, each with its line feed.
+
+    Raises:
+        ClusterError: the API server refuses it.
+    """
+    place = _Place()
+    with translated():
+        if (pod := await _newest(api, environment)) is None:
+            return
+        async for line in _lines(api, pod, place, follow=False, tail=tail):
+            yield line
+    if place.rest:
+        yield place.rest
+
+
+async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenerator[bytes, None]:
+    """Yield what ``last_lines`` does, then what comes, of it and of the pods that come after it.
+
+    Raises:
+        ClusterError: the API server refuses it.
+    """
+    place = _Place()
+    first: int | None = tail
+    while True:
+        with translated():
+            pod = await _newest(api, environment)
+            run = None if pod is None else _run_of(pod)
+            # A node that puts no times to lines cannot be asked for what follows.
+            again = run == place.run and _runs(pod) and bool(place.stamp or place.rest)
+            if not again and (end := _end(place)):
+                yield end
+            if pod is not None and (again or run != place.run):
+                reading = place if again else _Place(run)
+                async for line in _lines(api, pod, reading, follow=True, tail=first):
+                    place, first = reading, None
+                    yield line
+                if reading.rest:
+                    place, first = reading, None
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _lines(
+    api: Api, pod: Object, place: _Place, *, follow: bool, tail: int | None
+) -> AsyncIterator[bytes]:
+    """Yield the lines after ``place``, which moves on with them; its rest is read again."""
+    meta, since = pod["metadata"], place.stamp
+    place.rest = b""
+    opened = api.stream_log(
+        meta["namespace"],
+        meta["name"],
+        container=AGENTD,
+        follow=follow,
+        tail=tail,
+        timestamps=follow,
+        since=since.decode(),
+    )
+    try:
+        async with opened as chunks:
+            async for chunk in chunks:
+                *whole, place.rest = (place.rest + chunk).split(b"\n")
+                for line in whole:
+                    stamp, text = _parted(line) if follow else (b"", line)
+                    # What is asked for begins with a whole second.
+                    if not stamp or stamp > since:
+                        yield text + b"\n"
+                    place.stamp = max(place.stamp, stamp)
+                if len(place.rest) > _LONGEST_LINE:
+                    yield _end(place) if follow else place.rest
+                    place.rest = b""
+    except ApiError as error:
+        if error.status not in _NO_LOG_YET:
+            raise
+
+
+def _end(place: _Place) -> bytes:
+    """Return, once, the line that has no end, as none comes any more."""
+    stamp, text = _parted(place.rest)
+    place.rest = b""
+    return text if not stamp or stamp > place.stamp else b""
+
+
+def _parted(line: bytes) -> tuple[bytes, bytes]:
+    """Return when a line was written, "" where that is not told, and what it says."""
+    found = _STAMP.match(line)
+    return (b"", line) if found is None else (found[1], line[found.end() :])
+
+
+async def _newest(api: Api, environment: Environment) -> Object | None:
+    ours = project_selector(environment)
+    pods = (await api.list("Pod", environment.names.namespace, selector=ours)).items
+    return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
+
+
+def _run_of(pod: Object) -> tuple[str, int]:
+    return pod["metadata"]["uid"], int(container(pod, AGENTD).get("restartCount", 0))
+
+
+def _runs(pod: Object | None) -> bool:
+    return pod is not None and "running" in container(pod, AGENTD).get("state", {})
