@@ -181,6 +181,24 @@ async def test_of_what_was_deleted_no_object_is_remembered() -> None:
         assert cluster._cache._deployments == {}
 
 
+@pytest.mark.parametrize(
+    ("settings", "goes"),
+    [
+        ({}, True),
+        ({"image_pull_secret": "registry"}, False),
+        ({"ingress_base_domain": "a.test", "ingress_tls_secret": "wildcard"}, False),
+    ],
+)
+async def test_a_namespace_goes_with_its_last_project_unless_the_operator_has_secrets_there(
+    settings: dict[str, Any], *, goes: bool
+) -> None:
+    async with asleep(OPTIONS.model_copy(update=settings)) as (server, cluster):
+        await taken_up(server, cluster)
+        await cluster.delete(environment(2))
+        assert ("DELETE Namespace" in server.asked) == goes
+        assert "DELETE Deployment" in server.asked
+
+
 async def test_what_was_deleted_is_not_made_again_under_an_older_claim() -> None:
     async with asleep() as (server, cluster):
         await taken_up(server, cluster)

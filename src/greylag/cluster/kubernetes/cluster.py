@@ -104,7 +104,9 @@ class KubernetesCluster:
             probe=self._probe,
             refreshed=self._applier.refreshed,
         )
-        self._writes = FencedWrites(api, self._informers, self._cache)
+        self._writes = FencedWrites(
+            api, self._informers, self._cache, keeps_namespaces=options.keeps_namespaces
+        )
         self._watching: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 

@@ -335,6 +335,11 @@ class Options(BaseModel):
         return () if not has_any or {*sources} & {*_ANYBODY} else sources
 
     @property
+    def keeps_namespaces(self) -> bool:
+        """Whether a user's namespace stays when it is empty, for the operator's Secrets in it."""
+        return bool(self.image_pull_secret or self.ingress_tls_secret)
+
+    @property
     def open_to_all(self) -> str | None:
         """Say that anybody may call the load balancers, ``None`` where that is not so."""
         narrow = self.balancer_sources or not self.platform_cidrs

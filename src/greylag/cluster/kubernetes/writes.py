@@ -88,10 +88,13 @@ class FencedWrites:
     What steps call, as ``remove``, raises ``ApiError`` and ``ClusterError``.
     """
 
-    def __init__(self, api: Api, informers: Informers, cache: ProjectCache) -> None:
+    def __init__(
+        self, api: Api, informers: Informers, cache: ProjectCache, *, keeps_namespaces: bool
+    ) -> None:
         self._api = api
         self._informers = informers
         self._cache = cache
+        self._keeps_namespaces = keeps_namespaces
         # The newest claims of environments that this process deleted, as they carry them no more.
         self._deleted: OrderedDict[ProjectRef, Fence] = OrderedDict()
 
@@ -196,13 +199,14 @@ class FencedWrites:
             raise of_cause(stuck_removal(kind, left))
 
     async def _remove_unused_namespace(self, name: str) -> None:
-        """Remove the user's namespace if it is ours and neither we nor others need things there.
+        """Remove the user's namespace if it is ours, neither we nor others need things there, and
+        nothing is left there that only the operator can put there again.
 
         Of several environments that are removed at once each is marked before it looks, so the last
         one sees the marks of all.
         """
         known = self._cache.find("Namespace", "", name)
-        if known is None or is_removed(known) or not is_ours(known):
+        if self._keeps_namespaces or known is None or is_removed(known) or not is_ours(known):
             return
         deployments = (await self._api.list("Deployment", name)).items
         going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
