@@ -232,10 +232,17 @@ class IdentityProvider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """Where an environment's agent answers, and the token that it demands (never shown)."""
+    """Where an environment's agent answers, and the token that it demands (never shown).
+
+    ``anew`` finds the same once more, for whom the agent refuses the token; ``None`` where it can
+    be no other. It raises as ``Cluster.reach``.
+    """
 
     url: str
     token: str = field(repr=False)
+    anew: "Callable[[], Awaitable[AgentAddress]] | None" = field(
+        default=None, repr=False, compare=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

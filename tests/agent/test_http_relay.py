@@ -9,21 +9,23 @@ from types import NoneType
 from typing import Any
 
 import pytest
-from tests.agent.raw_agent import Asked, RawAgent, raw_agent, said
+from tests.agent.raw_agent import Answer, Asked, RawAgent, raw_agent, said
 
 from greylag.agent import http
 from greylag.agent.http import HttpAgents, refusal
 from greylag.common import agent_api, logs
-from greylag.common.agent_api import Operation
+from greylag.common.agent_api import ForwardedRequest, Operation
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
+    ConflictError,
     GreylagError,
     InvalidRequestError,
+    NotActiveError,
     SessionNotFoundError,
     TooLargeError,
 )
-from greylag.ports import AgentRequest
+from greylag.ports import AgentAddress, AgentRequest
 
 LIST = AgentRequest(agent_api.LIST_SESSIONS)
 UPLOAD: Operation[None] = Operation(
@@ -392,3 +394,87 @@ async def test_an_answer_nested_deeper_than_can_be_read_is_the_agent_s_failure(s
     async with raw_agent(said(status, b"[" * 60_000)) as agent, gateway() as agents:
         with pytest.raises(AgentFailedError):
             await agents.cancel_turn(agent.at, "t")
+
+
+@asynccontextmanager
+async def started_anew(answer: Answer) -> AsyncIterator[tuple[RawAgent, list[str]]]:
+    """Yield an agent that takes its new token alone, and is known by its old one; and how its
+    address was found anew: each time with ``found`` for a token, or not at all without one.
+    """
+    found: list[str] = ["new"]
+
+    async def demanding(asked: Asked, *way: Any) -> None:
+        known = asked.headers["authorization"] == "Bearer new"
+        of_agentd = {"x_greylag_not_forwarded": "unauthorized"}
+        refused = said("401 Unauthorized", b'{"code": "unauthorized"}', **of_agentd)
+        await (answer if known else refused)(asked, *way)
+
+    async with raw_agent(demanding) as agent:
+
+        async def anew() -> AgentAddress:
+            if not found:
+                raise NotActiveError("The environment does not run.")
+            return replace(agent.at, token=found.pop())
+
+        agent.at = replace(agent.at, token="old", anew=anew)
+        yield agent, found
+
+
+async def test_an_agent_that_refuses_the_token_is_asked_once_more_with_that_of_now() -> None:
+    async with started_anew(said("200 OK", b"{}")) as (agent, _):
+        assert (await ask(agent))[0] == 200
+        assert [one.headers["authorization"] for one in agent.asked] == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("found", ["old", "another", ""])
+async def test_an_agent_that_refuses_the_token_of_now_too_is_asked_no_more(found: str) -> None:
+    async with started_anew(said("200 OK", b"{}")) as (agent, tokens):
+        tokens[:] = [found] if found else []
+        with pytest.raises(AgentFailedError, match="refuses Greylag's token"):
+            await ask(agent)
+        assert len(agent.asked) == (2 if found == "another" else 1)
+
+
+async def test_a_body_on_its_way_to_an_agent_that_refuses_the_token_is_to_be_sent_again() -> None:
+    async with started_anew(said("204 No Content")) as (agent, tokens):
+        with pytest.raises(AgentUnreachableError, match="started anew"):
+            await ask(agent, AgentRequest(UPLOAD, body=chunks(b"x")))
+        assert (len(agent.asked), tokens) == (1, [])
+
+
+async def test_a_socket_to_an_agent_that_refuses_the_token_is_opened_with_that_of_now() -> None:
+    async with started_anew(said("409 Conflict")) as (agent, _), gateway() as agents:
+        with pytest.raises(ConflictError):
+            async with agents.socket(agent.at, agent_api.TERMINAL_SOCKET, {"terminal": "t"}):
+                pass
+        assert [one.headers["authorization"] for one in agent.asked] == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("body", [None, b"x"])
+async def test_a_preview_is_handed_on_with_the_token_of_now_where_agentd_refuses_the_old_one(
+    body: bytes | None,
+) -> None:
+    sent = None if body is None else chunks(body)
+    request = ForwardedRequest("POST", "/", [(b"host", b"p.example")], sent)
+    async with started_anew(said("200 OK", b"seen")) as (agent, tokens), gateway() as agents:
+        if body is None:
+            async with agents.forward(agent.at, 8000, request) as answer:
+                assert b"".join([chunk async for chunk in answer.body]) == b"seen"
+        else:
+            with pytest.raises(AgentFailedError, match="refuses Greylag's token"):
+                async with agents.forward(agent.at, 8000, request):
+                    pass
+        assert tokens == [], "it is found anew in any case"
+        assert len(agent.asked) == (2 if body is None else 1)
+
+
+async def test_what_the_application_of_a_preview_refuses_is_its_own_answer() -> None:
+    request = ForwardedRequest("GET", "/", [(b"host", b"p.example")], None)
+    async with raw_agent(said("401 Unauthorized", b"who?")) as agent, gateway() as agents:
+        at = replace(agent.at, anew=unasked)
+        async with agents.forward(at, 8000, request) as answer:
+            assert (answer.status, len(agent.asked)) == (401, 1)
+
+
+async def unasked() -> AgentAddress:
+    raise AssertionError("The token was taken.")

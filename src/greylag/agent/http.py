@@ -6,7 +6,7 @@ end, and of its headers only those about content pass.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,6 +78,7 @@ _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     429: LimitExceededError,
     503: AgentUnreachableError,
 }
+_UNAUTHORIZED = 401
 _NO_SUCH_ROUTE = {"not_found", "method_not_allowed"}
 _LONGEST_WORDS = 1000
 
@@ -99,7 +100,7 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
             "The agent does not know this request: its environment runs another version.",
             hint="Deactivate the project and activate it again, so that it gets the new version.",
         )
-    if status == 401:  # noqa: PLR2004 - HTTP's unauthorized
+    if status == _UNAUTHORIZED:
         return AgentFailedError(
             "The environment refuses Greylag's token: somebody changed or deleted its Secret.",
             hint="Greylag starts it anew within minutes; deactivate and activate it to do so now.",
@@ -367,12 +368,7 @@ class HttpAgents:
         """Open a WebSocket of the agent's."""
         path = socket.path.format_map({name: path_segment(parts[name], name) for name in parts})
         try:
-            opened = await self._sockets.ws_connect(
-                URL(f"{at.url}{agent_api.ROOT}{path}", encoded=True),
-                headers=_own_headers(at),
-                heartbeat=_HEARTBEAT_SECONDS,
-                max_msg_size=_MOST_MESSAGE,
-            )
+            opened = await self._connected(at, path)
         except aiohttp.WSServerHandshakeError as error:
             named = " ".join(parts.values())
             missing = MissingError(f"There is no {socket.name} {named}.")
@@ -391,13 +387,27 @@ class HttpAgents:
         self, at: AgentAddress, port: int, request: ForwardedRequest
     ) -> AsyncIterator[ForwardedAnswer]:
         """Hand a request on to a port of the environment."""
+        async with AsyncExitStack() as stack:
+            answer = await stack.enter_async_context(self._forwarded(at, port, request))
+            status = answer.status if _is_of_agent(answer) else 0
+            if (other := await _anew(at, status)) is not None and request.body is None:
+                await stack.aclose()
+                answer = await stack.enter_async_context(self._forwarded(other, port, request))
+            if _is_of_agent(answer):
+                silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
+                unknown = answer.status == _UNAUTHORIZED
+                raise refusal(answer.status, {}, None) if unknown else silent
+            yield replace(answer, headers=forwarding.put_back(answer.headers))
+
+    @asynccontextmanager
+    async def _forwarded(
+        self, at: AgentAddress, port: int, request: ForwardedRequest
+    ) -> AsyncIterator[ForwardedAnswer]:
         headers = [*_forwarded_headers(at, request), (agent_api.APART.encode(), b"1")]
         asked = replace(request, headers=headers)
         with _port_answers():
             async with forwarding.asked(self._http, _port_url(at, port), asked) as answer:
-                if agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers):
-                    raise RefusalError(f"Nothing answers on port {port}.", "port_silent")
-                yield replace(answer, headers=forwarding.put_back(answer.headers))
+                yield answer
 
     @asynccontextmanager
     async def forward_socket(
@@ -455,6 +465,23 @@ class HttpAgents:
         path = f"/turns/{turn}/confirmations/{path_segment(confirmation_id, 'confirmation')}"
         await self._call(at, _Ask("POST", path, _no_turn(turn_id), json={"decision": decision}))
 
+    async def _connected(self, at: AgentAddress, path: str) -> aiohttp.ClientWebSocketResponse:
+        try:
+            return await self._handshake(at, path)
+        except aiohttp.WSServerHandshakeError as error:
+            other = await _anew(at, error.status)
+            if other is None:
+                raise
+        return await self._handshake(other, path)
+
+    async def _handshake(self, at: AgentAddress, path: str) -> aiohttp.ClientWebSocketResponse:
+        return await self._sockets.ws_connect(
+            URL(f"{at.url}{agent_api.ROOT}{path}", encoded=True),
+            headers=_own_headers(at),
+            heartbeat=_HEARTBEAT_SECONDS,
+            max_msg_size=_MOST_MESSAGE,
+        )
+
     async def _call(self, at: AgentAddress, asked: _Ask) -> Any:
         """Ask agentd and return its JSON."""
         async with self._open(at, asked, _ANSWER_TIMEOUT) as response:
@@ -468,9 +495,27 @@ class HttpAgents:
         self, at: AgentAddress, asked: _Ask, limits: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request and give its answer; raise what a refusal or a redirect means."""
+        response = await self._sent(at, asked, limits)
+        try:
+            if (other := await _anew(at, response.status)) is not None:
+                response.close()
+                if asked.outgoing is not None:
+                    # Of a body that comes as a stream there is none for a second request.
+                    raise AgentUnreachableError("The agent was started anew: it took no body.")
+                response = await self._sent(other, asked, limits)
+            if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
+                raise await _refused(response, asked.missing)
+            yield response
+        finally:
+            # Not released: what is left of an answer must stop now, not be read to its end.
+            response.close()
+
+    async def _sent(
+        self, at: AgentAddress, asked: _Ask, limits: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
         outgoing = asked.outgoing
         try:
-            response = await self._http.request(
+            return await self._http.request(
                 asked.method,
                 # Encoded already: the library's own tidying would resolve dots.
                 URL(f"{at.url}{agent_api.ROOT}{asked.path}", encoded=True),
@@ -484,13 +529,20 @@ class HttpAgents:
             if outgoing is not None and outgoing.failure is not None:
                 raise outgoing.failure from error
             raise AgentUnreachableError("The agent does not answer.") from error
-        try:
-            if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
-                raise await _refused(response, asked.missing)
-            yield response
-        finally:
-            # Not released: what is left of an answer must stop now, not be read to its end.
-            response.close()
+
+
+async def _anew(at: AgentAddress, status: int) -> AgentAddress | None:
+    """Return where to ask once more after an answer of this status, ``None``: nowhere.
+
+    An agent that refused the token did nothing: it may have been started anew with another.
+    """
+    if status != _UNAUTHORIZED or at.anew is None:
+        return None
+    try:
+        other = await at.anew()
+    except GreylagError:
+        return None  # what the agent has said is told
+    return None if other == at else other
 
 
 def _port_url(at: AgentAddress, port: int) -> str:
@@ -504,6 +556,11 @@ def _forwarded_headers(at: AgentAddress, request: ForwardedRequest) -> list[tupl
         (theirs if name == b"authorization" else name, value) for name, value in request.headers
     ]
     return [*renamed, (b"authorization", f"Bearer {at.token}".encode())]
+
+
+def _is_of_agent(answer: ForwardedAnswer) -> bool:
+    """Tell whether agentd itself has answered, and nobody at the port."""
+    return agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers)
 
 
 @contextmanager

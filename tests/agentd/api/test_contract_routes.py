@@ -529,6 +529,7 @@ async def test_every_route_but_health_wants_the_token(tmp_path: Path) -> None:
                 headers = {"authorization": wrong}
                 async with stranger.get(f"{api.base}/api/v1/sessions", headers=headers) as answer:
                     assert answer.status == 401
+                    assert answer.headers["x-greylag-not-forwarded"] == "unauthorized"
                     assert {"error", "message"} <= set(await answer.json())
 
 

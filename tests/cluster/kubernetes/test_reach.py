@@ -340,3 +340,28 @@ async def test_an_address_that_fails_is_asked_ever_more_seldom_and_for_however_l
         assert LONGEST_PAUSE / 2 <= probed.pause <= LONGEST_PAUSE
     finally:
         await probe.close()
+
+
+async def test_what_an_agent_refuses_is_found_anew_at_once_and_not_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        async with opened(server, OPTIONS) as web:
+            old = await web.reach(environment(2))
+            key = next(one for one in server.things if one[0] == "Secret")
+            changed = {"data": {"GREYLAG_AGENT_TOKEN": "bmV3"}}
+            server.put("Secret", key[1], {**server.things[key], **changed})
+            server.asked.clear()
+
+            assert old.anew is not None
+            assert await old.anew() == old, "it was found a moment ago"
+            assert server.asked == []
+            monkeypatch.setattr(locator, "REFUSED_SECONDS", 0.0)
+            new = await old.anew()
+            assert (new.url, new.token) == (old.url, "new")
+            assert await web.reach(environment(2)) == new
+            server.asked.clear()
+            assert await old.anew() == new, "another request had it found anew already"
+            assert server.asked == []

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag.agentd.config import Secret
+from greylag.common import agent_api
 from greylag.common.net import ASKED, below, is_loopback
 
 _OPEN_PATHS = frozenset({"/", "/api/v1/health"})
@@ -84,7 +85,10 @@ def _with_usual_token(scope: Scope) -> Scope:
 
 
 def _refused(status: int, error: str, message: str) -> JSONResponse:
-    headers = {"www-authenticate": "Bearer"} if status == 401 else None  # noqa: PLR2004 - the status that the header belongs to
+    # A preview's answers come from here, too, and its application may refuse in the same words.
+    headers = {agent_api.NOT_FORWARDED: error.lower()}
+    if status == 401:  # noqa: PLR2004 - the status that the header belongs to
+        headers["www-authenticate"] = "Bearer"
     body = {"error": error, "message": message, "code": error.lower()}
     return JSONResponse(body, status_code=status, headers=headers)
 

@@ -10,7 +10,8 @@ way for a platform that no network leads into the cluster.
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import quote
 
 import aiohttp
@@ -42,6 +43,9 @@ from greylag.ports import AgentAddress
 
 KEPT_SECONDS = 10.0
 KEPT_MOST = 10_000
+REFUSED_SECONDS = 1.0
+"""An agent that refuses whatever token it is given is looked up no more often than so."""
+
 FIRST_CONNECT_SECONDS = 0.03
 CONNECT_SECONDS = 2.0
 FIRST_PAUSE = 0.02
@@ -132,7 +136,16 @@ class AgentLocator:
             raise NotActiveError("The environment does not run.")
         newest = max(ready, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
         address = AgentAddress(url, await self._token(environment, newest))
-        return address, _place(newest, service)
+        anew = partial(self._anew, environment, address)
+        return replace(address, anew=anew), _place(newest, service)
+
+    async def _anew(self, environment: Environment, refused: AgentAddress) -> AgentAddress:
+        """Return the address as it is found now, unless that was done since ``refused`` was."""
+        kept = self._kept.get(environment.id)
+        now = asyncio.get_running_loop().time()
+        if kept and kept.address == refused and now >= kept.until - KEPT_SECONDS + REFUSED_SECONDS:
+            self.forget(environment)
+        return await self.reach(environment)
 
     async def _token(self, environment: Environment, pod: Object) -> str:
         """Return what the pod's agent demands; the Secret is read only where no key tells it."""
