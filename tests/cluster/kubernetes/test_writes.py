@@ -3,13 +3,14 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import PATIENCE
@@ -49,9 +50,18 @@ def environment(number: int) -> Environment:
     return replace(PROJECT.environment, fence=fence, generation=number)
 
 
+async def ours() -> str:
+    return "instance-1"
+
+
 @asynccontextmanager
-async def opened(server: StatefulServer, options: Options) -> AsyncIterator[KubernetesCluster]:
-    cluster = KubernetesCluster(Api(server.connection), options, {"GREYLAG_MODEL": "gpt"})
+async def opened(
+    server: StatefulServer,
+    options: Options,
+    instance: Callable[[], Awaitable[str]] | None = None,
+) -> AsyncIterator[KubernetesCluster]:
+    variables = {"GREYLAG_MODEL": "gpt"}
+    cluster = KubernetesCluster(Api(server.connection), options, variables, instance=instance)
     try:
         yield cluster
     finally:
@@ -85,6 +95,27 @@ async def test_an_activation_of_what_is_as_it_was_prepared_writes_the_deployment
         assert sorted(server.asked) == [*UNWATCHED[:2], "PATCH Deployment", *UNWATCHED[2:]]
         assert deployment(server)["spec"]["replicas"] == 1
         assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "2"
+
+
+@pytest.mark.parametrize("watch_first", [True, False])
+async def test_a_new_namespace_is_ours_once_it_is_prepared_whether_watch_or_answer_comes_first(
+    *, watch_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stateful() as server, opened(server, OPTIONS, ours) as cluster:
+        answered = server._one
+
+        async def late(request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
+            answer = await answered(request, key)
+            if key[0] == "Namespace" and request.method == "PATCH":
+                namespaces = cluster._informers["Namespace"]
+                assert await namespaces.reached(str(server.version), PATIENCE)
+            return answer
+
+        if watch_first:
+            monkeypatch.setattr(server, "_one", late)
+        await cluster.prepare(environment(1))
+        (namespace,) = [thing for key, thing in server.things.items() if key[0] == "Namespace"]
+        assert namespace["metadata"]["labels"]["greylag.dev/instance"] == "instance-1"
 
 
 @pytest.mark.parametrize(

@@ -397,8 +397,10 @@ class Applier:
         namespace, *rules = shared_objects(environment, self._options)
         await self._not_terminating(environment.names.namespace)
         await self._all([namespace])
-        if self._cache.find("Namespace", "", environment.names.namespace) is None:
-            await self._ownership.take(environment.names.namespace, frm=None)
+        name, ours = environment.names.namespace, environment.instance
+        # A watch may tell of a new one before the answer to its making comes.
+        if ours and label_of(self._cache.find("Namespace", "", name), INSTANCE_LABEL) != ours:
+            await self._ownership.take(name, frm=None)
         await self._all(rules)
 
     async def _not_terminating(self, name: str) -> None:
