@@ -626,6 +626,28 @@ async def test_what_no_watch_tells_of_is_set_right_while_it_runs(
         assert (server.things[key]["data"] != before["data"]) == token_lost
 
 
+async def test_what_no_watch_tells_of_stays_ours_when_it_is_seen_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with stateful() as server, opened(server, OPTIONS, ours) as cluster:
+        await cluster.prepare(environment(1))
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), 5)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
+        apply, applied = cluster._api.apply, []
+
+        async def noted(thing: Object) -> dict[str, Any]:
+            applied.append(thing["metadata"]["labels"].get("greylag.dev/instance"))
+            return await apply(thing)
+
+        monkeypatch.setattr(cluster._api, "apply", noted)
+        assert (await cluster.observe(environment(2))).state is Observed.READY
+        assert applied
+        assert set(applied) == {"instance-1"}
+
+
 @pytest.mark.parametrize("refused", ["a right", "the template", "an answer"])
 async def test_what_refuses_the_look_at_what_no_watch_tells_of_keeps_nobody_from_stopping_it(
     refused: str, monkeypatch: pytest.MonkeyPatch

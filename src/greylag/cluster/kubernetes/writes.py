@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -347,6 +348,7 @@ class Applier:
 
         It is not when the Secret alone held the token, and somebody deleted or changed it.
         """
+        environment = replace(environment, instance=await self._ownership.instance())
         secret, token = await self._secret(environment, start_mark(found))
         if token is None:
             return False
