@@ -101,6 +101,7 @@ def test_setting_the_clock_does_not_move_when_a_process_began(
 
 
 WAIT = [sys.executable, "-I", "-S", "-c", "input()"]
+SAY_AND_WAIT = [sys.executable, "-I", "-S", "-c", "print(flush=True); input()"]
 
 
 @pytest.fixture(params=[True, False], ids=["linux", "elsewhere"])
@@ -124,7 +125,10 @@ def test_a_birth_is_the_same_while_the_process_lives_and_none_once_it_has_ended(
 @contextmanager
 def waiting_with(environ: Mapping[str, str]) -> Iterator[int]:
     """Run a process that does nothing, with this environment; at the end it is gone."""
-    with subprocess.Popen(WAIT, stdin=subprocess.PIPE, env=dict(environ)) as child:  # noqa: S603 - our own words
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(SAY_AND_WAIT, env=dict(environ), **pipes) as child:  # noqa: S603 - our own words
+        assert child.stdout is not None
+        child.stdout.readline()  # a system shows no environment until a program has been loaded
         yield child.pid
         child.kill()
 

@@ -85,6 +85,23 @@ async def test_no_token_goes_over_plain_http_beyond_the_cluster(way: str) -> Non
     assert (refused == 0) == (way in {"auto", "proxy"})
 
 
+async def test_by_the_api_server_an_answer_s_size_is_told() -> None:
+    async def sized(_request: web.Request) -> web.Response:
+        return web.Response(body=b"12345")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", sized)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        proxy = ServiceProxy(Connection("KUBE_HOST", address, None, Token("t0ken")))
+        try:
+            for method, body in (("GET", b"12345"), ("HEAD", b"")):
+                async with http.request(method, f"{await proxy.url(ENVIRONMENT)}/file") as answer:
+                    assert answer.headers["content-length"] == "5"
+                    assert await answer.read() == body
+        finally:
+            await proxy.close()
+
+
 async def test_by_the_api_server_a_socket_s_messages_pass_up_to_a_limit_which_is_told() -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         assert request.path.endswith("/services/http:demo-svc:http/proxy/socket")

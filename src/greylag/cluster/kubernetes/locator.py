@@ -329,7 +329,7 @@ class ServiceProxy:
             proxy=self._connection.proxy,
             server_hostname=self._connection.server_name,
         ) as answer:
-            return await streamed(request, answer, end_to_end(answer.headers, without=_OURS))
+            return await streamed(request, answer, end_to_end(answer.headers))
 
     async def _relay_socket(
         self, request: web.Request, http: aiohttp.ClientSession
