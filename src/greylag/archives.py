@@ -108,7 +108,9 @@ async def _open(settings: Settings, *, write: bool) -> Archive:
         operation=settings.mongodb_timeout, connections=settings.mongodb_connections
     )
     uri, place = settings.mongodb_uri.get_secret_value(), place_of(settings)
-    return await MongoArchive.open(uri, settings.mongodb_db, place=place, limits=limits)
+    return await MongoArchive.open(
+        uri, settings.mongodb_db, place=place, limits=limits, write=write
+    )
 
 
 def _hosts(uri: str) -> str:

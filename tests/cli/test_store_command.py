@@ -216,6 +216,37 @@ async def test_a_store_that_is_not_there_is_not_exported(tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
+async def test_a_database_without_a_store_is_not_exported_over_a_backup(
+    sites: Sites, source: Site, backup: Path
+) -> None:
+    before = _bytes_of(backup)
+    # A wrong name, and a server whose data are gone: either one answers for any name.
+    wrong = await sites.make("mongo")
+    done = await call("export", str(backup), env=wrong.env)
+    assert (done.code, done.out) == (2, "")
+    assert f"{place_of(wrong.settings)} holds no records of Greylag." in done.err
+    assert "hint: Check MONGODB_URI and MONGODB_DB." in done.err
+    found = (await call("doctor", "--json", env=wrong.env)).document["checks"]
+    verdicts = {check["name"]: check["verdict"] for check in found}
+    assert (verdicts["mongodb"], verdicts["store"]) == ("ok", "fail")
+    # One that is filled only in part.
+    half = await sites.filled("mongo", [])
+    async with half.archive() as archive:
+        await cut_off(archive)
+    done = await call("export", str(backup), env=half.env)
+    assert (done.code, done.out) == (1, "")
+    assert "an import into it has not ended. [store_incomplete]" in done.err
+    with closing(sqlite3.connect(source.path)) as sql:  # as an older Greylag's copy left it
+        sql.execute("CREATE TABLE copying (one)")
+    done = await call("export", str(backup), env=source.env)
+    assert (done.code, "[store_incomplete]" in done.err) == (1, True)
+    assert _bytes_of(backup) == before
+
+
+def _bytes_of(file: Path) -> bytes:
+    return file.read_bytes()
+
+
 async def test_a_file_that_cannot_be_written_is_said(source: Site, tmp_path: Path) -> None:
     done = await call("export", str(tmp_path / "none" / "file"), env=source.env)
     assert done.code == 1

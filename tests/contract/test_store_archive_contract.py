@@ -1,8 +1,10 @@
 """What every store keeps to when it is read and filled as a whole."""
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.contract.store_adapters import ADAPTERS, IDLE, at, make_project
@@ -10,7 +12,15 @@ from tests.store.sites import Site, cut_off, everything, sites_in
 from tests.store.stored_projects import leased, make_event, make_stored
 
 from greylag.domain.project import NewEvent, ProjectRef
-from greylag.ports import Archive, IdempotencyKey, StoredKey, StoredProject
+from greylag.ports import (
+    Archive,
+    Finding,
+    IdempotencyKey,
+    StoredKey,
+    StoredProject,
+    StoreIncompleteError,
+)
+from greylag.services.store_export import export_store
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -24,6 +34,20 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 async def archive(site: Site) -> AsyncIterator[Archive]:
     async with site.archive() as opened:
         yield opened
+
+
+def nobody(*_: object) -> None:
+    """Hear nothing."""
+
+
+def none_unreadable(finding: Finding) -> None:
+    pytest.fail(finding.sentence)
+
+
+async def exported(archive: Archive) -> bytes:
+    written: list[bytes] = []
+    await export_store(archive, written.append, at(0), nobody, none_unreadable)
+    return b"".join(written)
 
 
 async def fill(archive: Archive, *projects: StoredProject) -> None:
@@ -99,6 +123,41 @@ async def test_what_is_cut_off_leaves_the_old_or_an_incomplete_store(
     await fill(archive, new)
     assert not await archive.incomplete()
     assert await everything(archive) == [new]
+
+
+async def test_a_store_that_is_not_whole_is_not_exported(site: Site, archive: Archive) -> None:
+    await fill(archive, make_stored("one"), make_stored("two"))
+    whole = await exported(archive)
+    await cut_off(archive, make_stored("one"))
+    if await archive.incomplete():
+        with pytest.raises(StoreIncompleteError, match="only a part"):
+            await exported(archive)
+    else:
+        assert await exported(archive) == whole
+
+
+class Emptied:
+    """An archive into which an import begins, and does not end, as it has been read."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._archive, name)
+
+    async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
+        async for batch in self._archive.read():
+            yield batch
+        await cut_off(self._archive)
+
+
+async def test_an_export_during_which_an_import_begins_is_not_whole(archive: Archive) -> None:
+    await fill(archive, make_stored("one"), make_stored("two"))
+    written: list[bytes] = []
+    with contextlib.suppress(StoreIncompleteError):
+        emptied = cast("Archive", Emptied(archive))
+        await export_store(emptied, written.append, at(0), nobody, none_unreadable)
+    assert (b'"end"' in written[-1]) is not await archive.incomplete()
 
 
 async def test_of_two_records_of_one_project_the_later_counts(archive: Archive) -> None:

@@ -15,6 +15,7 @@ from greylag.ports import (
     Stored,
     StoredEntry,
     StoredProject,
+    StoreIncompleteError,
     StoreInUseError,
     StoreNotEmptyError,
 )
@@ -56,7 +57,11 @@ async def export_store(
         now: the time.
         tell: hears of the progress.
         unreadable: hears of each record that cannot be read and is left out.
+
+    Raises:
+        StoreIncompleteError: an import into it has not ended; what was written is no whole export.
     """
+    await _check_complete(archive)
     writer = ExportWriter()
     total = await archive.count()
     people, trail = await archive.count_people(), await archive.audit_bounds()
@@ -81,8 +86,16 @@ async def export_store(
         await asyncio.to_thread(write, b"".join(lines(batch)))
         done = writer.contents.projects + writer.contents.unreadable
         tell("exporting", done, max(done, total))
+    await _check_complete(archive)  # an import may have emptied it meanwhile
     await asyncio.to_thread(write, writer.end())
     return writer.contents
+
+
+async def _check_complete(archive: Archive) -> None:
+    if await archive.incomplete():
+        raise StoreIncompleteError(
+            f"{archive.place} holds only a part of its records: an import into it has not ended."
+        )
 
 
 async def _entries(

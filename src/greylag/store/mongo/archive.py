@@ -16,6 +16,7 @@ from pymongo.errors import BulkWriteError
 
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
+from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRecord, ProjectRef
 from greylag.ports import (
     AuditFilter,
@@ -87,18 +88,24 @@ class MongoArchive:
         self.place = place
 
     @classmethod
-    async def open(cls, uri: str, name: str, *, place: str, limits: MongoLimits) -> "MongoArchive":
+    async def open(
+        cls, uri: str, name: str, *, place: str, limits: MongoLimits, write: bool
+    ) -> "MongoArchive":
         """Open the database ``name`` of the server that ``uri`` names; ``place`` is for people.
 
         Raises:
-            ConfigError: a URI or name that cannot be used.
+            ConfigError: a URI or name that cannot be used; without ``write``, no Greylag was ever
+                started on the database.
             StoreUnavailableError: the server cannot be reached.
         """
         client = connection.connect(uri, limits)
         try:
+            database = connection.database(client, name)
             with asking(limits.operation):
                 await connection.has_change_streams(client)
-            return cls(client, connection.database(client, name), place)
+                if not write:
+                    await _check_there(database, place)
+            return cls(client, database, place)
         except BaseException:
             await client.close()
             raise
@@ -250,6 +257,17 @@ class MongoArchive:
             for one in records:
                 if isinstance(one, AuditEvent):
                     await self._trail.append(one)
+
+
+async def _check_there(database: Database, place: str) -> None:
+    """Raise unless Greylag was on this database: a server answers for any name, with nothing."""
+    # Every start makes the indexes of this collection; others come back as programs go on.
+    if indexes.PROJECTS not in await database.list_collection_names():
+        raise ConfigError(
+            f"{place} holds no records of Greylag.",
+            hint="Check MONGODB_URI and MONGODB_DB. A new database is made ready when `greylag "
+            "serve` or `worker` starts on it.",
+        )
 
 
 async def _insert(
