@@ -38,6 +38,7 @@ from greylag.domain.errors import (
     GreylagError,
     InvalidRequestError,
     ProjectNotFoundError,
+    StoreUnavailableError,
 )
 from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
@@ -113,10 +114,20 @@ class PeopleStore(Protocol):
     """
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
-        """Return what is kept under ``key``."""
+        """Return what is kept under ``key``.
+
+        Raises:
+            RecordUnreadableError: it cannot be read.
+        """
 
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
-        """Return all of a kind that have this label (``None``: all), by their keys."""
+        """Return all of a kind that have this label (``None``: all), by their keys. What cannot be
+        read is left out, and the log tells of it.
+
+        Raises:
+            RecordUnreadableError: it is a user who is asked for by a label: who cannot be read must
+                not be taken for somebody new.
+        """
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write ``one`` over what was read as it, in one atomic step; its version grows by one.
@@ -824,7 +835,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
     was lost as it answered, all of it: each may be called again. What has returned is durable.
     Methods that serve requests take the owner: other users' projects do not exist for them
     (``ProjectNotFoundError``). Reconciler writes take their claim and raise ``LeaseLostError``,
-    changing nothing, once another claim was made.
+    changing nothing, once another claim was made. A record that something else has written, and
+    that cannot be read, is a ``RecordUnreadableError`` to whoever asks for it; pages and claims
+    pass it over, and the log tells of it.
     """
 
     async def create(
@@ -1039,8 +1052,14 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
 # Matching environments with records: what a start does, and the search for orphans.
 
 
+class RecordUnreadableError(StoreUnavailableError):
+    """A record of the store is not of the form that it must have."""
+
+    hint = "Correct the record, or remove it; `greylag doctor` finds and explains such records."
+
+
 async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
-    """Tell whether the project that an environment says it is of has a record now.
+    """Tell whether the project that an environment says it is of has a record now, readable or not.
 
     Raises:
         StoreUnavailableError: a store that does not answer is no proof that there is none.
@@ -1049,6 +1068,8 @@ async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
         await store.of_environment(ref)
     except ProjectNotFoundError:
         return False
+    except RecordUnreadableError:
+        return True
     return True
 
 

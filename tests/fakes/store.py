@@ -257,15 +257,16 @@ class MemoryStore(ProjectStore):
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         body = self._open().people.get((kind, key))
-        return None if body is None else people.from_body(kind, body)
+        return None if body is None else people.from_body(kind, key, body)
 
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
         tables = self._open()
-        return [
-            people.from_body(kind, body)
+        found = (
+            (key, body)
             for (of, key), body in sorted(tables.people.items(), key=lambda item: item[0][1])
             if of is kind and (label is None or label in tables.labels[of, key])
-        ]
+        )
+        return people.readable(kind, label, found)
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         del now

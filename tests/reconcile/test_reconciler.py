@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from tests.reconcile.bench import PACE, REF, Bench
@@ -18,7 +18,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
-from greylag.ports import Claim
+from greylag.ports import Claim, Outcome
 from greylag.reconcile.loop import Slot, WorkLoop
 from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
 
@@ -548,6 +548,28 @@ async def test_a_fault_in_one_project_stops_no_other() -> None:
     bench.clock.advance(61)
     await bench.loop.drain()
     assert (await bench.project()).error is None
+
+
+async def test_a_fault_that_cannot_be_recorded_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    other = ProjectRef("ada", "other")
+    await bench.create()
+    await bench.create(other)
+    record = bench.store.record
+
+    async def broken(claim: Claim, outcome: Outcome, now: datetime, *, release: bool) -> Project:
+        if claim.project.ref == REF:
+            raise _FaultError
+        return await record(claim, outcome, now, release=release)
+
+    monkeypatch.setattr(bench.store, "record", broken)
+    assert await bench.loop.drain() == 2
+    # It is taken again once its lease has run out.
+    monkeypatch.undo()
+    bench.clock.advance(PACE.lease + 1)
+    assert await bench.loop.drain() == 1
 
 
 async def test_a_cluster_that_hangs_costs_one_step_not_the_lease() -> None:

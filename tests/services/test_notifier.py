@@ -18,7 +18,7 @@ from greylag.common import agent_api
 from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.project import Desired, Project, ProjectRef
-from greylag.domain.users import OPERATOR
+from greylag.domain.users import OPERATOR, NotificationTarget
 from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
 from greylag.services import activity, notifier
 from greylag.services.notifications import Notifications
@@ -134,6 +134,16 @@ async def test_what_a_turn_asks_and_how_it_ends_is_told_once_by_one_of_two_worke
             await of.say("hello", "m6")
             await of.until(lambda: len(of.told) == 6)
         await other.use_cases.close()
+
+
+async def test_a_target_of_a_newer_version_holds_back_nobody() -> None:
+    async with house() as of:
+        await of.hook()
+        newer = await of.hook("bob")
+        of.store._tables.people[NotificationTarget, newer]["kind"] = "matrix"
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m1")
+            await of.told_all("turn.ended")
 
 
 async def test_nothing_is_told_before_somebody_wants_it_or_of_what_was_before_then() -> None:

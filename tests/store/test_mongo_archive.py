@@ -18,7 +18,8 @@ from tests.store.stored_projects import STORED, make_event, make_stored
 
 from greylag.domain.project import NewEvent
 from greylag.ports import Finding, Outcome, StoredProject, StoreIncompleteError, StoreInUseError
-from greylag.store.mongo.archive import _OPTIONS, project_document, stored_project
+from greylag.store.mongo.archive import project_document, stored_project
+from greylag.store.mongo.connection import OPTIONS
 from greylag.store.mongo.documents import event_fields, key_document
 from greylag.store.mongo.store import MongoStore
 
@@ -50,7 +51,7 @@ async def raw(site: Site) -> AsyncIterator[Raw]:
 
 @given(STORED)
 def test_any_project_comes_back_from_its_document(stored: StoredProject) -> None:
-    document = bson.decode(bson.encode(project_document(stored)), _OPTIONS)
+    document = bson.decode(bson.encode(project_document(stored)), OPTIONS)
     keys = [key_document(stored.project.id, kept) for kept in stored.keys]
     assert stored_project(document, [], keys) == stored
 
@@ -134,7 +135,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_read(
 
 def test_a_date_that_python_cannot_hold_is_told() -> None:
     document = bson.encode(OLD | {"updated_at": DatetimeMS(2**60)})
-    finding = stored_project(bson.decode(document, _OPTIONS), [], [])
+    finding = stored_project(bson.decode(document, OPTIONS), [], [])
     assert isinstance(finding, Finding)
     assert "updated_at is DatetimeMS" in finding.sentence
 

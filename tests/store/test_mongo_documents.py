@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import bson
 import pytest
 from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
 from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import AsyncMongoClient
@@ -18,8 +20,8 @@ from tests.store import mongo_servers
 from greylag.domain.errors import ConfigError, ErrorInfo, StoreUnavailableError
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, NewEvent, Project, Status
-from greylag.ports import Edit, IdempotencyKey, Outcome, PageQuery
-from greylag.store.mongo import documents
+from greylag.ports import Edit, IdempotencyKey, Outcome, PageQuery, RecordUnreadableError
+from greylag.store.mongo import connection, documents
 from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
@@ -187,22 +189,52 @@ async def test_a_document_that_is_no_project_is_told_of_and_harms_no_other(place
     with capture_logs() as lines:
         store = await place.open()
         page = await store.page("ada", PageQuery(limit=1))
-    assert [line["event"] for line in lines] == ["document_passed_over"] * 2
+    assert [line["event"] for line in lines] == ["record_passed_over"] * 2
     assert [project.project_id for project in page.projects] == ["other"]
     with pytest.raises(StoreUnavailableError, match="confused"):
         await store.get("ada", "demo")
     await store.close()
 
 
-async def test_a_project_that_was_spoilt_holds_no_other_back(
+def test_a_date_that_python_cannot_hold_is_a_fault_of_its_own_document() -> None:
+    # As the store's own connection reads it; the server of the tests cannot hold such a date.
+    raw = bson.decode(bson.encode(OLD | {"updated_at": DatetimeMS(2**60)}), connection.OPTIONS)
+    with pytest.raises(RecordUnreadableError, match="updated_at is DatetimeMS"):
+        documents.from_document(raw)
+
+
+async def test_users_whose_ids_are_none_take_part_in_no_count(
+    place: Place, store: MongoStore
+) -> None:
+    await place.put(user_id={"a": 1}, claimable_at=at(0), revision="x", unsettled=True)
+    await store.create(make_project("other", due_at=at(1)))
+    assert await store.poke_unsettled(at(1)) == 2
+    assert await all_claims(store, 2) == ["other"]
+
+
+async def test_whole_numbers_that_a_shell_has_written_as_floats_are_read(
+    place: Place, store: MongoStore
+) -> None:
+    await place.put(generation=3.0, attempts=1.0, claims=2.0, revision=1, last_seq=0.0)
+    project = await store.get("ada", "demo")
+    assert (project.generation, type(project.generation), project.attempts) == (3, int, 1)
+    await place.raw["projects"].update_one({"project_id": "demo"}, {"$set": {"attempts": 1.5}})
+    with pytest.raises(StoreUnavailableError, match="attempts is"):
+        await store.get("ada", "demo")
+
+
+async def test_a_log_that_cannot_be_read_ends_with_its_project(
     place: Place, store: MongoStore
 ) -> None:
     await store.create(make_project(due_at=at(0)))
-    await store.create(make_project("other", due_at=at(1)))
-    await place.raw["projects"].update_one({"project_id": "demo"}, {"$set": {"status": "?"}})
-    with capture_logs() as lines:
-        assert await all_claims(store, 2) == ["other"]
-    assert [line["event"] for line in lines] == ["document_passed_over"]
+    claimed = await claim(store, 0)
+    for tail in (5, [5], [{"seq": 1}]):
+        await place.raw["projects"].update_one({"project_id": "demo"}, {"$set": {"tail": tail}})
+        with pytest.raises(RecordUnreadableError, match="The activation log of the record"):
+            await store.events("ada", "demo", 0, 10)
+        outcome = Outcome(status=IDLE.status, events=[NewEvent("e", "E")])
+        with pytest.raises(RecordUnreadableError, match="The activation log of the record"):
+            await store.record(claimed, outcome, at(1), release=True)
 
 
 async def test_duplicates_are_named_when_the_unique_index_cannot_be_had(place: Place) -> None:

@@ -60,4 +60,4 @@ def test_the_first_of_the_idle_is_found_without_reading_the_rows_before_it(
     assert explained(sql)[0].startswith("SEARCH projects USING INDEX projects_claimable (")
     found = tables.next_claimable(sql, at(1))
     assert found is not None
-    assert found.project.user_id == "bob"
+    assert found["user_id"] == "bob"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -90,8 +90,8 @@ def check_types(value: Any, path: str = "") -> None:
     Raises:
         TypeError: a field is not of the type that it declares; the error names it.
     """
-    for name, hint in _hints(value.__class__).items():
-        _check(getattr(value, name), hint, f"{path}{name}")
+    for name, form in _forms(value.__class__):
+        _check(getattr(value, name), form, f"{path}{name}")
 
 
 def shaped(kind: type[T], members: Any) -> T:
@@ -123,19 +123,39 @@ def _hints(kind: Hashable) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _check(value: Any, hint: Any, name: str) -> None:
+class _Form(NamedTuple):
+    """What a hint allows, found once: records are many."""
+
+    kind: Any
+    optional: bool
+    is_dataclass: bool
+    of_items: Any
+
+
+@cache
+def _forms(kind: Hashable) -> Sequence[tuple[str, _Form]]:
+    return [(name, _form(hint)) for name, hint in _hints(kind).items()]
+
+
+def _form(hint: Any) -> _Form:
     choices = _choices(hint)
-    if value is None and type(None) in choices:
-        return
     kind = choices[0]
-    if not _is_a(value, get_origin(kind) or kind):
-        wanted = getattr(get_origin(kind) or kind, "__name__", str(kind))
+    plain = get_origin(kind) or kind
+    of_items = _form(get_args(kind)[0]) if plain is Sequence else None
+    return _Form(plain, type(None) in choices, is_dataclass(kind), of_items)
+
+
+def _check(value: Any, form: _Form, name: str) -> None:
+    if value is None and form.optional:
+        return
+    if not _is_a(value, form.kind):
+        wanted = getattr(form.kind, "__name__", str(form.kind))
         raise TypeError(f"{name} is {value!r:.80}, not {wanted}")
-    if is_dataclass(kind):
+    if form.is_dataclass:
         check_types(value, f"{name}.")
-    elif get_origin(kind) is Sequence:
+    elif form.of_items is not None:
         for place, one in enumerate(value):
-            _check(one, get_args(kind)[0], f"{name}[{place}]")
+            _check(one, form.of_items, f"{name}[{place}]")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -149,6 +149,8 @@ class Reconciler:
             except StoreUnavailableError as error:
                 # The lease runs out by itself, and then someone takes the project again.
                 _log.warning("store_unavailable", error=str(error))
+            except Exception:  # noqa: BLE001 - a defect with one project ends no other; as above
+                _log.exception("fault_not_recorded")
 
     async def _news(self) -> None:
         with self._store.subscribe() as changes:

@@ -1,13 +1,14 @@
 """What all stores share of people: what is written of each, and what was read a moment ago."""
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from pydantic import TypeAdapter
+import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from greylag.domain.audit import AuditEvent
 from greylag.domain.users import (
@@ -29,8 +30,10 @@ from greylag.ports import (
     Finding,
     Kept,
     PeopleStore,
+    RecordUnreadableError,
     StoredPerson,
 )
+from greylag.store.records import MALFORMED
 
 NAMES: Mapping[type, str] = {
     User: "users",
@@ -52,6 +55,8 @@ EXPORTED: Mapping[str, type[AnyKept]] = {
 _MOST_RECENT = 20_000
 _BY_SECRET = frozenset[type]({Session, ApiToken, DeviceLogin})
 """What strangers may ask for any number of that there are not: those take no other's place."""
+_log = structlog.get_logger(__name__)
+
 _Read = dict[tuple[type, str], tuple[float, Any]]
 
 
@@ -68,9 +73,49 @@ def to_body(one: AnyKept) -> dict[str, Any]:
     return body
 
 
-def from_body(kind: type[Kept], body: Mapping[str, Any]) -> Kept:
-    """Return what ``to_body`` has written; members that this version does not know are left out."""
-    found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(body))
+def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str) -> Kept:
+    """Return what ``to_body`` has written under ``key``, as it is or as JSON; members that this
+    version does not know are left out.
+
+    Raises:
+        RecordUnreadableError: something else has written it, or a newer version; what stands in it
+            is not repeated.
+    """
+    try:
+        said = json.loads(body) if isinstance(body, str) else body
+        found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(said))
+    except MALFORMED as error:
+        name = NAMES[kind]
+        raise RecordUnreadableError(
+            f"The record {key!r} of {name} cannot be read ({_why(error)})."
+        ) from error
+    return found
+
+
+def _why(error: Exception) -> str:
+    """Return what is wrong, without what stands there: it may be secret."""
+    if not isinstance(error, ValidationError):
+        return type(error).__name__
+    faults = error.errors(include_input=False, include_context=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults)
+
+
+def readable(
+    kind: type[Kept], label: str | None, rows: Iterable[tuple[str, Mapping[str, Any] | str]]
+) -> list[Kept]:
+    """Return what of these keys and bodies ``PeopleStore.labelled`` returns.
+
+    Raises:
+        RecordUnreadableError: as that says.
+    """
+    found: list[Kept] = []
+    for key, body in rows:
+        try:
+            found.append(from_body(kind, key, body))
+        except RecordUnreadableError as error:
+            if kind is User and label is not None:
+                raise
+            _log.warning("record_passed_over", error=str(error))
     return found
 
 
@@ -82,23 +127,23 @@ def expires_at(one: AnyKept) -> datetime | None:
 def to_stored(name: str, key: str, body: Mapping[str, Any] | str) -> StoredPerson | Finding:
     """Return what an export holds of something that is kept, or what is wrong with it."""
     try:
-        one = _exported(name, json.loads(body) if isinstance(body, str) else body)
-    except ValueError as error:
+        one = from_body(EXPORTED[name], key, body)
+    except RecordUnreadableError as error:
         return Finding(
             f"{name} {key}",
-            f"The record {key!r} of {name} cannot be read ({type(error).__name__}: {error}).",
+            str(error),
             "Correct what the sentence names, or remove the record; no export holds it until then.",
         )
     return StoredPerson(name, to_body(one))
 
 
 def from_stored(stored: StoredPerson) -> AnyKept:
-    """Return what an export holds, as it is first written."""
-    return replace(_exported(stored.kind, stored.body), version=0)
+    """Return what an export holds, as it is first written.
 
-
-def _exported(name: str, body: Mapping[str, Any]) -> AnyKept:
-    return from_body(EXPORTED[name], body)
+    Raises:
+        RecordUnreadableError: this version cannot read it.
+    """
+    return replace(from_body(EXPORTED[stored.kind], "", stored.body), version=0)
 
 
 class RecentPeople:

@@ -1,7 +1,8 @@
 """A record and what each write makes of it: pure, so that every store changes it alike."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -13,10 +14,22 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
 )
 from greylag.domain.project import Event, Lease, Project, ProjectRecord, ProjectRef
-from greylag.ports import CURSOR_FORM, Claim, Duty, Finding, IdempotencyKey, Outcome, ProjectPage
+from greylag.ports import (
+    CURSOR_FORM,
+    Claim,
+    Duty,
+    Finding,
+    IdempotencyKey,
+    Outcome,
+    ProjectPage,
+    RecordUnreadableError,
+)
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)
+
+MALFORMED = (KeyError, ValueError, TypeError, AttributeError, OverflowError)
+"""What reading a record that something else has written may raise."""
 
 
 def new_record(project: Project) -> ProjectRecord:
@@ -166,6 +179,29 @@ def unreadable(record_id: object, user_id: object, project_id: object, error: Ex
     )
 
 
+def cannot_be_read(
+    record_id: object, user_id: object, project_id: object, error: Exception
+) -> RecordUnreadableError:
+    """Return the error for a record that raised ``error`` when it was read."""
+    return RecordUnreadableError(unreadable(record_id, user_id, project_id, error).sentence)
+
+
+@contextmanager
+def reading_log(record_id: object) -> Iterator[None]:
+    """Read events of a record in the ``with`` block.
+
+    Raises:
+        RecordUnreadableError: something else has written them.
+    """
+    try:
+        yield
+    except MALFORMED as error:
+        raise RecordUnreadableError(
+            f"The activation log of the record {record_id} cannot be read "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
 def lease_end(now: datetime, lease_seconds: float) -> datetime:
     """Return when a lease that is made or extended now runs out, to the millisecond."""
     return now + timedelta(milliseconds=round(lease_seconds * 1000))
@@ -194,9 +230,10 @@ def _shown(project: Project) -> tuple[object, ...]:
 # The cursor of a page of projects: where the page ended, as text that clients do not look into.
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_MILLIS = 253_402_300_799_999
+FIRST_MILLIS, LAST_MILLIS = -62_135_596_800_000, 253_402_300_799_999
+"""The milliseconds from the year 1 to the year 9999, where ``datetime`` begins and ends."""
+
 _CURSOR = re.compile(CURSOR_FORM)
-"""The last millisecond of the year 9999, where ``datetime`` ends."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -226,7 +263,7 @@ def decode(cursor: str) -> Position:
     if not _CURSOR.fullmatch(cursor):
         raise InvalidRequestError("The cursor is not one that a page of projects gave.")
     created, _, record_id = cursor.partition(".")
-    return Position(min(int(created), _MAX_MILLIS), record_id)
+    return Position(min(int(created), LAST_MILLIS), record_id)
 
 
 def cut(projects: Sequence[Project], limit: int) -> ProjectPage:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from bson import json_util
-from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.codec_options import DatetimeConversion
 from bson.json_util import CANONICAL_JSON_OPTIONS
 from pymongo import DeleteMany, InsertOne
 from pymongo.errors import BulkWriteError
@@ -23,6 +23,7 @@ from greylag.ports import (
     Fill,
     Finding,
     NumberedEntry,
+    RecordUnreadableError,
     Stored,
     StoredEntry,
     StoredKey,
@@ -42,7 +43,6 @@ from greylag.store.mongo.connection import (
 )
 from greylag.store.mongo.documents import (
     Document,
-    DocumentError,
     from_document,
     id_of,
     key_document,
@@ -55,7 +55,7 @@ from greylag.store.mongo.documents import (
 )
 from greylag.store.mongo.people import document_of
 from greylag.store.people import EXPORTED, from_stored, to_stored
-from greylag.store.records import LOG_LENGTH, unreadable
+from greylag.store.records import LOG_LENGTH, MALFORMED, unreadable
 
 _SECONDS = 60.0
 """How long one batch may take."""
@@ -64,12 +64,6 @@ _AT_ONCE = 50
 _DUPLICATE = 11000
 _MARK = {"_id": "copy"}
 _OURS = {"claimable_at", "unsettled", "revision", "news", "tail"}
-_OPTIONS: CodecOptions[Document] = CodecOptions(
-    # Dates that Python cannot hold are to be found, not to fail on.
-    tz_aware=True,
-    tzinfo=UTC,
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-)
 _EXTRA_OPTIONS = CANONICAL_JSON_OPTIONS.with_options(
     tz_aware=True, tzinfo=UTC, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
@@ -82,7 +76,7 @@ class MongoArchive:
 
     def __init__(self, client: Client, database: Database, place: str) -> None:
         self._client = client
-        self._database = database.with_options(codec_options=_OPTIONS)
+        self._database = database
         self._projects = self._database[indexes.PROJECTS]
         self._trail = AuditTrail(client, self._database, _SECONDS)
         self.place = place
@@ -325,7 +319,7 @@ def stored_project(
             extra=_extra(raw, record),
         )
         check_types(stored)
-    except (DocumentError, ValueError, TypeError, KeyError) as error:
+    except (*MALFORMED, RecordUnreadableError) as error:
         return unreadable(raw["_id"], raw.get("user_id"), raw.get("project_id"), error)
     return stored
 

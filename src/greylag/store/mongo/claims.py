@@ -11,7 +11,7 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.project import Project, ProjectRef, Status, new_instance_id
-from greylag.ports import Claim, Duty, Outcome
+from greylag.ports import Claim, Duty, Outcome, RecordUnreadableError
 from greylag.store import records
 from greylag.store.mongo import indexes
 from greylag.store.mongo.changes import GONE, ref_of
@@ -19,20 +19,39 @@ from greylag.store.mongo.connection import WriteAttempts, repeated
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
     Document,
-    DocumentError,
     from_document,
     id_of,
     new_tail,
 )
 from greylag.store.mongo.writes import StoreParts, of_environment, of_owner
-from greylag.store.records import DutyRecord, lease_end
+from greylag.store.records import (
+    FIRST_MILLIS,
+    LAST_MILLIS,
+    DutyRecord,
+    from_millis,
+    lease_end,
+)
 
 LONG_SECONDS = 120.0
 """How long may take what touches many documents: making indexes, adoption, waking all."""
 
+_ANY_MOMENT = {"$gte": from_millis(FIRST_MILLIS), "$lte": from_millis(LAST_MILLIS)}
+"""What else may stand there is never due."""
+
 _QUEUE = [("claimable_at", 1), ("_id", 1)]
-_NEXT_REVISION = {"$add": [{"$ifNull": ["$revision", 0]}, 1]}
-_NEXT_CLAIM = {"$add": [{"$ifNull": ["$claims", 0]}, 1]}
+
+
+def _next(field: str) -> Document:
+    """Return what counts a field up inside the server. What is no number stays, as it would fail
+    the whole command.
+    """
+    kinds = ["missing", "null", "int", "long", "double", "decimal"]
+    counted = {"$add": [{"$ifNull": [field, 0]}, 1]}
+    return {"$cond": [{"$in": [{"$type": field}, kinds]}, counted, field]}
+
+
+_NEXT_REVISION = _next("$revision")
+_NEXT_CLAIM = _next("$claims")
 
 _log = structlog.get_logger(__name__)
 
@@ -47,16 +66,16 @@ class ReconcilerMethods(StoreParts):
             while (raw := await self._claim_next(now, update)) is not None:
                 try:
                     return Claim(from_document(raw).project)
-                except DocumentError as error:
+                except RecordUnreadableError as error:
                     # Its lease keeps it from being claimed again at once.
-                    _log.warning("document_passed_over", error=str(error))
+                    _log.warning("record_passed_over", error=str(error))
             return None
 
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed; see the port."""
         with self._asking():
             first = await self._projects.find_one(
-                {"claimable_at": {"$exists": True}}, {"claimable_at": True}, sort=_QUEUE
+                {"claimable_at": _ANY_MOMENT}, {"claimable_at": True}, sort=_QUEUE
             )
         return None if first is None else first["claimable_at"]
 
@@ -269,7 +288,8 @@ class ReconcilerMethods(StoreParts):
                 {"$group": {"_id": "$user_id", "count": {"$sum": 1}}},
             ]
         )
-        return {one["_id"]: one["count"] for one in await cursor.to_list()}
+        found = await cursor.to_list()
+        return {one["_id"]: one["count"] for one in found if isinstance(one["_id"], str)}
 
     async def _duty(self, name: str) -> DutyRecord | None:
         found = await self._database[indexes.DUTIES].find_one({"_id": name}, {"_id": False})

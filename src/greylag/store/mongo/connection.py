@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pymongo
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
@@ -85,17 +85,24 @@ def connect(uri: str, limits: MongoLimits) -> Client:
         raise _wrong_uri(type(error).__name__) from None
 
 
+OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
+    # A date that Python cannot hold makes its own document unreadable, and no other.
+    tz_aware=True,
+    tzinfo=UTC,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
+
+
 def database(client: Client, name: str) -> Database:
     """Return the database with the guarantees that the store builds on, whatever the URI says.
 
     Raises:
         ConfigError: none can have this name.
     """
-    options: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
     try:
         return client.get_database(
             name,
-            codec_options=options,
+            codec_options=OPTIONS,
             read_preference=ReadPreference.PRIMARY,
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern(w="majority", j=True),

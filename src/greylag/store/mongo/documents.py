@@ -14,8 +14,8 @@ from typing import Any
 
 from bson import ObjectId
 
-from greylag.common.typed import is_encodable
-from greylag.domain.errors import ErrorInfo, StoreUnavailableError
+from greylag.common.typed import check_types, is_encodable
+from greylag.domain.errors import ErrorInfo
 from greylag.domain.names import EnvironmentNames, environment_names
 from greylag.domain.project import (
     Desired,
@@ -28,7 +28,7 @@ from greylag.domain.project import (
     unsettled,
 )
 from greylag.ports import StoredKey
-from greylag.store.records import KEY_LIFETIME, LOG_LENGTH
+from greylag.store.records import KEY_LIFETIME, LOG_LENGTH, MALFORMED, cannot_be_read
 
 Document = dict[str, Any]
 
@@ -38,12 +38,6 @@ _ELSEWISE = {"id", "names", "metadata", "status", "error", "desired", "source", 
 _AS_THEY_ARE = [
     field.name for field in fields(Project) if field.name not in {*_ELSEWISE, "environment_user"}
 ]
-
-
-class DocumentError(StoreUnavailableError):
-    """A document that something else wrote is not of the form that a project must have."""
-
-    hint = "Correct the document; `greylag doctor` finds and explains such records."
 
 
 def id_of(record_id: str) -> ObjectId | str:
@@ -98,15 +92,15 @@ def from_document(raw: Mapping[str, Any]) -> ProjectRecord:
     """Return the record that a document holds; what an older system left out is derived.
 
     Raises:
-        DocumentError: it is no project.
+        RecordUnreadableError: it is no project.
     """
     try:
-        return _record(raw)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DocumentError(
-            f"The document {raw.get('_id')} of the collection projects is not a project that "
-            f"Greylag can read ({type(error).__name__}: {error})."
-        ) from error
+        record = _record(raw)
+        check_types(record)
+    except MALFORMED as error:
+        whose = raw.get("user_id"), raw.get("project_id")
+        raise cannot_be_read(raw.get("_id"), *whose, error) from error
+    return record
 
 
 def event_fields(event: Event) -> Document:
@@ -121,14 +115,20 @@ def event_fields(event: Event) -> Document:
 
 
 def to_event(fields: Mapping[str, Any]) -> Event:
-    """Return the event of ``event_fields``."""
-    return Event(
-        seq=fields["seq"],
+    """Return the event of ``event_fields``.
+
+    Raises:
+        ValueError: or another of ``records.MALFORMED``: it is none.
+    """
+    event = Event(
+        seq=_whole(fields["seq"]),
         at=fields["at"],
         status=Status(fields["status"]),
-        generation=fields["generation"],
+        generation=_whole(fields["generation"]),
         **unpack(fields["text"]),
     )
+    check_types(event)
+    return event
 
 
 def new_tail(events: Sequence[Event]) -> list[Document]:
@@ -137,8 +137,15 @@ def new_tail(events: Sequence[Event]) -> list[Document]:
 
 
 def tail_of(raw: Mapping[str, Any]) -> Sequence[Document]:
-    """Return the newest events of a project, as ``event_fields``."""
-    return raw.get("tail") or []
+    """Return the newest events of a project, as ``event_fields``.
+
+    Raises:
+        TypeError: it has something else there.
+    """
+    tail = raw.get("tail") or []
+    if not isinstance(tail, list):
+        raise TypeError(f"tail is {tail!r:.80}, not a list")
+    return tail
 
 
 def key_document(record_id: str, kept: StoredKey) -> Document:
@@ -158,7 +165,7 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
     created = raw.get("created_at") or _born(raw["_id"])
     user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])
     given: Document = {
-        **{name: raw[name] for name in _AS_THEY_ARE if name in raw},
+        **{name: _whole(raw[name]) for name in _AS_THEY_ARE if name in raw},
         "name": _text(raw.get("name") or project_id),
         "created_at": created,
         "updated_at": raw.get("updated_at") or created,
@@ -173,9 +180,18 @@ def _record(raw: Mapping[str, Any]) -> ProjectRecord:
         desired=_desired(raw, status),
         source=GitSource(**raw["git_source"]) if raw.get("git_source") else None,
         environment_user=None if (made := raw.get("environment_user")) == user_id else made,
-        lease=Lease(**raw["lease"]) if raw.get("lease") else None,
+        lease=_lease(raw["lease"]) if raw.get("lease") else None,
     )
-    return ProjectRecord(project, raw.get("claims", 0), bool(raw.get("woken", False)))
+    return ProjectRecord(project, _whole(raw.get("claims", 0)), bool(raw.get("woken", False)))
+
+
+def _lease(raw: Mapping[str, Any]) -> Lease:
+    return Lease(**{name: _whole(value) for name, value in raw.items()})
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number as one: some shells write each number that is edited as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _desired(raw: Mapping[str, Any], status: Status) -> Desired:

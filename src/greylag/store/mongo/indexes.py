@@ -11,12 +11,11 @@ from pymongo import IndexModel, UpdateOne
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from greylag.domain.errors import ConfigError
-from greylag.ports import Finding
+from greylag.ports import Finding, RecordUnreadableError
 from greylag.store.mongo.connection import Collection, Database
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
     Document,
-    DocumentError,
     difference,
     from_document,
 )
@@ -218,8 +217,8 @@ async def adopt(projects: Collection) -> None:
 def _update(raw: Document) -> UpdateOne | None:
     try:
         record = from_document(raw)
-    except DocumentError as error:
-        _log.warning("document_passed_over", error=str(error))
+    except RecordUnreadableError as error:
+        _log.warning("record_passed_over", error=str(error))
         return None
     update = difference(raw, record, record)
     changed = update.get("$set", {}) | {"revision": 1}

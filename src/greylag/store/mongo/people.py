@@ -12,7 +12,7 @@ from greylag.ports import AnyKept, AuditFilter, Kept, NumberedEntry
 from greylag.store.mongo.connection import Collection
 from greylag.store.mongo.indexes import PEOPLE
 from greylag.store.mongo.writes import StoreParts
-from greylag.store.people import NAMES, expires_at, from_body, to_body
+from greylag.store.people import NAMES, expires_at, from_body, readable, to_body
 
 if TYPE_CHECKING:
     from greylag.store.mongo.documents import Document
@@ -27,14 +27,15 @@ class PeopleMethods(StoreParts):
         """Return what is kept under ``key``; see the port."""
         with self._asking():
             raw = await self._people(kind).find_one({"_id": key})
-        return None if raw is None else from_body(kind, raw)
+        return None if raw is None else from_body(kind, key, raw)
 
     async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
         """Return all that have this label; see the port."""
         matching: Document = {} if label is None else {"labels": label}
         with self._asking():
             found = self._people(kind).find(matching, sort=[("_id", 1)], batch_size=_AT_ONCE)
-            return [from_body(kind, raw) for raw in await found.to_list()]
+            raws = await found.to_list()
+        return readable(kind, label, ((str(raw["_id"]), raw) for raw in raws))
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port. The server forgets what has run out."""

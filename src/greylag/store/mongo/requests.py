@@ -12,13 +12,19 @@ from pymongo.errors import DuplicateKeyError
 from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
-from greylag.ports import Created, IdempotencyKey, PageQuery, ProjectPage, StoredKey
+from greylag.ports import (
+    Created,
+    IdempotencyKey,
+    PageQuery,
+    ProjectPage,
+    RecordUnreadableError,
+    StoredKey,
+)
 from greylag.store import records
 from greylag.store.mongo.connection import WriteAttempts
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
     Document,
-    DocumentError,
     from_document,
     id_of,
     key_document,
@@ -275,5 +281,5 @@ def _readable(found: Sequence[Document]) -> Iterator[Project]:
     for raw in found:
         try:
             yield from_document(raw).project
-        except DocumentError as error:
-            _log.warning("document_passed_over", error=str(error))
+        except RecordUnreadableError as error:
+            _log.warning("record_passed_over", error=str(error))

@@ -38,7 +38,7 @@ from greylag.store.mongo.documents import (
     tail_of,
     to_event,
 )
-from greylag.store.records import LOG_LENGTH, exists
+from greylag.store.records import LOG_LENGTH, exists, reading_log
 
 T = TypeVar("T")
 
@@ -198,7 +198,9 @@ class ActivationLog:
 
     async def move(self, raw: Mapping[str, Any]) -> None:
         """Move the tail of a project to the collection, and trim what is more than is kept."""
-        tail = tail_of(raw)
+        with reading_log(raw["_id"]):
+            tail = tail_of(raw)
+            seqs = [to_event(fields).seq for fields in tail]
         if not tail:
             return
         # The age of events is measured by this machine's clock, like the server's work on it.
@@ -206,15 +208,15 @@ class ActivationLog:
         await self._collection.bulk_write(
             [
                 ReplaceOne(
-                    {"record_id": raw["_id"], "seq": fields["seq"]},
+                    {"record_id": raw["_id"], "seq": seq},
                     {"record_id": raw["_id"], "purge_at": purge_at, **fields},
                     upsert=True,
                 )
-                for fields in tail
+                for seq, fields in zip(seqs, tail, strict=True)
             ],
             ordered=False,
         )
-        oldest = tail[-1]["seq"] - LOG_LENGTH
+        oldest = seqs[-1] - LOG_LENGTH
         if oldest > 0:
             trimmed = {"record_id": raw["_id"], "seq": {"$lte": oldest}}
             await repeated(lambda: self._collection.delete_many(trimmed))
@@ -222,10 +224,14 @@ class ActivationLog:
     async def read(self, raw: Mapping[str, Any], after: int, limit: int) -> Sequence[Event]:
         """Return the events with ``seq > after``, oldest first, ``limit`` at most, of the project
         whose document, with its tail, is ``raw``.
+
+        Raises:
+            RecordUnreadableError: something else has written events there.
         """
-        after = max(after, raw.get("last_seq", 0) - LOG_LENGTH)
-        tail = [fields for fields in tail_of(raw) if fields["seq"] > after]
-        first = tail[0]["seq"] if tail else raw.get("last_seq", 0) + 1
+        with reading_log(raw["_id"]):
+            after = max(after, raw.get("last_seq", 0) - LOG_LENGTH)
+            tail = [event for event in map(to_event, tail_of(raw)) if event.seq > after]
+            first = tail[0].seq if tail else raw.get("last_seq", 0) + 1
         older: list[Document] = []
         if after + 1 < first and limit > 0:
             older = await self._collection.find(
@@ -234,7 +240,8 @@ class ActivationLog:
                 limit=min(limit, LOG_LENGTH),
                 batch_size=LOG_LENGTH,
             ).to_list()
-        return [to_event(fields) for fields in [*older, *tail][:limit]]
+        with reading_log(raw["_id"]):
+            return [*map(to_event, older), *tail][:limit]
 
     async def remove(self, record_id: Any) -> None:
         """Remove all events of a record."""

@@ -17,6 +17,7 @@ from greylag.ports import (
     Fill,
     Finding,
     NumberedEntry,
+    RecordUnreadableError,
     Stored,
     StoredEntry,
     StoredKey,
@@ -24,7 +25,7 @@ from greylag.ports import (
     StoredProject,
 )
 from greylag.store.people import EXPORTED, from_stored, to_stored
-from greylag.store.records import from_millis, millis, unreadable
+from greylag.store.records import MALFORMED, from_millis, millis, unreadable
 from greylag.store.sqlite import audit_trail, schema, tables
 from greylag.store.sqlite import people as rows_of_people
 
@@ -241,7 +242,7 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
             ],
         )
         check_types(stored)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (*MALFORMED, RecordUnreadableError) as error:
         return unreadable(row["id"], row["user_id"], row["project_id"], error)
     return stored
 

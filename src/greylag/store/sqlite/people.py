@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from greylag.ports import AnyKept, Kept
-from greylag.store.people import NAMES, expires_at, from_body, to_body
+from greylag.store.people import NAMES, expires_at, from_body, readable, to_body
 from greylag.store.records import millis
 
 _HAS_RUN_OUT = "SELECT kind, key FROM people WHERE expires_at < ?"
 _OF_LABEL = (
-    "SELECT body FROM people JOIN people_labels USING (kind, key) "
+    "SELECT key, body FROM people JOIN people_labels USING (kind, key) "
     "WHERE kind = ? AND label = ? ORDER BY key"
 )
 
@@ -24,16 +24,17 @@ def find(sql: sqlite3.Connection, kind: type[Kept], key: str) -> Kept | None:
     row = sql.execute(
         "SELECT body FROM people WHERE kind = ? AND key = ?", (NAMES[kind], key)
     ).fetchone()
-    return None if row is None else from_body(kind, json.loads(row["body"]))
+    return None if row is None else from_body(kind, key, row["body"])
 
 
 def labelled(sql: sqlite3.Connection, kind: type[Kept], label: str | None) -> Sequence[Kept]:
     """Return all that have this label; see the port."""
     if label is None:
-        found = sql.execute("SELECT body FROM people WHERE kind = ? ORDER BY key", (NAMES[kind],))
+        query = "SELECT key, body FROM people WHERE kind = ? ORDER BY key"
+        found = sql.execute(query, (NAMES[kind],))
     else:
         found = sql.execute(_OF_LABEL, (NAMES[kind], label))
-    return [from_body(kind, json.loads(row["body"])) for row in found]
+    return readable(kind, label, ((row["key"], row["body"]) for row in found))
 
 
 def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:

@@ -258,12 +258,8 @@ class SqliteStore(ProjectStore):
         """Claim the project that is next; see the port."""
 
         def work(write: Write) -> Claim | None:
-            due = tables.next_claimable(write.sql, now)
-            if due is None:
-                return None
-            record = records.claimed(due, worker, now, lease_seconds)
-            tables.update(write.sql, record)
-            return Claim(record.project)
+            record = tables.claim(write.sql, worker, now, lease_seconds)
+            return None if record is None else Claim(record.project)
 
         return await self._write(work)
 
@@ -328,8 +324,8 @@ class SqliteStore(ProjectStore):
 
         def work(write: Write) -> None:
             tables.poke(write.sql, ref, now)
-            if (poked := tables.of_environment(write.sql, ref)) is not None:
-                write.changed.append(poked.project.ref)
+            if (poked := tables.name_of_environment(write.sql, ref)) is not None:
+                write.changed.append(poked)
 
         await self._write(work)
 

@@ -6,12 +6,17 @@ Each function is a few statements, called inside a transaction, in the thread of
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
+import structlog
+
+from greylag.common.typed import check_types
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
     MOMENTS,
@@ -23,7 +28,7 @@ from greylag.domain.project import (
     Status,
     project_of,
 )
-from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage
+from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage, RecordUnreadableError
 from greylag.store import records
 from greylag.store.records import DutyRecord, Position, from_millis, millis
 
@@ -35,6 +40,8 @@ _NEVER_CHANGE = {"id", "user_id", "project_id", "created_at", "source", "environ
 _CHANGING = [name for name in _COLUMNS if name not in _NEVER_CHANGE]
 _REMEMBERED = 2_000
 _PAGES = 64
+
+_log = structlog.get_logger(__name__)
 
 _MADE_FOR = "coalesce(environment_user, user_id) = :user_id AND project_id = :project_id"
 
@@ -68,7 +75,21 @@ def to_row(record: ProjectRecord) -> dict[str, Any]:
 
 
 def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
-    """Return the record that a row of ``SELECT`` holds."""
+    """Return the record that a row of ``SELECT`` holds.
+
+    Raises:
+        RecordUnreadableError: something else has written it.
+    """
+    try:
+        record = _record(row)
+        check_types(record)
+    except records.MALFORMED as error:
+        whose = row["user_id"], row["project_id"]
+        raise records.cannot_be_read(row["id"], *whose, error) from error
+    return record
+
+
+def _record(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
     kept = {name: row[name] for name in _OWN}
     kept |= {name: json.loads(kept[name]) for name in _JSON if kept[name] is not None}
     kept |= {"error_terminal": bool(kept["error_terminal"]), "lease": _lease(row)}
@@ -84,10 +105,16 @@ def event_body(event: Event) -> str:
 
 
 def to_event(row: sqlite3.Row) -> Event:
-    """Return the event that a row with ``seq`` and ``body`` holds."""
+    """Return the event that a row with ``seq`` and ``body`` holds.
+
+    Raises:
+        ValueError: or another of ``records.MALFORMED``: it is none.
+    """
     body = json.loads(row["body"])
     changed = {"at": from_millis(body["at"]), "status": Status(body["status"])}
-    return Event(seq=row["seq"], **(body | changed))
+    event = Event(seq=row["seq"], **(body | changed))
+    check_types(event)
+    return event
 
 
 def _lease(row: sqlite3.Row | dict[str, Any]) -> Lease | None:
@@ -135,6 +162,13 @@ def find(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord:
 def of_environment(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRecord | None:
     """Return the record whose environment a cluster knows by ``ref``, if there is one."""
     return one(sql, f"{SELECT} WHERE {_MADE_FOR}", asdict(ref))
+
+
+def name_of_environment(sql: sqlite3.Connection, ref: ProjectRef) -> ProjectRef | None:
+    """Return what the project is called now that ``of_environment`` finds, readable or not."""
+    query = f"SELECT user_id, project_id FROM projects WHERE {_MADE_FOR}"  # noqa: S608 - terms above
+    found = sql.execute(query, asdict(ref)).fetchone()
+    return None if found is None else ProjectRef(*found)
 
 
 def by_id(sql: sqlite3.Connection, record_id: str) -> ProjectRecord | None:
@@ -264,16 +298,24 @@ def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Proj
     by_status = "" if query.status is None else "AND status = :status "
     found = sql.execute(
         f"{SELECT} WHERE user_id = :owner {by_status}"
-        "AND (created_at, id) < (:created, :id) ORDER BY created_at DESC, id DESC LIMIT :limit",
+        "AND (created_at, id) < (:created, :id) ORDER BY created_at DESC, id DESC",
         {
             "owner": owner,
             "status": query.status,
             "created": place.created,
             "id": place.record_id,
-            "limit": min(query.limit, _LARGEST - 1) + 1,
         },
     )
-    return [_shared(tuple(row)) for row in found]
+    with closing(found):
+        return list(islice(_readable(found), min(query.limit, _LARGEST - 1) + 1))
+
+
+def _readable(found: Iterable[sqlite3.Row]) -> Iterator[Project]:
+    for row in found:
+        try:
+            yield _shared(tuple(row))
+        except RecordUnreadableError as error:
+            _log.warning("record_passed_over", error=str(error))
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -289,7 +331,8 @@ def events(sql: sqlite3.Connection, ref: ProjectRef, after: int, limit: int) -> 
         "SELECT seq, body FROM events WHERE record_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         (record.project.id, min(after, _LARGEST), min(limit, _LARGEST)),
     )
-    return [to_event(row) for row in found]
+    with records.reading_log(record.project.id):
+        return [to_event(row) for row in found]
 
 
 def add_events(sql: sqlite3.Connection, record_id: str, new: Sequence[Event]) -> None:
@@ -329,6 +372,10 @@ def instance(sql: sqlite3.Connection) -> str:
 
 _LONGEST_DUE = "claimable_at <= :now ORDER BY claimable_at, id LIMIT 1"
 _NOT_AT_WORK = "user_id NOT IN (SELECT user_id FROM projects WHERE lease_until > :now)"
+_UNDER_A_LEASE = (
+    "UPDATE projects SET lease_worker = :worker, lease_number = coalesce(lease_number, 0), "
+    "lease_until = :until WHERE id = :id"
+)
 _AT_WORK = "SELECT user_id FROM projects WHERE lease_until > ?"
 _FIRST_OF_USER = (
     "SELECT claimable_at, id FROM projects WHERE user_id = ? AND claimable_at <= ? "
@@ -336,27 +383,48 @@ _FIRST_OF_USER = (
 )
 
 
-def next_claimable(sql: sqlite3.Connection, now: datetime) -> ProjectRecord | None:
-    """Return the record that is claimed next: of the users with the fewest projects under leases
+def claim(
+    sql: sqlite3.Connection, worker: str, now: datetime, lease_seconds: float
+) -> ProjectRecord | None:
+    """Claim what is next and return it; see the port. A record that cannot be read is put under a
+    lease, too: so it is passed over until that has run out.
+    """
+    while (row := next_claimable(sql, now)) is not None:
+        try:
+            record = records.claimed(from_row(row), worker, now, lease_seconds)
+        except RecordUnreadableError as error:
+            _log.warning("record_passed_over", error=str(error))
+            until = millis(records.lease_end(now, lease_seconds))
+            sql.execute(_UNDER_A_LEASE, {"id": row["id"], "worker": worker, "until": until})
+        else:
+            update(sql, record)
+            return record
+    return None
+
+
+def next_claimable(sql: sqlite3.Connection, now: datetime) -> sqlite3.Row | None:
+    """Return the row that is claimed next: of the users with the fewest projects under leases
     that have not run out the one that is due longest; ``None`` when nothing is due.
     """
     of_the_idle = f"{SELECT} WHERE {_NOT_AT_WORK} AND {_LONGEST_DUE}"
-    found = one(sql, of_the_idle, {"now": millis(now)})
+    found: sqlite3.Row | None = sql.execute(of_the_idle, {"now": millis(now)}).fetchone()
     return found or _of_the_least_busy(sql, millis(now))
 
 
 def next_due(sql: sqlite3.Connection) -> datetime | None:
     """Return when the first record can be claimed."""
+    # What is no moment, but text or too large, is never due.
     first = sql.execute(
-        "SELECT claimable_at FROM projects WHERE claimable_at IS NOT NULL "
-        "ORDER BY claimable_at LIMIT 1"
+        "SELECT claimable_at FROM projects WHERE claimable_at BETWEEN ? AND ? "
+        "ORDER BY claimable_at LIMIT 1",
+        (records.FIRST_MILLIS, records.LAST_MILLIS),
     ).fetchone()
     return None if first is None else records.from_millis(first[0])
 
 
-def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> ProjectRecord | None:
-    """Return the record that is next when all that is due belongs to users who have leases."""
-    if one(sql, f"{SELECT} WHERE {_LONGEST_DUE}", {"now": now}) is None:
+def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> sqlite3.Row | None:
+    """Return the row that is next when all that is due belongs to users who have leases."""
+    if sql.execute(f"{SELECT} WHERE {_LONGEST_DUE}", {"now": now}).fetchone() is None:
         return None
     # As many steps as there are leases at most, however many projects are due.
     at_work = Counter(user_id for (user_id,) in sql.execute(_AT_WORK, (now,)))
@@ -365,7 +433,10 @@ def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> ProjectRecord | Non
         for user_id, leases in at_work.items()
     )
     order = [(leases, *first) for leases, first in firsts if first is not None]
-    return by_id(sql, min(order)[-1]) if order else None
+    if not order:
+        return None
+    found: sqlite3.Row = sql.execute(f"{SELECT} WHERE id = ?", (min(order)[-1],)).fetchone()
+    return found
 
 
 def take_duty(  # noqa: PLR0913, PLR0917 - as the port has them

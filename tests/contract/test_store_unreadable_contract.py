@@ -1,0 +1,185 @@
+"""What every store does with records that something else has written: each harms no other."""
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from tests.contract.store_adapters import ADAPTERS, all_claims, at, claim, make_project
+from tests.store.sites import KINDS, Site, sites_in
+
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import NotificationTarget, User, of_identity, of_user
+from greylag.ports import AnyKept, PageQuery, ProjectStore, RecordUnreadableError, has_record
+from greylag.store.people import NAMES
+from greylag.store.sqlite.tables import SELECT
+
+BAD = ProjectRef("ada", "bad")
+DAMAGES: list[dict[str, Any]] = [
+    {"status": "confused"},
+    {"attempts": "x"},
+    {"deadline_at": "then"},
+    {"claims": "x"},
+    {"metadata": "{"},
+]
+
+
+@pytest.fixture(params=KINDS)
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    """Each kind of store that others can write to, empty."""
+    async with sites_in(tmp_path) as sites:
+        yield await sites.make(request.param)
+
+
+@pytest.fixture
+async def store(site: Site) -> AsyncIterator[ProjectStore]:
+    async with site.store() as opened:
+        yield opened
+
+
+async def spoil(site: Site, **fields: Any) -> None:
+    """Write into the record of the project ``bad``, as something else might."""
+    if site.settings.mongodb_uri is not None:
+        async with site.raw() as raw:
+            await raw["projects"].update_one({"project_id": "bad"}, {"$set": fields})
+        return
+    with closing(sqlite3.connect(site.path)) as sql, sql:
+        for name, value in fields.items():
+            assert name in SELECT
+            query = f"UPDATE projects SET {name} = ? WHERE project_id = 'bad'"  # noqa: S608 - above
+            sql.execute(query, (value,))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: next(iter(one)))
+async def test_a_claim_steps_past_what_cannot_be_read(
+    site: Site, store: ProjectStore, damage: dict[str, Any]
+) -> None:
+    await store.create(make_project("bad", due_at=at(0)))
+    await store.create(make_project("good", due_at=at(1)))
+    await store.create(make_project("other", "bob", due_at=at(2)))
+    await spoil(site, **damage)
+    with capture_logs() as lines:
+        assert sorted(await all_claims(store, 3)) == ["good", "other"]
+    assert [line["event"] for line in lines] == ["record_passed_over"]
+    assert "'bad' of user 'ada' cannot be read" in lines[0]["error"]
+    # It is looked at again when its lease has run out, and not before: nobody is kept busy by it.
+    due = await store.next_due()
+    assert due is not None
+    assert due > at(3)
+    with capture_logs() as lines:
+        assert sorted(await all_claims(store, 40)) == ["good", "other"]
+    assert len(lines) == 1
+
+
+async def test_what_was_corrected_is_claimed_again(site: Site, store: ProjectStore) -> None:
+    await store.create(make_project("bad", due_at=at(0)))
+    await spoil(site, status="confused")
+    assert await all_claims(store, 1) == []
+    await spoil(site, status="inactive")
+    assert (await store.get("ada", "bad")).project_id == "bad"
+    assert await all_claims(store, 2) == []
+    assert (await claim(store, 40)).number > 0
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda one: next(iter(one)))
+async def test_a_page_leaves_out_what_cannot_be_read(
+    site: Site, store: ProjectStore, damage: dict[str, Any]
+) -> None:
+    for number, name in enumerate(["one", "two", "bad", "three"]):
+        await store.create(make_project(name, created=number))
+    await spoil(site, **damage)
+    found, cursor = [], None
+    with capture_logs() as lines:
+        while True:
+            page = await store.page("ada", PageQuery(limit=1, cursor=cursor))
+            found += [project.project_id for project in page.projects]
+            cursor = page.cursor
+            if cursor is None:
+                break
+    assert found == ["three", "two", "one"]
+    assert {line["event"] for line in lines} == {"record_passed_over"}
+    with pytest.raises(RecordUnreadableError, match="'bad' of user 'ada' cannot be read"):
+        await store.get("ada", "bad")
+
+
+async def test_what_cannot_be_read_is_there_all_the_same(site: Site, store: ProjectStore) -> None:
+    await store.create(make_project("bad"))
+    await store.create(make_project("good"))
+    await spoil(site, status="confused")
+    assert await has_record(store, BAD)
+    await store.poke(BAD, at(0))
+    await store.poke(ProjectRef("ada", "good"), at(0))
+    assert await store.poke_unsettled(at(0)) >= 1
+    assert await all_claims(store, 1) == ["good"]
+
+
+async def test_moments_that_are_none_are_never_due(site: Site, store: ProjectStore) -> None:
+    await store.create(make_project("bad", due_at=at(0)))
+    due = "claimable_at" if site.settings.mongodb_uri is not None else "due_at"
+    await spoil(site, **{due: "then"})
+    assert await store.next_due() is None
+    assert await all_claims(store, 9) == []
+    await store.create(make_project("good", due_at=at(5)))
+    assert await store.next_due() == at(5)
+
+
+@pytest.fixture(params=ADAPTERS)
+async def of_people(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    async with sites_in(tmp_path) as sites:
+        yield await sites.make(request.param)
+
+
+async def spoil_person(site: Site, one: AnyKept, **fields: Any) -> None:
+    name = NAMES[type(one)]
+    if site.memory is not None:
+        site.memory._tables.people[type(one), one.key] |= fields
+    elif site.settings.mongodb_uri is not None:
+        async with site.raw() as raw:
+            collection = name if name == "users" else f"greylag_{name}"
+            await raw[collection].update_one({"_id": one.key}, {"$set": fields})
+    else:
+        with closing(sqlite3.connect(site.path)) as sql, sql:
+            of = (name, one.key)
+            query = "SELECT body FROM people WHERE kind = ? AND key = ?"
+            body = json.loads(sql.execute(query, of).fetchone()[0]) | fields
+            sql.execute(
+                "UPDATE people SET body = ? WHERE kind = ? AND key = ?", (json.dumps(body), *of)
+            )
+
+
+def make_target(number: int, user: str) -> NotificationTarget:
+    return NotificationTarget(
+        f"{number:016x}", user, "webhook", "Chat", "hooks.test", "https://x.test", "sealed", at(1)
+    )
+
+
+async def test_a_row_of_a_newer_version_hides_no_other(of_people: Site) -> None:
+    async with of_people.store() as store:
+        newer, sound = make_target(1, "ada"), make_target(2, "bob")
+        for one in (newer, sound):
+            assert await store.put(one, at(0))
+        await spoil_person(of_people, newer, kind="matrix", sealed=["s3cret"])
+        with capture_logs() as lines:
+            assert [one.id for one in await store.labelled(NotificationTarget)] == [sound.id]
+            assert await store.labelled(NotificationTarget, of_user("ada")) == []
+        assert [line["event"] for line in lines] == ["record_passed_over"] * 2
+        with pytest.raises(RecordUnreadableError, match="of notifications cannot be read") as found:
+            await store.find(NotificationTarget, newer.key)
+        # What stands in such a row may be secret.
+        assert "s3cret" not in f"{found.value} {lines}"
+        assert newer.key in lines[0]["error"]
+
+
+async def test_a_user_who_cannot_be_read_is_not_taken_for_nobody(of_people: Site) -> None:
+    async with of_people.store() as store:
+        ada = User("ada", "Ada", identity="https://idp ada")
+        await store.put(ada, at(0))
+        await store.put(User("bob", "Bob"), at(0))
+        await spoil_person(of_people, ada, role="auditor")
+        assert [one.id for one in await store.labelled(User)] == ["bob"]
+        with pytest.raises(RecordUnreadableError):
+            await store.labelled(User, of_identity("https://idp ada"))
