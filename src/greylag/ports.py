@@ -15,7 +15,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -733,6 +733,10 @@ class Subscription(Protocol):
         """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds."""
 
 
+LONGEST_SIGNED = timedelta(days=31)
+"""Nothing that is signed lives longer."""
+
+
 class Revocations(Protocol):
     """What must not count any more though its signature is good: sign-ins that were ended, links
     that were used. Every method may raise ``StoreUnavailableError``.
@@ -747,8 +751,10 @@ class Revocations(Protocol):
             Whether nobody had done so before. What was kept until before ``now`` may be forgotten.
         """
 
-    async def is_revoked(self, name: str) -> bool:
-        """Tell whether ``name`` is kept."""
+    async def is_revoked(self, name: str, signed_at: datetime | None = None) -> bool:
+        """Tell whether ``name`` is kept, or was ``signed_at`` a moment before an import into the
+        store: what was ended or used is in no export, so nothing of before then counts.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -1209,11 +1215,13 @@ class Archive(Protocol):
         *,
         people: bool = False,
         trail: AuditBounds | None = None,
+        at: datetime | None = None,
     ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
         the Greylag with this id (``None``: the same as before). The ``EXPORTED_KINDS`` stay as
         they are unless ``people`` come too; then sessions end as well. The audit trail stays unless
-        the entries of another come, with these bounds.
+        the entries of another come, with these bounds. What was signed before ``at``, an import's
+        moment, is revoked.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced.

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from tests.store.stored_projects import leased, make_event, make_stored
 
 from greylag.domain.project import NewEvent, ProjectRef
 from greylag.ports import (
+    LONGEST_SIGNED,
     Archive,
     Finding,
     IdempotencyKey,
@@ -158,6 +160,25 @@ async def test_an_export_during_which_an_import_begins_is_not_whole(archive: Arc
         emptied = cast("Archive", Emptied(archive))
         await export_store(emptied, written.append, at(0), nobody, none_unreadable)
     assert (b'"end"' in written[-1]) is not await archive.incomplete()
+
+
+async def test_what_was_signed_before_an_import_is_revoked(site: Site, archive: Archive) -> None:
+    # The real time: one of the stores lets its server forget what has run out.
+    now = datetime.now(UTC)
+    second = timedelta(seconds=1)
+    async with site.store() as store:
+        assert not await store.is_revoked("a", now - second)
+        assert await store.revoke("used", now + second, now)
+    async with archive.replacing(at=now) as put:
+        await put([make_stored()])
+    async with site.store() as store:
+        assert await store.is_revoked("a", now - second)
+        assert not await store.is_revoked("a", now.replace(microsecond=0))
+        assert not await store.is_revoked("a")
+        assert await store.is_revoked("used")
+        # It is kept for as long as anything lives that was signed before.
+        await store.revoke("b", now + second, now + LONGEST_SIGNED - second)
+        assert await store.is_revoked("a", now - second)
 
 
 async def test_of_two_records_of_one_project_the_later_counts(archive: Archive) -> None:

@@ -23,6 +23,7 @@ from greylag.domain.project import (
     unsettled,
 )
 from greylag.ports import (
+    LONGEST_SIGNED,
     AnyKept,
     AuditFilter,
     Claim,
@@ -252,8 +253,11 @@ class MemoryStore(ProjectStore):
         self._append(audit)
         return True
 
-    async def is_revoked(self, name: str) -> bool:
-        return name in self._open().revoked
+    async def is_revoked(self, name: str, signed_at: datetime | None = None) -> bool:
+        known = self._open().revoked
+        imported = known.get(records.IMPORTED)
+        before = imported and signed_at and imported > signed_at + LONGEST_SIGNED
+        return name in known or bool(before)
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         body = self._open().people.get((kind, key))
@@ -365,16 +369,20 @@ class MemoryStore(ProjectStore):
         *,
         people: bool = False,
         trail: AuditBounds | None = None,
+        at: datetime | None = None,
     ) -> AsyncIterator[Fill]:
         old = self._open()
         new = _Tables(
             duties=old.duties,
+            revoked=dict(old.revoked),
             people={} if people else old.people,
             labels={} if people else old.labels,
             audit=list(old.audit) if trail is None else [],
             audit_bounds=trail or old.audit_bounds,
             instance=instance or old.instance,
         )
+        if at is not None:
+            new.revoked[records.IMPORTED] = records.import_revokes_until(at)
 
         async def fill(stored_records: Sequence[Stored | AuditEvent]) -> None:
             for stored in stored_records:

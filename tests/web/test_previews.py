@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -130,6 +131,13 @@ async def test_a_link_opens_one_browser_once_for_its_own_host(shown: Shown) -> N
     assert (status, json.loads(body)["target"]) == (200, "/api/users")  # the application's own
     dashboard = URL(f"http://localhost:{shown.running.port}/api/users")
     assert (await shown.ask(dashboard, jar=jar))[0] == 401  # the cookie opens nothing else
+
+
+async def test_a_link_from_before_an_import_opens_nothing(shown: Shown) -> None:
+    link = await shown.link()
+    async with shown.running.house.store.replacing(at=datetime.now(UTC) + timedelta(seconds=5)):
+        pass
+    assert (await shown.ask(link))[0] == 401
 
 
 async def test_a_shared_link_opens_any_browser_until_it_runs_out(

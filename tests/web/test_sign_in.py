@@ -16,8 +16,18 @@ from yarl import URL
 
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError, LimitExceededError
+from greylag.ports import LONGEST_SIGNED
 from greylag.web.app import create_app
-from greylag.web.auth import COOKIE, MAX_FAILURES, Signatures, WrongTokens, client_of
+from greylag.web.auth import (
+    COOKIE,
+    COOKIE_SECONDS,
+    LINK_SECONDS,
+    MAX_FAILURES,
+    Signatures,
+    WrongTokens,
+    client_of,
+)
+from greylag.web.preview_links import TICKET_SECONDS
 
 PAGE = {"accept": "text/html"}
 TLS = {"x-forwarded-proto": "https"}
@@ -92,6 +102,27 @@ async def test_links_and_cookies_run_out(
     assert await status_with(locked.http, cookie) == (200 if days == 1 else 401)
     locked.http.cookie_jar.clear()
     assert await sign_in(locked, code) == (401, "")
+
+
+async def test_nothing_that_was_signed_before_an_import_counts(
+    locked: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, (_, cookie) = code_of_link(), await sign_in(locked, TOKEN)
+    then = datetime.now(UTC) + timedelta(seconds=5)
+    async with locked.house.store.replacing(at=then):
+        pass
+    assert await status_with(locked.http, cookie) == 401
+    locked.http.cookie_jar.clear()
+    assert await sign_in(locked, code) == (401, "")
+    monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda _: int(then.timestamp()))
+    for given in (TOKEN, code_of_link()):
+        _, cookie = await sign_in(locked, given)
+        assert await status_with(locked.http, cookie) == 200
+
+
+def test_nothing_that_is_signed_outlives_what_an_import_has_revoked() -> None:
+    for seconds in (COOKIE_SECONDS, LINK_SECONDS, TICKET_SECONDS):
+        assert timedelta(seconds=seconds) < LONGEST_SIGNED
 
 
 async def test_neither_a_link_nor_a_cookie_is_taken_for_the_other(locked: Site) -> None:

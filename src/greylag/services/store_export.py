@@ -136,6 +136,9 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
     the Greylag that the export is of: what that has on a cluster is its own. A store that an import
     has left incomplete is filled anew.
 
+    What was signed before, such as an operator's sign-in, counts no more: which of it was ended or
+    used is in no export.
+
     The audit trail comes too where the store has none. Where it has one, that goes on, since
     nothing may end a trail. Either one then tells of the import.
 
@@ -165,7 +168,9 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
     trail = origin.trail if fresh else None
     found, left_out, entries_left_out = Contents(), 0, 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
-    async with archive.replacing(origin.instance, people=origin.people > 0, trail=trail) as fill:
+    async with archive.replacing(
+        origin.instance, people=origin.people > 0, trail=trail, at=now
+    ) as fill:
         while batch := await asyncio.to_thread(list, islice(reading, _AT_ONCE)):
             kept = [one for one in batch if trail or not isinstance(one, StoredEntry)]
             entries_left_out += len(batch) - len(kept)

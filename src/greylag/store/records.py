@@ -16,6 +16,7 @@ from greylag.domain.errors import (
 from greylag.domain.project import Event, Lease, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
     CURSOR_FORM,
+    LONGEST_SIGNED,
     Claim,
     Duty,
     Finding,
@@ -200,6 +201,16 @@ def reading_log(record_id: object) -> Iterator[None]:
             f"The activation log of the record {record_id} cannot be read "
             f"({type(error).__name__}: {error})."
         ) from error
+
+
+IMPORTED = "import"
+"""Stands among what is revoked for all that was signed before an import, as long as that lives."""
+
+
+def import_revokes_until(at: datetime) -> datetime:
+    """Return until when ``IMPORTED`` is kept, of an import at that moment."""
+    # What is signed has the moment in seconds: what follows the import at once counts.
+    return at.replace(microsecond=0) + LONGEST_SIGNED
 
 
 def lease_end(now: datetime, lease_seconds: float) -> datetime:

@@ -103,9 +103,12 @@ class WrongTokens:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A cookie or link whose signature is good: its name in the store, and when it runs out."""
+    """A cookie or link whose signature is good: its name in the store, when it was made, and when
+    it runs out.
+    """
 
     name: str
+    at: datetime
     until: datetime
 
 
@@ -143,7 +146,8 @@ def _read(signer: TimestampSigner, value: bytes, kind: str, seconds: int) -> Sig
         held, signed_at = signer.unsign(value, max_age=seconds, return_timestamp=True)
     except BadSignature:
         return None
-    return Signed(f"{kind} {held.decode()}", signed_at + timedelta(seconds=seconds))
+    until = signed_at + timedelta(seconds=seconds)
+    return Signed(f"{kind} {held.decode()}", signed_at, until)
 
 
 class Authenticator:
@@ -212,7 +216,7 @@ class Authenticator:
     async def signed_in(self, scope: Scope) -> Principal | None:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
-            if not await self._revocations.is_revoked(one.name):
+            if not await self._revocations.is_revoked(one.name, one.at):
                 return _operator(scope)
         for secret in _sessions(scope):
             if (found := await self._people.by_session(secret, client_of(scope))) is not None:
@@ -273,9 +277,9 @@ class Authenticator:
 
     async def _use_link(self, given: bytes) -> bool:
         link = self._signatures.read_link(given) if self._signatures else None
-        return link is not None and await self._revocations.revoke(
-            link.name, link.until, datetime.now(UTC)
-        )
+        if link is None or await self._revocations.is_revoked(link.name, link.at):
+            return False
+        return await self._revocations.revoke(link.name, link.until, datetime.now(UTC))
 
     def _sign_ins(self, scope: Scope) -> list[Signed]:
         if self._signatures is None:

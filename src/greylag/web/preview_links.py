@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlencode, urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
@@ -140,8 +140,10 @@ class PreviewLinks:
         preview = _read(self._tickets, ticket, label)
         if preview is not None and not preview.shared:
             until = datetime.fromtimestamp(preview.until, UTC)
-            name = f"preview {preview.id}"
-            if not await self._revocations.revoke(name, until, datetime.now(UTC)):
+            name, at = f"preview {preview.id}", until - timedelta(seconds=TICKET_SECONDS)
+            if await self._revocations.is_revoked(name, at) or not await self._revocations.revoke(
+                name, until, datetime.now(UTC)
+            ):
                 preview = None
         if preview is None:
             raise UnauthorizedError("This link was used, or has run out.", hint=HINT)

@@ -55,7 +55,13 @@ from greylag.store.mongo.documents import (
 )
 from greylag.store.mongo.people import document_of
 from greylag.store.people import EXPORTED, from_stored, to_stored
-from greylag.store.records import LOG_LENGTH, MALFORMED, unreadable
+from greylag.store.records import (
+    IMPORTED,
+    LOG_LENGTH,
+    MALFORMED,
+    import_revokes_until,
+    unreadable,
+)
 
 _SECONDS = 60.0
 """How long one batch may take."""
@@ -177,6 +183,7 @@ class MongoArchive:
         *,
         people: bool = False,
         trail: AuditBounds | None = None,
+        at: datetime | None = None,
     ) -> AsyncIterator[Fill]:
         """Mark the store as incomplete, empty it, and take the mark away at the end."""
         marks = self._database[indexes.INCOMPLETE]
@@ -197,6 +204,10 @@ class MongoArchive:
             if instance is not None:
                 await self._database[indexes.INSTANCE].replace_one(
                     {"_id": "instance"}, {"id": instance}, upsert=True
+                )
+            if at is not None:
+                await self._database[indexes.REVOCATIONS].replace_one(
+                    {"_id": IMPORTED}, {"until": import_revokes_until(at)}, upsert=True
                 )
         yield self._fill
         with asking(_SECONDS):

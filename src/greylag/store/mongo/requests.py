@@ -13,6 +13,7 @@ from greylag.domain.audit import AuditEvent
 from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
+    LONGEST_SIGNED,
     Created,
     IdempotencyKey,
     PageQuery,
@@ -146,10 +147,14 @@ class RequestMethods(StoreParts):
             except DuplicateKeyError:
                 return False
 
-    async def is_revoked(self, name: str) -> bool:
+    async def is_revoked(self, name: str, signed_at: datetime | None = None) -> bool:
         """Tell whether a name is kept; see the port."""
+        these: list[Document] = [{"_id": name}]
+        if signed_at is not None:
+            runs_out = signed_at + LONGEST_SIGNED
+            these.append({"_id": records.IMPORTED, "until": {"$gt": runs_out}})
         with self._asking():
-            return await self._revocations.find_one({"_id": name}) is not None
+            return await self._revocations.find_one({"$or": these}) is not None
 
     async def _create_once(
         self,

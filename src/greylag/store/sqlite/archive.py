@@ -156,6 +156,7 @@ class SqliteArchive:
         *,
         people: bool = False,
         trail: AuditBounds | None = None,
+        at: datetime | None = None,
     ) -> AsyncIterator[Fill]:
         """Put others in place of all, in one transaction; see the port."""
 
@@ -167,6 +168,8 @@ class SqliteArchive:
             await self._thread.run(lambda sql: _clear(sql, instance, people=people))
             if trail is not None:
                 await self._thread.run(lambda sql: audit_trail.clear(sql, trail))
+            if at is not None:
+                await self._thread.run(lambda sql: tables.revoke_signed_before(sql, at))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
         finally:

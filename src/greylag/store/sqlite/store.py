@@ -362,9 +362,9 @@ class SqliteStore(ProjectStore):
         """Keep the name of what must not count any more; see the port."""
         return await self._write(lambda write: tables.revoke(write.sql, name, until, now), audit)
 
-    async def is_revoked(self, name: str) -> bool:
+    async def is_revoked(self, name: str, signed_at: datetime | None = None) -> bool:
         """Tell whether a name is kept; see the port."""
-        return await self._read(lambda sql: tables.is_revoked(sql, name))
+        return await self._read(lambda sql: tables.is_revoked(sql, name, signed_at))
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         """Return what is kept under ``key``; see the port."""

@@ -28,7 +28,14 @@ from greylag.domain.project import (
     Status,
     project_of,
 )
-from greylag.ports import Duty, IdempotencyKey, PageQuery, ProjectPage, RecordUnreadableError
+from greylag.ports import (
+    LONGEST_SIGNED,
+    Duty,
+    IdempotencyKey,
+    PageQuery,
+    ProjectPage,
+    RecordUnreadableError,
+)
 from greylag.store import records
 from greylag.store.records import DutyRecord, Position, from_millis, millis
 
@@ -468,9 +475,22 @@ def revoke(sql: sqlite3.Connection, name: str, until: datetime, now: datetime) -
     return added.rowcount > 0
 
 
-def is_revoked(sql: sqlite3.Connection, name: str) -> bool:
-    """Tell whether a name is kept; see the port."""
-    return sql.execute("SELECT 1 FROM revocations WHERE name = ?", (name,)).fetchone() is not None
+def is_revoked(sql: sqlite3.Connection, name: str, signed_at: datetime | None) -> bool:
+    """Tell whether a name is kept, or was signed before an import; see the port."""
+    runs_out = None if signed_at is None else millis(signed_at + LONGEST_SIGNED)
+    found = sql.execute(
+        "SELECT 1 FROM revocations WHERE name = ? OR (name = ? AND until > ?)",
+        (name, records.IMPORTED, runs_out),
+    )
+    return found.fetchone() is not None
+
+
+def revoke_signed_before(sql: sqlite3.Connection, at: datetime) -> None:
+    """Revoke all that was signed before an import."""
+    sql.execute(
+        "INSERT OR REPLACE INTO revocations (name, until) VALUES (?, ?)",
+        (records.IMPORTED, millis(records.import_revokes_until(at))),
+    )
 
 
 def _duty(sql: sqlite3.Connection, name: str) -> DutyRecord:
