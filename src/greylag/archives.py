@@ -17,6 +17,7 @@ from greylag.ports import Archive, Finding
 from greylag.services.store_check import StoreReport, check_store
 from greylag.services.store_export import Imported, Tell, export_store, import_store
 from greylag.services.store_file import Contents, contents
+from greylag.store.people import from_stored
 from greylag.store.sqlite.archive import SqliteArchive, is_there
 
 DATABASE = "greylag.db"
@@ -55,7 +56,7 @@ async def import_records(
         ExportUnusableError: the file is no whole export; nothing was changed.
     """
     found = await asyncio.to_thread(
-        contents, file, lambda done, total: tell("verifying", done, total)
+        contents, file, lambda done, total: tell("verifying", done, total), from_stored
     )
     file.seek(0)
     async with open_archive(settings, write=True) as archive:

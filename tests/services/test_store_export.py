@@ -582,8 +582,14 @@ async def test_a_file_that_changes_while_it_is_imported_is_not_taken_for_whole(
     sites: Sites, file: bytes
 ) -> None:
     target = await sites.filled("mongo", [])
-    with pytest.raises(ExportUnusableError):
+    with pytest.raises(ExportUnusableError) as caught:
         await imported(target, file.replace(b'"image_pulled"', b'"image_Pulled"', 1))
     async with target.archive() as archive:
         assert await archive.incomplete()
+    # It must not say that nothing was changed.
+    assert caught.value.info.hint.startswith("The store holds only a part of its records now")
+    whole = await sites.filled("sqlite", [])
+    with pytest.raises(ExportUnusableError) as caught:
+        await imported(whole, file.replace(b'"image_pulled"', b'"image_Pulled"', 1))
+    assert "Nothing was changed" in caught.value.info.hint
     await imported(target, file)

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from greylag.domain.audit import START, Actor, AuditAction, AuditBounds
+from greylag.domain.errors import StoreUnavailableError
 from greylag.ports import (
     Archive,
     AuditFilter,
@@ -20,7 +21,14 @@ from greylag.ports import (
     StoreNotEmptyError,
 )
 from greylag.services.audit import event_of
-from greylag.services.store_file import Contents, ExportWriter, Origin, origin_of, read_export
+from greylag.services.store_file import (
+    Contents,
+    ExportUnusableError,
+    ExportWriter,
+    Origin,
+    origin_of,
+    read_export,
+)
 
 Tell = Callable[[str, int, int], None]
 """Hears of a step (one word), how many projects are done, and of how many about."""
@@ -155,6 +163,25 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         StoreNotEmptyError: the store holds something.
         StoreInUseError: a worker holds a lease in it.
     """
+    try:
+        return await _import(archive, file, now, tell, by, replacing=replacing)
+    except (ExportUnusableError, StoreUnavailableError) as error:
+        if not await _may_be_incomplete(archive):
+            raise
+        hint = "The store holds only a part of its records now: import a whole export again."
+        raise type(error)(error.info.message, hint=hint) from error
+
+
+async def _may_be_incomplete(archive: Archive) -> bool:
+    try:
+        return await archive.incomplete()
+    except StoreUnavailableError:
+        return True
+
+
+async def _import(  # noqa: PLR0913 - as above
+    archive: Archive, file: BinaryIO, now: datetime, tell: Tell, by: Actor, *, replacing: bool
+) -> Imported:
     origin = await asyncio.to_thread(origin_of, file)
     if not replacing:
         await _check_empty(archive, origin)

@@ -28,6 +28,7 @@ from greylag.domain.errors import GreylagError
 from greylag.domain.project import Event, Project, Status, project_of
 from greylag.ports import (
     EXPORTED_KINDS,
+    RecordUnreadableError,
     Stored,
     StoredEntry,
     StoredKey,
@@ -46,6 +47,10 @@ _LONGEST_LINE = 64 * 1024**2
 _LEFT_OUT = {"lease", "outdated", "refresh", "last_seq"}
 _KEPT = [field.name for field in fields(Project) if field.name not in _LEFT_OUT]
 _MAYBE = {"source", "environment_user"}
+
+
+Check = Callable[[StoredPerson], object]
+"""Raises ``RecordUnreadableError`` for one of whom no store can read what stands in the file."""
 
 
 class ExportUnusableError(GreylagError):
@@ -146,13 +151,16 @@ class ExportWriter:
 
 
 def read_export(
-    file: BinaryIO, tell: Callable[[int, int], None] = lambda _done, _total: None
+    file: BinaryIO,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    check: Check = lambda _person: None,
 ) -> Generator[Stored, None, Contents]:
     """Yield the records of an export, checked one by one; it is whole when the last has come.
 
     Args:
         file: the file, at its beginning.
         tell: hears how many projects were read, of how many about.
+        check: see ``Check``.
 
     Returns:
         What is in the file (``contents`` takes it).
@@ -171,7 +179,7 @@ def read_export(
         if "end" in said:
             break
         digest.update(line)
-        stored = _checked(said, number)
+        stored = _checked(said, number, check)
         found.add(stored)
         tell(found.projects, max(total, found.projects))
         yield stored
@@ -181,9 +189,11 @@ def read_export(
     return found
 
 
-def contents(file: BinaryIO, tell: Callable[[int, int], None]) -> Contents:
+def contents(
+    file: BinaryIO, tell: Callable[[int, int], None], check: Check = lambda _person: None
+) -> Contents:
     """Read an export to its end and return what is in it; see ``read_export``."""
-    reading = read_export(file, tell)
+    reading = read_export(file, tell, check)
     while True:
         try:
             next(reading)
@@ -266,10 +276,18 @@ def _check_end(said: Mapping[str, Any], found: Contents, digest: str) -> None:
         raise ExportUnusableError("The export was altered: it does not hold what it says.")
 
 
-def _checked(said: Mapping[str, Any], number: int) -> Stored:
+def _checked(said: Mapping[str, Any], number: int, check: Check) -> Stored:
     try:
         stored = _stored(said)
         check_types(stored)
+        if isinstance(stored, StoredPerson):
+            check(stored)
+    except RecordUnreadableError as error:
+        raise ExportUnusableError(
+            f"Line {number} of the export cannot be read by this Greylag. {error}",
+            hint="Nothing was changed. Import it with the Greylag that wrote it, or correct the "
+            "record there and export again.",
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ExportUnusableError(_unreadable(number, why)) from error

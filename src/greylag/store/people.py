@@ -79,15 +79,15 @@ def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str) -> Kept
 
     Raises:
         RecordUnreadableError: something else has written it, or a newer version; what stands in it
-            is not repeated.
+            is not repeated. ``key`` may be empty.
     """
     try:
         said = json.loads(body) if isinstance(body, str) else body
         found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(said))
     except MALFORMED as error:
-        name = NAMES[kind]
+        which = f"The record {key!r}" if key else "A record"
         raise RecordUnreadableError(
-            f"The record {key!r} of {name} cannot be read ({_why(error)})."
+            f"{which} of {NAMES[kind]} cannot be read ({_why(error)})."
         ) from error
     return found
 
