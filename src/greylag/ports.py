@@ -1209,6 +1209,11 @@ class Archive(Protocol):
     ) -> Sequence[NumberedEntry]:
         """Return entries of the audit trail, as ``AuditStore`` does."""
 
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Keep what is read in the ``with`` block as it is until it ends, where the store can: then
+        nobody else writes meanwhile. ``replacing`` stands inside it.
+        """
+
     def replacing(
         self,
         instance: str | None = None,
@@ -1224,10 +1229,11 @@ class Archive(Protocol):
         moment, is revoked.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
-        on it until it has been replaced.
+        on it until it has been replaced. Of two that do so at once the one that has begun first is
+        refused; where both may have written, the other is, too, and the store is ``incomplete``.
 
         Raises:
-            StoreInUseError: two did so at once.
+            StoreInUseError: two did so at once; as it is filled, or on leaving.
         """
 
     async def findings(self) -> Sequence[Finding]:

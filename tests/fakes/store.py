@@ -363,6 +363,11 @@ class MemoryStore(ProjectStore):
         return False
 
     @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Keep nobody away: what replaces a store does so in one step."""
+        yield
+
+    @asynccontextmanager
     async def replacing(
         self,
         instance: str | None = None,

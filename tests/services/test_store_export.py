@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -576,6 +577,54 @@ async def test_an_import_that_is_cut_off_is_done_by_the_same_again(
     assert len(await trail_of(target)) == 5
     async with target.store(), target.archive() as archive:
         assert not await archive.incomplete()
+
+
+class Held:
+    """An archive that, once it may be replaced, waits until it is let go."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self.holds, self.go = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._archive, name)
+
+    @asynccontextmanager
+    async def replacing(self, instance: str | None = None, **more: Any) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(instance, **more) as fill:
+            self.holds.set()
+            await self.go.wait()
+            yield fill
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+async def test_of_two_imports_into_a_file_at_once_the_later_finds_what_the_earlier_has_put_there(
+    sites: Sites, *, replacing: bool
+) -> None:
+    files = []
+    for name in ("one", "two"):
+        source = await sites.filled("sqlite", [make_stored(name)])
+        await tell_of(source, 3)
+        files.append(io.BytesIO(await exported(source)))
+    target = await sites.make("sqlite")
+    async with target.archive() as first, target.archive() as second:
+        held = Held(first)
+        earlier: Any = held
+        do = partial(import_store, now=NOW, tell=nobody, by=SYSTEM, replacing=replacing)
+        one = asyncio.create_task(do(earlier, files[0]))
+        await held.holds.wait()
+        two = asyncio.create_task(do(second, files[1]))
+        done, _ = await asyncio.wait({two}, timeout=0.2)  # it waits for the file
+        assert not done
+        held.go.set()
+        found = await asyncio.gather(one, two, return_exceptions=True)
+    assert isinstance(found[0], Imported)
+    kept = "two" if replacing else "one"
+    assert isinstance(found[1], Imported if replacing else StoreNotEmptyError)
+    assert [stored.project.project_id for stored in await target.holds()] == [kept]
+    # Nothing ends the trail that the earlier one has brought and gone on with.
+    trail = await trail_of(target)
+    assert len(trail) == 3 + 1 + replacing
 
 
 async def test_a_file_that_changes_while_it_is_imported_is_not_taken_for_whole(

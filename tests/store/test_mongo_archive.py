@@ -1,6 +1,7 @@
 """MongoDB databases as whole stores: what others keep in documents, and what is found wrong."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,19 @@ from tests.contract.store_adapters import IDLE, at, claim, make_project
 from tests.store.sites import Site, cut_off, sites_in, unreadable
 from tests.store.stored_projects import STORED, make_event, make_stored
 
+from greylag.domain.audit import AuditEvent
 from greylag.domain.project import NewEvent
-from greylag.ports import Finding, Outcome, StoredProject, StoreIncompleteError, StoreInUseError
-from greylag.store.mongo.archive import project_document, stored_project
-from greylag.store.mongo.connection import OPTIONS
+from greylag.ports import (
+    Finding,
+    Outcome,
+    Stored,
+    StoredProject,
+    StoreIncompleteError,
+    StoreInUseError,
+)
+from greylag.store.mongo import indexes
+from greylag.store.mongo.archive import MongoArchive, project_document, stored_project
+from greylag.store.mongo.connection import OPTIONS, Database
 from greylag.store.mongo.documents import event_fields, key_document
 from greylag.store.mongo.store import MongoStore
 
@@ -177,4 +187,63 @@ async def test_of_two_imports_at_once_neither_is_taken_for_whole(site: Site) -> 
         with pytest.raises(StoreInUseError, match="Another import"):
             async with one.replacing():
                 await cut_off(other)
+        assert await one.incomplete()
+
+
+async def test_of_two_imports_at_once_the_later_ends_where_the_earlier_wrote_nothing_meanwhile(
+    site: Site,
+) -> None:
+    async with site.archive() as one, site.archive() as other, AsyncExitStack() as earlier:
+        fill_one = await earlier.enter_async_context(one.replacing())
+        await fill_one([make_stored("one")])
+        async with other.replacing() as fill_other:
+            await fill_other([make_stored("other")])
+        # By now programs may have started on the store.
+        with pytest.raises(StoreInUseError, match="Another import"):
+            await fill_one([make_stored("more")])
+        with pytest.raises(StoreInUseError, match="Another import"):
+            await earlier.aclose()
+        assert not await one.incomplete()
+    assert [stored.project.project_id for stored in await site.holds()] == ["other"]
+
+
+async def test_of_two_imports_at_once_that_both_wrote_neither_is_taken_for_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.archive() as one, site.archive() as other, AsyncExitStack() as later:
+        assert isinstance(one, MongoArchive)
+        fill = one._fill
+
+        async def overtaken(records: Sequence[Stored | AuditEvent]) -> None:
+            # The other one begins, and empties the store, as this batch is on its way.
+            fill_other = await later.enter_async_context(other.replacing())
+            await fill_other([make_stored("other")])
+            await fill(records)
+
+        monkeypatch.setattr(one, "_fill", overtaken)
+        with pytest.raises(StoreInUseError, match="Another import"):
+            async with one.replacing() as fill_one:
+                await fill_one([make_stored("one")])
+        with pytest.raises(StoreInUseError, match="Another import"):
+            await later.aclose()
+        assert await one.incomplete()
+
+
+async def test_an_import_that_empties_what_a_later_one_has_filled_leaves_neither_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.archive() as one, site.archive() as other, AsyncExitStack() as later:
+        ensure = indexes.ensure
+
+        async def overtaken(database: Database) -> None:
+            monkeypatch.setattr(indexes, "ensure", ensure)
+            await later.enter_async_context(other.replacing())
+            await ensure(database)
+
+        monkeypatch.setattr(indexes, "ensure", overtaken)
+        with pytest.raises(StoreInUseError, match="Another import"):
+            async with one.replacing():
+                pass
+        with pytest.raises(StoreInUseError, match="Another import"):
+            await later.aclose()
         assert await one.incomplete()

@@ -164,7 +164,8 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         StoreInUseError: a worker holds a lease in it.
     """
     try:
-        return await _import(archive, file, now, tell, by, replacing=replacing)
+        async with archive.alone():
+            return await _import(archive, file, now, tell, by, replacing=replacing)
     except (ExportUnusableError, StoreUnavailableError) as error:
         if not await _may_be_incomplete(archive):
             raise

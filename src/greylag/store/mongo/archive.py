@@ -177,6 +177,11 @@ class MongoArchive:
             return await self._trail.read(asked, limit, before, after)
 
     @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Keep nobody away: a server has no such thing; see the port."""
+        yield
+
+    @asynccontextmanager
     async def replacing(
         self,
         instance: str | None = None,
@@ -209,10 +214,32 @@ class MongoArchive:
                 await self._database[indexes.REVOCATIONS].replace_one(
                     {"_id": IMPORTED}, {"until": import_revokes_until(at)}, upsert=True
                 )
-        yield self._fill
+
+            await self._check_ours(mark, wrote=True)
+
+        async def fill(records: Sequence[Stored | AuditEvent]) -> None:
+            with asking(_SECONDS):
+                await self._check_ours(mark, wrote=False)
+                await self._fill(records)
+                await self._check_ours(mark, wrote=True)
+
+        yield fill
         with asking(_SECONDS):
             if not (await marks.delete_one(mark)).deleted_count:
-                raise StoreInUseError(f"Another import into {self.place} has begun meanwhile.")
+                await self._check_ours(mark, wrote=False)
+
+    async def _check_ours(self, mark: Document, *, wrote: bool) -> None:
+        """Raise unless the mark is still that of this import.
+
+        What it ``wrote`` since it last was may have changed what another import, which has begun
+        meanwhile, has filled in: so that one is not to be taken for whole either.
+        """
+        marks = self._database[indexes.INCOMPLETE]
+        if await marks.find_one(mark) is not None:
+            return
+        if wrote:
+            await marks.replace_one(_MARK, mark | {"run": secrets.token_hex(8)}, upsert=True)
+        raise StoreInUseError(f"Another import into {self.place} has begun meanwhile.")
 
     async def _brought_trail(self) -> bool:
         mark = await self._database[indexes.INCOMPLETE].find_one(_MARK)
@@ -244,24 +271,23 @@ class MongoArchive:
         projects = [one for one in records if isinstance(one, StoredProject)]
         documents = [project_document(stored) for stored in projects]
         keys = [key_document(stored.project.id, key) for stored in projects for key in stored.keys]
-        with asking(_SECONDS):
-            environment = ("environment_user", "project_id")
-            await _insert(self._projects, documents, ("user_id", "project_id"), environment)
-            await _insert(self._database[indexes.KEYS], keys)
-            for name, collection in indexes.PEOPLE.items():
-                people = [
-                    document_of(from_stored(one))
-                    for one in records
-                    if isinstance(one, StoredPerson) and one.kind == name
-                ]
-                await _insert(self._database[collection], people)
-            entries = [
-                {**one.body, "_id": one.number} for one in records if isinstance(one, StoredEntry)
+        environment = ("environment_user", "project_id")
+        await _insert(self._projects, documents, ("user_id", "project_id"), environment)
+        await _insert(self._database[indexes.KEYS], keys)
+        for name, collection in indexes.PEOPLE.items():
+            people = [
+                document_of(from_stored(one))
+                for one in records
+                if isinstance(one, StoredPerson) and one.kind == name
             ]
-            await _insert(self._database[indexes.AUDIT], entries)
-            for one in records:
-                if isinstance(one, AuditEvent):
-                    await self._trail.append(one)
+            await _insert(self._database[collection], people)
+        entries = [
+            {**one.body, "_id": one.number} for one in records if isinstance(one, StoredEntry)
+        ]
+        await _insert(self._database[indexes.AUDIT], entries)
+        for one in records:
+            if isinstance(one, AuditEvent):
+                await self._trail.append(one)
 
 
 async def _check_there(database: Database, place: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -150,6 +150,15 @@ class SqliteArchive:
         )
 
     @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Hold the file's one place to write; see the port. What was not committed is undone."""
+        await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
+        try:
+            yield
+        finally:
+            await self._thread.run(lambda sql: sql.rollback())
+
+    @asynccontextmanager
     async def replacing(
         self,
         instance: str | None = None,
@@ -163,8 +172,8 @@ class SqliteArchive:
         async def fill(records: Sequence[Stored | AuditEvent]) -> None:
             await self._thread.run(lambda sql: _put(sql, records))
 
-        await self._thread.run(lambda sql: sql.execute("BEGIN IMMEDIATE"))
-        try:
+        begun = await self._thread.run(lambda sql: sql.in_transaction)
+        async with nullcontext() if begun else self.alone():
             await self._thread.run(lambda sql: _clear(sql, instance, people=people))
             if trail is not None:
                 await self._thread.run(lambda sql: audit_trail.clear(sql, trail))
@@ -172,8 +181,6 @@ class SqliteArchive:
                 await self._thread.run(lambda sql: tables.revoke_signed_before(sql, at))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
-        finally:
-            await self._thread.run(lambda sql: sql.rollback())
 
     async def findings(self) -> Sequence[Finding]:
         """Return what SQLite finds wrong with the file; see the port."""
