@@ -653,7 +653,7 @@ class Created:
     new: bool
 
 
-CURSOR_FORM = r"^[0-9]{1,15}\.[0-9A-Za-z]{1,64}$"
+CURSOR_FORM = r"^-?[0-9]{1,15}\.([0-9A-Za-z]{1,64}|_([0-9a-f]{2}){0,1024})$"
 """What every cursor looks like: any other text is refused, and nothing of this form is."""
 
 

@@ -66,6 +66,21 @@ async def test_pages_go_from_the_newest_to_the_oldest_and_miss_nothing(
     assert [p.created_at for p in seen] == sorted((p.created_at for p in made), reverse=True)
 
 
+async def test_pages_go_on_past_records_with_ids_of_their_own(store: ProjectStore) -> None:
+    own = ["3f2b8c1e-0000-4000-8000-000000000001", "a.b", "_", "\u00e9 /?&", "x" * 100]
+    for number, record_id in enumerate(own):
+        await store.create(make_project(f"own{number}", id=record_id, created=-(2**31)))
+        await store.create(make_project(f"p{number}", created=-(2**31)))
+    found, cursor = [], None
+    while True:
+        page = await store.page("ada", PageQuery(limit=1, cursor=cursor))
+        found += [project.project_id for project in page.projects]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert len(found) == len(set(found)) == 2 * len(own)
+
+
 async def test_a_page_that_ends_with_the_last_project_has_no_cursor(store: ProjectStore) -> None:
     for n in range(4):
         await store.create(make_project(f"p{n}", created=n))

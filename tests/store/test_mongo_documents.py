@@ -203,6 +203,18 @@ def test_a_date_that_python_cannot_hold_is_a_fault_of_its_own_document() -> None
         documents.from_document(raw)
 
 
+@pytest.mark.parametrize("strange", [7, str(OLD["_id"])])
+async def test_a_document_that_no_write_would_find_is_never_claimed(
+    place: Place, store: MongoStore, strange: int | str
+) -> None:
+    await place.put(_id=strange, claimable_at=at(0), revision=1)
+    await store.create(make_project("other", due_at=at(1)))
+    assert await all_claims(store, 2) == ["other"]
+    assert [one.project_id for one in (await store.page("ada", PageQuery())).projects] == ["other"]
+    with pytest.raises(RecordUnreadableError, match="which is no ObjectId"):
+        await store.get("ada", "demo")
+
+
 async def test_users_whose_ids_are_none_take_part_in_no_count(
     place: Place, store: MongoStore
 ) -> None:

@@ -245,6 +245,7 @@ FIRST_MILLIS, LAST_MILLIS = -62_135_596_800_000, 253_402_300_799_999
 """The milliseconds from the year 1 to the year 9999, where ``datetime`` begins and ends."""
 
 _CURSOR = re.compile(CURSOR_FORM)
+_PLAIN = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -262,7 +263,11 @@ def position(project: Project) -> Position:
 
 def encode(place: Position) -> str:
     """Return ``place`` as a cursor, safe inside a URL."""
-    return f"{place.created}.{place.record_id}"
+    record_id = place.record_id
+    if not _PLAIN.fullmatch(record_id):
+        # Other programs make records whose ids are of a form of their own.
+        record_id = f"_{record_id.encode().hex()}"
+    return f"{place.created}.{record_id}"
 
 
 def decode(cursor: str) -> Position:
@@ -274,7 +279,9 @@ def decode(cursor: str) -> Position:
     if not _CURSOR.fullmatch(cursor):
         raise InvalidRequestError("The cursor is not one that a page of projects gave.")
     created, _, record_id = cursor.partition(".")
-    return Position(min(int(created), LAST_MILLIS), record_id)
+    if record_id.startswith("_"):
+        record_id = bytes.fromhex(record_id[1:]).decode(errors="replace")
+    return Position(max(FIRST_MILLIS, min(int(created), LAST_MILLIS)), record_id)
 
 
 def cut(projects: Sequence[Project], limit: int) -> ProjectPage:

@@ -44,7 +44,6 @@ from greylag.store.mongo.connection import (
 from greylag.store.mongo.documents import (
     Document,
     from_document,
-    id_of,
     key_document,
     new_tail,
     pack,
@@ -331,9 +330,6 @@ def stored_project(
     """Return what a document holds, with the events that stand elsewhere (``older``) and its keys;
     or what is wrong with it.
     """
-    if id_of(str(raw["_id"])) != raw["_id"]:
-        strange = TypeError(f"its _id is {raw['_id']!r}, which is no ObjectId")
-        return unreadable(raw["_id"], raw.get("user_id"), raw.get("project_id"), strange)
     try:
         record = from_document(raw)
         # What was moved out of the tail may stand there still, and newer events may have come.

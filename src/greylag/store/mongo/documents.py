@@ -161,6 +161,8 @@ def key_document(record_id: str, kept: StoredKey) -> Document:
 
 
 def _record(raw: Mapping[str, Any]) -> ProjectRecord:
+    if id_of(str(raw["_id"])) != raw["_id"]:
+        raise TypeError(f"its _id is {raw['_id']!r}, which is no ObjectId")
     status = Status(raw["status"])
     created = raw.get("created_at") or _born(raw["_id"])
     user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])

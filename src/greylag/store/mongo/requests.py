@@ -272,13 +272,16 @@ def _matching(owner: str, query: PageQuery) -> Document:
         matching["status"] = query.status.value
     if query.cursor is not None:
         place = records.decode(query.cursor)
-        created = records.from_millis(place.created)
+        created, last = records.from_millis(place.created), id_of(place.record_id)
         # The first condition follows from the others, and lets the index begin in the right place.
         matching["created_at"] = {"$lte": created}
         matching["$or"] = [
             {"created_at": {"$lt": created}},
-            {"created_at": created, "_id": {"$lt": id_of(place.record_id)}},
+            {"created_at": created, "_id": {"$lt": last}},
         ]
+        if not isinstance(last, str):
+            # Ids of others, which are text, come after all of ours, and compare with none.
+            matching["$or"].append({"created_at": created, "_id": {"$type": "string"}})
     return matching
 
 
