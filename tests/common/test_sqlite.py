@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,3 +139,13 @@ async def test_a_step_sees_the_tables_as_another_has_just_altered_them(tmp_path:
     await other.run(lambda sql: migrate(sql, steps))
     await one.close()
     await other.close()
+
+
+def test_older_versions_of_sqlite_know_all_that_a_migration_names() -> None:
+    asked: list[str] = []
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as sql:
+        sql.set_trace_callback(asked.append)
+        migrate(sql, [["CREATE TABLE t (n INTEGER)"]])
+    # Which is called sqlite_schema, too, only since 3.33.
+    assert [one for one in asked if "sqlite_master" in one]
+    assert not [one for one in asked if "sqlite_schema" in one]

@@ -83,7 +83,7 @@ def _take_step(
             check_new(sql)
         # It may have altered tables, too: a statement that reads the file makes this connection
         # notice that what it knows of them is old, and one that fails to compile does not.
-        sql.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
         for statement in statements:
             sql.execute(statement)
         sql.execute(f"PRAGMA user_version = {target}")
