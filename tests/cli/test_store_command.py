@@ -5,17 +5,18 @@ import os
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.cli.program import Done, call, on_terminal, run
 from tests.store import mongo_servers
-from tests.store.sites import Site, Sites, cut_off, sites_in
+from tests.store.sites import KilledError, Site, Sites, cut_off, sites_in
 from tests.store.stored_projects import leased, make_stored
 
 from greylag.archives import place_of
+from greylag.cli.store import _replacing
 from greylag.ports import StoredProject
 
 SQLITE_ONLY = {"MONGODB_URI": "mongodb://u:s3cret@127.0.0.1:1/"}
@@ -254,6 +255,34 @@ async def test_a_file_that_cannot_be_written_is_said(source: Site, tmp_path: Pat
     assert (await call("export", "/dev/full", env=source.env)).code == 1
     assert (await call("export", os.devnull, env=source.env)).code == 0
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)  # noqa: ASYNC240 - a moment
+
+
+def test_until_it_is_whole_an_export_has_no_name_that_a_kill_could_leave(tmp_path: Path) -> None:
+    file = tmp_path / "backup.jsonl"
+    file.write_text("an earlier one")
+    with _replacing(file) as write:
+        write(b"half")
+        assert _names_in(tmp_path, "") == ["backup.jsonl"]
+        assert file.read_text() == "an earlier one"
+        write(b" and half")
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("half and half", 0o600)
+    assert _names_in(tmp_path, "") == ["backup.jsonl"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_export_that_fails_leaves_the_earlier_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    if named:  # where a file cannot be without a name
+        monkeypatch.delattr(os, "O_TMPFILE")
+    file = tmp_path / "backup.jsonl"
+    with _replacing(file) as write:
+        write(b"whole")
+    with suppress(KilledError), _replacing(file) as write:
+        write(b"half")
+        raise KilledError
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("whole", 0o600)
+    assert _names_in(tmp_path, "") == ["backup.jsonl"]
 
 
 async def test_a_terminal_shows_how_far_it_is(sites: Sites, backup: Path) -> None:

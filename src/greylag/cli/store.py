@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STREAM = "-"
+_OPEN_FILES = "/proc/self/fd"
 
 _data = click.option(
     "--data",
@@ -183,16 +185,41 @@ def _written(file: str) -> Iterator[Callable[[bytes], object]]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Callable[[bytes], object]]:
     # What is made so is for its owner alone: it holds all users' data.
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    number, name = _new_file(path)
     try:
         with os.fdopen(number, "wb") as new:
             yield new.write
             new.flush()
             os.fsync(new.fileno())
+            name = name or _linked(new.fileno(), path)
         Path(name).replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
         raise
+
+
+def _new_file(path: Path) -> tuple[int, str | None]:
+    """Open a new file beside ``path``; return its number, and its name if it must have one: of one
+    without nothing is left, whatever ends this process.
+    """
+    if hasattr(os, "O_TMPFILE") and Path(_OPEN_FILES).is_dir():
+        # Else the file system knows no such files, or tells by the other way what is wrong.
+        with suppress(OSError):
+            return os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), None
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+
+def _linked(number: int, path: Path) -> str:
+    """Return the name beside ``path`` that an open file without one has got."""
+    name = str(path.with_name(f".{path.name}.{secrets.token_hex(8)}"))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # Python follows the link to the file only where a folder is given.
+        os.link(f"{_OPEN_FILES}/{number}", name, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
+    return name
 
 
 @contextmanager
