@@ -198,22 +198,7 @@ class MongoArchive:
                 trail = AuditBounds()
             mark["trail"] = "brought" if trail is not None else ""
             await marks.replace_one(_MARK, mark, upsert=True)
-            if trail is not None:
-                await self._trail.clear(trail)
-            of_people = indexes.PEOPLE.values() if people else ()
-            ours = (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, indexes.TRANSCRIPTS)
-            for name in (*ours, *of_people):
-                await repeated(partial(self._database[name].delete_many, {}))
-            await indexes.ensure(self._database)
-            if instance is not None:
-                await self._database[indexes.INSTANCE].replace_one(
-                    {"_id": "instance"}, {"id": instance}, upsert=True
-                )
-            if at is not None:
-                await self._database[indexes.REVOCATIONS].replace_one(
-                    {"_id": IMPORTED}, {"until": import_revokes_until(at)}, upsert=True
-                )
-
+            await self._empty(instance, people=people, trail=trail, at=at)
             await self._check_ours(mark, wrote=True)
 
         async def fill(records: Sequence[Stored | AuditEvent]) -> None:
@@ -226,6 +211,30 @@ class MongoArchive:
         with asking(_SECONDS):
             if not (await marks.delete_one(mark)).deleted_count:
                 await self._check_ours(mark, wrote=False)
+
+    async def _empty(
+        self,
+        instance: str | None,
+        *,
+        people: bool,
+        trail: AuditBounds | None,
+        at: datetime | None,
+    ) -> None:
+        if trail is not None:
+            await self._trail.clear(trail)
+        of_people = indexes.PEOPLE.values() if people else ()
+        ours = (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, indexes.TRANSCRIPTS)
+        for name in (*ours, *of_people):
+            await repeated(partial(self._database[name].delete_many, {}))
+        await indexes.ensure(self._database)
+        if instance is not None:
+            await self._database[indexes.INSTANCE].replace_one(
+                {"_id": "instance"}, {"id": instance}, upsert=True
+            )
+        if at is not None:
+            await self._database[indexes.REVOCATIONS].replace_one(
+                {"_id": IMPORTED}, {"until": import_revokes_until(at)}, upsert=True
+            )
 
     async def _check_ours(self, mark: Document, *, wrote: bool) -> None:
         """Raise unless the mark is still that of this import.
