@@ -1,17 +1,19 @@
 """What every store keeps to when it is read and filled as a whole."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from tests.contract.store_adapters import ADAPTERS, IDLE, at, make_project
 from tests.store.sites import Site, cut_off, everything, sites_in
 from tests.store.stored_projects import leased, make_event, make_stored
 
+from greylag.domain.audit import SYSTEM
 from greylag.domain.project import NewEvent, ProjectRef
 from greylag.ports import (
     LONGEST_SIGNED,
@@ -21,8 +23,9 @@ from greylag.ports import (
     StoredKey,
     StoredProject,
     StoreIncompleteError,
+    StoreInUseError,
 )
-from greylag.services.store_export import export_store
+from greylag.services.store_export import export_store, import_store
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -138,11 +141,12 @@ async def test_a_store_that_is_not_whole_is_not_exported(site: Site, archive: Ar
         assert await exported(archive) == whole
 
 
-class Emptied:
-    """An archive into which an import begins, and does not end, as it has been read."""
+class Overtaken:
+    """An archive with which something happens as it has been read."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, happens: Callable[[], Awaitable[object]]) -> None:
         self._archive = archive
+        self._happens = happens
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._archive, name)
@@ -150,16 +154,36 @@ class Emptied:
     async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
         async for batch in self._archive.read():
             yield batch
-        await cut_off(self._archive)
+        await self._happens()
 
 
 async def test_an_export_during_which_an_import_begins_is_not_whole(archive: Archive) -> None:
     await fill(archive, make_stored("one"), make_stored("two"))
     written: list[bytes] = []
     with contextlib.suppress(StoreIncompleteError):
-        emptied = cast("Archive", Emptied(archive))
+        emptied: Any = Overtaken(archive, lambda: cut_off(archive))
         await export_store(emptied, written.append, at(0), nobody, none_unreadable)
     assert (b'"end"' in written[-1]) is not await archive.incomplete()
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_an_export_during_which_an_import_ends_is_no_mixture_of_both(
+    archive: Archive, before: int
+) -> None:
+    await fill(archive, make_stored("one"), make_stored("two"))
+    file = await exported(archive)
+
+    async def again() -> object:
+        return await import_store(archive, io.BytesIO(file), at(0), nobody, SYSTEM, replacing=True)
+
+    for _ in range(before):
+        await again()
+    written: list[bytes] = []
+    refilled: Any = Overtaken(archive, again)
+    with pytest.raises(StoreInUseError, match="Other records were put into"):
+        await export_store(refilled, written.append, at(0), nobody, none_unreadable)
+    assert b'"end"' not in written[-1]
+    assert len(await exported(archive)) > 0
 
 
 async def test_what_was_signed_before_an_import_is_revoked(site: Site, archive: Archive) -> None:

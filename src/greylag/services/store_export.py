@@ -67,9 +67,11 @@ async def export_store(
         unreadable: hears of each record that cannot be read and is left out.
 
     Raises:
-        StoreIncompleteError: an import into it has not ended; what was written is no whole export.
+        StoreIncompleteError: an import into it has not ended.
+        StoreInUseError: one has ended meanwhile. What was written is no whole export, either way.
     """
     await _check_complete(archive)
+    last_import = await _last_import(archive)
     writer = ExportWriter()
     total = await archive.count()
     people, trail = await archive.count_people(), await archive.audit_bounds()
@@ -95,6 +97,11 @@ async def export_store(
         done = writer.contents.projects + writer.contents.unreadable
         tell("exporting", done, max(done, total))
     await _check_complete(archive)  # an import may have emptied it meanwhile
+    if await _last_import(archive) > last_import:
+        raise StoreInUseError(
+            f"Other records were put into {archive.place} while they were exported.",
+            hint="Export again.",
+        )
     await asyncio.to_thread(write, writer.end())
     return writer.contents
 
@@ -104,6 +111,14 @@ async def _check_complete(archive: Archive) -> None:
         raise StoreIncompleteError(
             f"{archive.place} holds only a part of its records: an import into it has not ended."
         )
+
+
+async def _last_import(archive: Archive) -> int:
+    """Return the number of the audit trail's newest entry that tells of an import; 0: of none."""
+    newest = (await archive.audit_bounds()).end.number
+    imports = AuditFilter(action=AuditAction.RECORDS_IMPORT)
+    found = await archive.audit_entries(imports, 1, before=newest + 1)
+    return found[0][0] if found else 0
 
 
 async def _entries(
