@@ -125,8 +125,9 @@ def test_a_birth_is_the_same_while_the_process_lives_and_none_once_it_has_ended(
 @contextmanager
 def waiting_with(environ: Mapping[str, str]) -> Iterator[int]:
     """Run a process that does nothing, with this environment; at the end it is gone."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(SAY_AND_WAIT, env=dict(environ), **pipes) as child:  # noqa: S603 - our own words
+    with subprocess.Popen(  # noqa: S603 - our own words
+        SAY_AND_WAIT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environ)
+    ) as child:
         assert child.stdout is not None
         child.stdout.readline()  # a system shows no environment until a program has been loaded
         yield child.pid
