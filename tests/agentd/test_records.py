@@ -159,6 +159,10 @@ async def test_of_a_list_s_turns_no_more_of_the_texts_is_read_than_is_asked_for(
     for most in range(7):
         (cut,) = await records.turns.newest("s", 1, most_text=most)
         assert cut == replace(whole, message=whole.message[:most], answer=said[:most])
+    running = new_turn("s", "", None, 6.0)
+    await records.turns.start(running)
+    (cut,) = await records.turns.newest("s", 1, most_text=7)
+    assert (cut.turn_id, cut.message, cut.answer) == (running.turn_id, "", "")
     await records.aclose()
 
 

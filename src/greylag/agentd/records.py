@@ -520,8 +520,8 @@ def _beginning(column: str, most_text: int | None) -> str:
     """Return what selects the bytes of so many characters of a text, or all of it."""
     if most_text is None:
         return column
-    # Bytes, as SQLite's own characters end at a NUL.
-    return f"substr(CAST({column} AS BLOB), 1, {4 * most_text}) AS {column}"
+    # Bytes, as SQLite's own characters end at a NUL; of none it makes NULL.
+    return f"coalesce(substr(CAST({column} AS BLOB), 1, {4 * most_text}), x'') AS {column}"
 
 
 def _turn(row: dict[str, Any], most_text: int | None) -> TurnRecord:

@@ -160,7 +160,7 @@ class Workspace:
 
     Attributes:
         reached: the paths that were found past links, as they are without them; "", which is all,
-            when they are very many.
+            when they are very many or one is longer than what may be asked for.
     """
 
     def __init__(self, root: str) -> None:
@@ -211,7 +211,7 @@ class Workspace:
         if not self.reached.isdisjoint({"", *above}):
             return
         self.reached.add(above[-1])
-        if sum(map(len, self.reached)) > _MOST_REACHED:
+        if len(above[-1]) > MOST_PATH or sum(map(len, self.reached)) > _MOST_REACHED:
             self.reached = {""}
 
     def _inside(self, target: bytes, held: list[int], path: str) -> list[bytes]:

@@ -190,7 +190,8 @@ class GitService:
         if target is None:
             raise failure("git_no_branch", "No branch is checked out.")
         remote = await self._origin()
-        refs = f"HEAD:refs/heads/{target}"
+        # Without a name of theirs git knows it itself: it may hold bytes that no text has.
+        refs = f"HEAD:refs/heads/{branch}" if branch else "HEAD"
         pushing = ("push", "--porcelain", "--set-upstream", "origin", refs)
         await self._commands.must(*pushing, seconds=_PUSH_SECONDS)
         return GitPushed(plain_line(target, _LONGEST_NAME), remote)
