@@ -18,9 +18,9 @@ find_python() {
     exit 1
 }
 
-# Where .venv is and whose Python it has; it fails where that does not run any more.
+# Where .venv is and of which Python (3.11, whatever its build); it fails where that does not run any more.
 made_of() {
-    { pwd -P && .venv/bin/python -VV; } 2>/dev/null
+    { pwd -P && .venv/bin/python -c 'import sys; print(sys.implementation.cache_tag)'; } 2>/dev/null
 }
 
 # Make .venv, anew where the folder was moved or its Python went away or is another one now.

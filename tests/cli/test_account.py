@@ -35,7 +35,7 @@ async def test_a_token_is_made_kept_used_and_ended(stack: Stack, tmp_path: Path)
     assert made.code == 0, made.err
     token = made.out.strip()
 
-    wrong = await run("login", "--token", env=env, stdin=b"glg_wrong\n")
+    wrong = await run("login", "--token", env=env, stdin=b"glg_wrong_but_long_enough\n")
     assert wrong.code == Exit.UNAUTHORIZED
     kept = tmp_path / "greylag" / "token"
     assert not kept.exists()
@@ -93,6 +93,23 @@ async def test_a_kept_token_goes_to_the_server_that_gave_it_alone(
     assert token.encode() not in heard[0]
     listed = await call("tokens", "list", "--user", "ann", "--json", env=stack.env)
     assert listed.document == {"tokens": []}
+
+
+def test_a_token_that_was_put_there_or_whose_successor_was_not_is_no_other_server_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptToken(tmp_path / "token", tmp_path / "keyring", tmp_path / "server")
+    old, new = "o" * 20, "n" * 20
+    kept.write(old, "https://a.test")
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptToken, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            kept.write(new, "https://b.test")
+    assert (kept.read(), kept.server_of(old)) == (old, "https://a.test")
+    kept.write(new, "https://b.test")
+    assert (kept.server_of(old), kept.server_of(new)) == (None, "https://b.test")
+    assert kept.server_of("of my own hand, as it is") is None
+    assert new not in kept.servers.read_text()
 
 
 async def test_a_token_is_kept_if_it_can_be_read_again(

@@ -31,7 +31,8 @@ R = TypeVar("R")
 class Access:
     """Whom a command asks, for which user, and where its output goes.
 
-    ``api`` is the client of the server; it is to be entered before it is used.
+    ``api`` is the client of the server; it is to be entered before it is used. ``withheld`` is the
+    server whose the kept token is, where that is another: it is not sent.
     """
 
     server: str
@@ -39,6 +40,7 @@ class Access:
     output: Output
     token: str | None = field(repr=False)
     api: ApiClient
+    withheld: str | None = None
 
     async def user_id(self) -> str:
         """Return the user to act for: the one given, else the only one, else ourselves."""
@@ -117,8 +119,8 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
         *args: Any, server: str, data: Path, user: str | None, as_json: bool, **kwargs: Any
     ) -> R:
         output = Output(as_json=as_json)
-        token = _token(server, data, output)
-        access = Access(server, user or None, output, token, ApiClient(server, token))
+        token, withheld = _token(server, data, output)
+        access = Access(server, user or None, output, token, ApiClient(server, token), withheld)
         return command(access, *args, **kwargs)
 
     return with_access
@@ -135,6 +137,8 @@ def api_command(
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
         async def whole() -> R:
+            if access.withheld is not None:
+                access.output.note(f"The kept token is not sent: it is that of {access.withheld}.")
             async with access.api:
                 return await command(access, *args, **kwargs)
 
@@ -156,31 +160,30 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failures.exceptions[0] from failures
 
 
-def _token(server: str, data: Path, output: Output) -> str | None:
+def _token(server: str, data: Path, output: Output) -> tuple[str | None, str | None]:
     """Return the token for ``server``: GREYLAG_TOKEN, else that of the data folder, else the one
     that the person keeps. It is no option: that would show in the list of processes.
 
     A data folder's token is for the server of this machine, and a kept one for that which has
-    given it: they go to no other.
+    given it: they go to no other. Where a kept one is for another, that is returned too.
     """
     token = os.environ.get("GREYLAG_TOKEN", "").strip()
     if not (token.isascii() and token.replace(" ", "").isprintable()):
         raise click.UsageError("GREYLAG_TOKEN must be printable ASCII characters.")
     if token:
-        return token
+        return token, None
     here = is_loopback(urlsplit(server).hostname or "")
     try:
         with starting():
             if here and (found := read_token(data / NAME)) is not None:
-                return found
+                return found, None
             kept = KeptToken.of(os.environ)
-            if (whose := kept.server_of()) not in {None, server}:
-                output.note(f"The kept token is not sent: it is that of {whose}.")
-                return None
-            return kept.read()
+            found = kept.read()
+            whose = kept.server_of(found) if found else None
+            return (found, None) if whose in {None, server} else (None, whose)
     except KeyringError as error:
         output.note(f"warning: the token cannot be read: {error}.", "yellow")
-        return None
+        return None, None
 
 
 def _checked_server(_context: click.Context, _option: click.Parameter, value: str) -> str:

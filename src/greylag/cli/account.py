@@ -104,7 +104,7 @@ def logout(access: Access) -> None:
         if token is None:
             access.output.note(f"No token is kept in {kept.file}.")
             return
-        server = kept.server_of() or access.server
+        server = kept.server_of(token) or access.server
         known = asyncio.run(_revoke_itself(server, token))
         kept.forget()
     except KeyringError as error:

@@ -5,6 +5,7 @@ in a thread, and waited for so long and no longer. A mark beside the file says t
 there, so that who keeps none pays nothing for it. The library ``keyring`` is an optional extra.
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -42,12 +43,13 @@ class KeptToken:
     Attributes:
         file: where it is kept when there is no keyring.
         marked: the file that says that it is in the keyring.
-        server: the file that says which server's it is: no other is to be sent it.
+        servers: the file that says which server's it is, by the token's digest: no other is to be
+            sent it, and one that was put here by hand is not taken for that server's.
     """
 
     file: Path
     marked: Path
-    server: Path
+    servers: Path
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "KeptToken":
@@ -67,14 +69,21 @@ class KeptToken:
             return found
         return _asked(lambda keyring: keyring.get_password(SERVICE, ACCOUNT))
 
-    def server_of(self) -> str | None:
-        """Return the address of the server whose the token is; ``None`` where nobody has said it:
-        the file of a token may be written by hand.
+    def server_of(self, token: str) -> str | None:
+        """Return the address of the server whose a token is; ``None`` where nobody has said it: the
+        file of a token may be written by hand.
         """
+        return self._known().get(_digest(token))
+
+    def _known(self) -> dict[str, str]:
         try:
-            return self.server.read_text("utf-8").strip() or None
+            lines = self.servers.read_text("utf-8").splitlines()
         except (OSError, ValueError):
-            return None
+            return {}
+        return {digest: address for digest, _, address in (one.partition(" ") for one in lines)}
+
+    def _know(self, servers: Mapping[str, str]) -> None:
+        write_token(self.servers, "\n".join(f"{one} {address}" for one, address in servers.items()))
 
     def write(self, token: str, server: str) -> tuple[str, str | None]:
         """Keep the token of a server in place of the one that was there.
@@ -85,8 +94,15 @@ class KeptToken:
         Raises:
             ConfigError: the file cannot be written.
         """
+        new = {_digest(token): server}
+        # Both, until the token is there: what is cut off before leaves the old one to its server.
+        self._know({**self._known(), **new})
+        kept = self._write(token)
+        self._know(new)
+        return kept
+
+    def _write(self, token: str) -> tuple[str, str | None]:
         why_not = None
-        write_token(self.server, server)
         if is_installed():
             # First: what is cut off, or put there too late, must be found by whoever signs out.
             write_token(self.marked, "in-the-system-keyring")
@@ -113,7 +129,11 @@ class KeptToken:
         if self.marked.exists():
             _asked(_take_out)
             self.marked.unlink(missing_ok=True)
-        self.server.unlink(missing_ok=True)
+        self.servers.unlink(missing_ok=True)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def is_installed() -> bool:

@@ -1,5 +1,6 @@
 """`greylag logs` and `greylag events`: what an environment says, and what was done for it."""
 
+import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, Patience, ServerRefusedError
 from greylag.cli.output import moment, one_line, visible
-from greylag.cli.transport import StreamEvent
+from greylag.cli.transport import ANSWER_SECONDS, StreamEvent
 from greylag.common.typed import parse_json
 
 MAX_LINES = 10_000
@@ -93,7 +94,13 @@ async def events(access: Access, *, project: str, follow: bool) -> None:
 
 async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
     async with api.events(place, follow=False) as found:
-        async for event in found:
+        while True:
+            try:
+                # An earlier Greylag goes on with its stream; heartbeats are no events.
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    event = await anext(found)
+            except (TimeoutError, StopAsyncIteration):
+                return
             yield event
 
 
