@@ -23,6 +23,10 @@ from greylag.execd import snapshots
 _NO_LOG = "PRAGMA journal_mode = DELETE"
 
 
+async def _broken(*_: Any) -> Any:
+    raise SnapshotError("execd cannot be reached")
+
+
 async def test_changes_are_told_with_renames_lines_and_what_is_left_out(tmp_path: Path) -> None:
     async with rig(tmp_path, file_limit=10_000) as made:
         root = made.root
@@ -628,9 +632,6 @@ async def test_a_turn_that_was_cut_ends_with_the_next_start(tmp_path: Path) -> N
 async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_next_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: Any) -> Any:
-        raise SnapshotError("execd cannot be reached")
-
     async with rig(tmp_path) as made:
         root = made.root
         async with made.turn("whole"):
@@ -638,7 +639,7 @@ async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_next_state(
         with monkeypatch.context() as patched:
             await made.service.begin("t", "s")
             (root / "one").touch()
-            patched.setattr(Capture, "take", broken)
+            patched.setattr(Capture, "take", _broken)
             assert await made.service.end("t") is None
             with pytest.raises(RequestError, match="execd cannot be reached"):
                 await made.changed("t")
@@ -652,6 +653,28 @@ async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_next_state(
         assert (await made.undo("later")).kept == []
         assert [one.path for one in (await made.undo("t")).kept] == ["by-hand"]
         assert sorted(path.name for path in root.iterdir()) == ["by-hand", "first"]
+
+
+async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_end_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        await made.service.begin("other", "another")
+        await made.service.begin("going-on", "a third")
+        await made.service.begin("t", "s")
+        (made.root / "by-t").touch()
+        with monkeypatch.context() as patched:
+            patched.setattr(Capture, "take", _broken)
+            await made.service.end("t")
+        await made.service.end("other")
+        (made.root / "terminal").write_text("a person's, once the end is known")
+        assert await made.changed("t") == {"by-t": "added"}
+        assert [one.path for one in (await made.undo("t")).kept] == ["by-t"]
+        assert {path.name for path in made.root.iterdir()} == {"by-t", "terminal"}
+        with pytest.raises(RequestError, match="not ended yet"):
+            await made.changed("going-on")
+        while not await made.service.totals(["t"]):
+            pass  # they are counted beside all else
 
 
 @pytest.mark.parametrize(

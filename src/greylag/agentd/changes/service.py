@@ -144,14 +144,24 @@ class ChangeService:
         try:
             async with self._lock:
                 after = await self._capture.take()
-                await self._store.run(lambda sql: spans.set_after(sql, after.number, span_id))
-            return await self._count(span_id)
+                left = self._left()
+
+                def ended(sql: sqlite3.Connection) -> set[str]:
+                    found = left(sql)
+                    spans.set_after(sql, after.number, span_id, *found)
+                    return found
+
+                others = await self._store.run(ended)
+            counted = await self._count(span_id)
         except SnapshotError as error:
             # The next state that can be taken is its end: until then it would go on, for all that
             # is known, and share all that others change.
             self._recovered = False
             _log.warning("snapshot_failed", span_id=span_id, error=str(error))
             return None
+        else:
+            self._start(self._count_all(others), "counting of left turns")
+            return counted
         finally:
             del self._ending[span_id]
 
@@ -166,6 +176,13 @@ class ChangeService:
         if counted is not None:
             await self._store.run(lambda sql: spans.set_totals(sql, span_id, counted))
         return counted
+
+    async def _count_all(self, span_ids: Collection[str]) -> None:
+        for span_id in span_ids:
+            try:
+                await self._count(span_id)
+            except SnapshotError as error:
+                _log.warning("changes_not_counted", span_id=span_id, error=str(error))
 
     async def touched(self, *paths: str) -> None:
         """Remember that a person changed paths, or what is below them, before turns' ends."""
@@ -322,14 +339,21 @@ class ChangeService:
         for undo in await self._store.run(spans.left_undos):
             await self._end_undo(undo)
         if not self._recovered:
-            going_on = self._running | self._ending.keys()
-            left = {span.span_id for span in await self._store.run(spans.left_turns)} - going_on
+            left = await self._store.run(self._left())
             if left:
                 after = (await self._capture.take()).number
                 await self._store.run(lambda sql: spans.set_after(sql, after, *left))
                 for span_id in left:
                     await self._count(span_id)
             self._recovered = True
+
+    def _left(self) -> Callable[[sqlite3.Connection], set[str]]:
+        """Return what finds the turns that have ended without a state after them.
+
+        Those that go on are looked up at once: the file's thread would see them change.
+        """
+        going_on = self._running | self._ending.keys()
+        return lambda sql: {one.span_id for one in spans.left_turns(sql)} - going_on
 
     async def _end_undo(self, undo: Span) -> None:
         def left(sql: sqlite3.Connection) -> tuple[Snapshot | None, Snapshot | None]:
