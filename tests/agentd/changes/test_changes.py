@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -675,6 +676,46 @@ async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_end_of_another(
             await made.changed("going-on")
         while not await made.service.totals(["t"]):
             pass  # they are counted beside all else
+
+
+async def test_what_an_undo_refuses_is_no_work_of_a_turn_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: Any) -> dict[str, str]:
+        return {"file": "permission_denied"}
+
+    async with rig(tmp_path) as made:
+        async with made.turn("t"):
+            (made.root / "file").write_text("by t")
+        async with made.turn("running", "another"):
+            with monkeypatch.context() as patched:
+                patched.setattr(Capture, "restore", refused)
+                kept = (await made.undo("t")).kept
+            assert [(one.path, one.reason) for one in kept] == [("file", "permission_denied")]
+            (made.root / "file").write_text("by the one that runs")
+        assert not any(one.shared for one in (await made.service.of_turn("running")).changes)
+        assert (await made.undo("running")).kept == []
+        assert (made.root / "file").read_text() == "by t"
+
+
+async def test_what_persons_change_is_noted_for_no_turn_that_has_ended_without_any_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(sql: sqlite3.Connection) -> list[tuple[str, str]]:
+        return [tuple(row) for row in sql.execute("SELECT * FROM touched ORDER BY 1")]
+
+    async with rig(tmp_path) as made:
+        await made.service.begin("left", "s")
+        monkeypatch.setattr(Capture, "take", _broken)
+        await made.service.end("left")
+        async with made.turn("unknown"):
+            await made.service.touched("during")
+        await made.service.touched("after")
+        assert await made.store.run(noted) == [
+            ("left", "after"),
+            ("left", "during"),
+            ("unknown", "during"),
+        ]
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,14 @@ class ChangeService:
 
     async def touched(self, *paths: str) -> None:
         """Remember that a person changed paths, or what is below them, before turns' ends."""
-        running = set(self._running)
-        await self._tried(lambda sql: spans.touch(sql, running, paths), otherwise=None)
+        going_on = self._going_on()
+
+        def touch(sql: sqlite3.Connection) -> None:
+            # A turn that has ended without a state before it is never told, nor undone.
+            left = {one.span_id for one in spans.left_turns(sql) if one.before is not None}
+            spans.touch(sql, going_on | left, paths)
+
+        await self._tried(touch, otherwise=None)
 
     # What is told.
 
@@ -352,8 +358,12 @@ class ChangeService:
 
         Those that go on are looked up at once: the file's thread would see them change.
         """
-        going_on = self._running | self._ending.keys()
+        going_on = self._going_on()
         return lambda sql: {one.span_id for one in spans.left_turns(sql)} - going_on
+
+    def _going_on(self) -> set[str]:
+        """Return the turns that run, and those whose end is being kept."""
+        return self._running | self._ending.keys()
 
     async def _end_undo(self, undo: Span) -> None:
         def left(sql: sqlite3.Connection) -> tuple[Snapshot | None, Snapshot | None]:

@@ -160,9 +160,8 @@ def set_told(sql: sqlite3.Connection, undos: Sequence[Span]) -> None:
 
 
 def touch(sql: sqlite3.Connection, span_ids: Collection[str], paths: Collection[str]) -> None:
-    """Remember that a person changed paths while spans, and turns without an end yet, went on."""
-    going_on = {*span_ids, *(one.span_id for one in left_turns(sql))}
-    rows = [(span_id, path) for span_id in going_on for path in paths]
+    """Remember that somebody else changed paths while spans went on."""
+    rows = [(span_id, path) for span_id in span_ids for path in paths]
     sql.executemany("INSERT OR IGNORE INTO touched VALUES (?, ?)", rows)
 
 
