@@ -678,6 +678,43 @@ async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_end_of_another(
             pass  # they are counted beside all else
 
 
+async def test_who_looks_at_turns_lists_the_workspace_only_for_one_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Capture.take
+    taken: list[Capture] = []
+
+    async def broken(capture: Capture, *_: Any) -> Any:
+        taken.append(capture)
+        raise SnapshotError("execd cannot be reached")
+
+    async def counted(capture: Capture, *asked: Any) -> Any:
+        taken.append(capture)
+        return await take(capture, *asked)
+
+    async with rig(tmp_path) as made:
+        async with made.turn("whole"):
+            (made.root / "first").touch()
+        await made.service.begin("t", "s")
+        (made.root / "second").touch()
+        monkeypatch.setattr(Capture, "take", broken)
+        await made.service.end("t")
+        taken.clear()
+        assert await made.changed("whole") == {"first": "added"}
+        with pytest.raises(RequestError, match="not kept any longer"):
+            await made.changed("unknown")
+        assert taken == []
+        asked = [made.changed("t") for _ in range(5)]
+        for failed in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(failed, RequestError)
+            assert failed.code == "agent_unavailable"
+        assert len(taken) == 1
+        monkeypatch.setattr(Capture, "take", counted)
+        asked = [made.changed("t") for _ in range(5)]
+        assert await asyncio.gather(*asked) == [{"second": "added"}] * 5
+        assert len(taken) == 2
+
+
 async def test_what_an_undo_refuses_is_no_work_of_a_turn_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

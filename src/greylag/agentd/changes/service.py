@@ -62,6 +62,7 @@ class ChangeService:
         self._ending: dict[str, asyncio.Task[TurnChanges | None]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._asked: asyncio.Task[Snapshot | SnapshotError | RequestError] | None = None
+        self._recovering: asyncio.Task[SnapshotError | RequestError | None] | None = None
         self._recovered = False
         self._stopped = False
 
@@ -398,20 +399,35 @@ class ChangeService:
             raise RequestError("turn_running", "The turn has not ended yet.")
         if span_id in self._ending:
             await asyncio.wait({self._ending[span_id]})
+
+        def look(sql: sqlite3.Connection) -> tuple[Ends | None, Span | None]:
+            return spans.ends(sql, span_id), spans.find(sql, span_id)
+
         failed: RequestError | None = None
-        if not self._recovered:
+        recovered = self._recovered  # before the look: a recovery may be done during it
+        found, span = await self._read(look)
+        left = span is not None and span.before is not None and span.after is None
+        if left and not recovered:
             try:
-                await self._now()
+                await self._recovery()
             except RequestError as error:
                 failed = error
-        found = await self._read(lambda sql: spans.ends(sql, span_id))
+            found, span = await self._read(look)
         if found is None:
-            span = await self._read(lambda sql: spans.find(sql, span_id))
-            before, after = (0, 0) if span is None else (span.before, span.after)
-            if failed is not None and before is not None and after is None:
-                raise failed
-            raise _gone(taken=None not in {before, after})
+            raise failed or _gone(taken=span is None or None not in {span.before, span.after})
         return found
+
+    async def _recovery(self) -> None:
+        """Go on with what was cut short, once for all who ask before it is done.
+
+        What they ask for was cut short before the one that goes on began, which had the lock since.
+        """
+        if self._recovering is None or self._recovering.done():
+            self._recovering = self._start(self._alone(self._nothing), "recovery")
+        await self._settled(self._recovering)
+
+    async def _nothing(self) -> None:
+        """Do nothing but what comes before anything else."""
 
     async def _now(self) -> None:
         """Keep the state as it is now, once for all who ask before it is begun.
