@@ -925,9 +925,8 @@ async def test_who_asks_for_now_shares_a_state_that_is_begun_after_that(
         assert lists.empty()
 
 
-async def test_a_turn_and_its_notes_wait_for_no_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _slow_report(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold up what compares states; return what tells that it began, and what lets it go on."""
     compared, done = threading.Event(), threading.Event()
 
     def slow(*asked: Any) -> Any:
@@ -935,10 +934,17 @@ async def test_a_turn_and_its_notes_wait_for_no_comparison(
         done.wait()
         return report.report(*asked)
 
+    monkeypatch.setattr(service, "report", slow)
+    return compared, done
+
+
+async def test_a_turn_and_its_notes_wait_for_no_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with rig(tmp_path) as made, asyncio.timeout(30):
         async with made.turn("t"):
             (made.root / "file").touch()
-        monkeypatch.setattr("greylag.agentd.changes.service.report", slow)
+        compared, done = _slow_report(monkeypatch)
         asked = asyncio.create_task(made.service.of_turn("t"))
         try:
             await asyncio.to_thread(compared.wait)
@@ -947,3 +953,23 @@ async def test_a_turn_and_its_notes_wait_for_no_comparison(
         finally:
             done.set()
         assert [one.path for one in (await asked).changes] == ["file"]
+
+
+async def test_a_turn_waits_for_no_counting_of_what_a_start_found_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        await made.service.begin("left", "s")
+        (made.root / "file").touch()
+        await made.again()
+        compared, done = _slow_report(monkeypatch)
+        try:
+            await made.service.begin("next", "s")
+            await made.service.recover()
+            await asyncio.to_thread(compared.wait)
+            assert await made.service.totals(["left"]) == {}
+        finally:
+            done.set()
+        while not (found := await made.service.totals(["left"])):
+            pass  # it is counted beside all else
+        assert found["left"].files == 1

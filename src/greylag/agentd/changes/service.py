@@ -350,8 +350,7 @@ class ChangeService:
             if left:
                 after = (await self._capture.take()).number
                 await self._store.run(lambda sql: spans.set_after(sql, after, *left))
-                for span_id in left:
-                    await self._count(span_id)
+                self._start(self._count_all(left), "counting of left turns")
             self._recovered = True
 
     def _left(self) -> Callable[[sqlite3.Connection], set[str]]:
@@ -384,7 +383,7 @@ class ChangeService:
 
             wanted = await self._store.run(rest)
         await self._bring_back(undo, now, wanted)
-        await self._count(undo.span_id)
+        await self._count(undo.span_id)  # by this the turn is told to be undone
         _log.warning("undo_ended_after_restart", undo_id=undo.span_id)
 
     # How things are done.
