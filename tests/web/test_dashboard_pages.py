@@ -4,7 +4,7 @@ import asyncio
 import html
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.harness import TOKEN
@@ -199,6 +199,7 @@ class Looks:
         self.looks = self.asked = 0
         monkeypatch.setattr(rail, "RECHECK_SECONDS", 0.01)
         monkeypatch.setattr(rail, "GATHER_SECONDS", 0.01)
+        monkeypatch.setattr(rail, "AGAIN_SECONDS", 0.01)
         monkeypatch.setattr(rail, "read_sessions", self._read_sessions)
         monkeypatch.setattr(rail, "read_projects", self._read_projects)
 
@@ -232,6 +233,41 @@ async def test_sessions_that_could_not_be_told_are_asked_for_again(
             async with running.http.get(f"{PAGE}/live") as answer:
                 while b"My title" not in told:
                     told += await answer.content.readany()
+
+
+@pytest.mark.parametrize("active", [True, False])
+async def test_news_of_others_asks_no_agent_again_that_has_just_failed(
+    running: Site, monkeypatch: pytest.MonkeyPatch, *, active: bool
+) -> None:
+    await running.project(active=active)
+    project = await running.house.use_cases.projects.get(OPERATOR, REF)
+    now, asked, hangs = 1.0, 0, True
+
+    async def read(_call: object) -> list[Session]:
+        nonlocal asked, now
+        asked += 1
+        if hangs:
+            now += rail.PATIENCE_SECONDS
+            raise AgentUnreachableError("It hangs.")
+        return []
+
+    monkeypatch.setattr(rail, "read_sessions", read)
+    sessions = rail._OpenSessions(cast("RequestContext", None), lambda: now)
+    for _ in range(3):
+        await sessions.look(project, "")
+    assert asked == 1
+    now += rail.AGAIN_SECONDS
+    for _ in range(3):
+        await sessions.look(project, "")
+    assert asked == 2
+    # One that tells something is there again, and asked at once.
+    await sessions.look(project, "1")
+    assert asked == (3 if active else 2)
+    hangs = False
+    now += rail.AGAIN_SECONDS
+    for _ in range(3):
+        await sessions.look(project, "1")
+    assert (asked, sessions.known) == (4 if active else 3, [])
 
 
 async def test_sessions_that_may_not_be_told_are_asked_for_once(

@@ -4,6 +4,7 @@ the sessions of the one that is open; live, in the stream that the page has anyw
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,6 +44,10 @@ GATHER_SECONDS = 0.15
 RECHECK_SECONDS = 60.0
 PATIENCE_SECONDS = 4.0
 """How long a page waits for an agent."""
+AGAIN_SECONDS = 30.0
+"""How long an open page asks nothing of an agent that did not tell its sessions, whatever else
+there is news of.
+"""
 _AT_ONCE = 500
 _ASLEEP = "asleep"
 STATES = {
@@ -245,14 +250,20 @@ class _OpenSessions:
     ``None`` where they cannot be told.
     """
 
-    def __init__(self, call: RequestContext) -> None:
+    def __init__(
+        self, call: RequestContext, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self.known: Sequence[Session] | None = None
         self._call = call
+        self._monotonic = monotonic
         self._revision: str | None = None
+        self._failed: str | None = None
+        self._not_before = 0.0
 
     async def look(self, project: Project | None, doing: str) -> None:
         """Look at them as the project stands, whose agent is at the revision ``doing`` (empty:
-        that is not known). What could not be told is asked for again at the next look.
+        that is not known). What could not be told is asked for again at the first look after
+        ``AGAIN_SECONDS``, or where the agent is at another revision.
         """
         if project is None:
             self.known = self._revision = None
@@ -265,12 +276,17 @@ class _OpenSessions:
             await self._ask(doing)
 
     async def _ask(self, revision: str) -> None:
+        # All else that the page shows waits for this, for long where the agent hangs.
+        if revision == self._failed and self._monotonic() < self._not_before:
+            return
+        self._failed = None
         try:
             self.known = await read_sessions(self._call)
         except (ForbiddenError, NotActiveError):
             pass  # it would be the same again, and each time is audited
         except GreylagError:
-            self._revision = None
+            self._revision, self._failed = None, revision
+            self._not_before = self._monotonic() + AGAIN_SECONDS
             return
         self._revision = revision
 
