@@ -167,6 +167,21 @@ async def test_a_page_that_tells_conversations_with_a_reason_ends_with_it(runnin
             assert not anew.content.at_eof()
 
 
+async def test_what_is_seen_without_a_reason_goes_on_after_a_look() -> None:
+    async with (
+        site_of(endless) as (running, _, path),
+        asyncio.timeout(PATIENCE),
+        looking(running) as (http, end_look),
+        http.get(f"{path}/events") as events,
+        http.get(f"{path}/logs?follow=true") as logs,
+        http.get("/users/ada/live") as projects,
+    ):
+        assert {one.status for one in (events, logs, projects)} == {200}
+        await end_look()
+        await looked_at_again(running)
+        assert not any(one.content.at_eof() for one in (events, logs, projects))
+
+
 async def test_who_may_see_conversations_anyway_goes_on_after_a_look(running: Site) -> None:
     live = (await running.project(active=True)).removeprefix("/api") + "/live"
     async with asyncio.timeout(PATIENCE), looking(running) as (http, end_look):

@@ -62,8 +62,8 @@ class AccessWatch:
         self, scope: Scope, ref: ProjectRef, action: Action | None = None
     ) -> AbstractAsyncContextManager[None]:
         """Return a block that whoever asks may be in as long as they may do ``action`` with the
-        project (``None``: see it, and what they began to see with a reason; without a project's id:
-        what is the user's, without that: what is about no user).
+        project (``None``: see it; without a project's id: what is the user's, without that: what is
+        about no user).
 
         Raises:
             GreylagError: in the block: they may not any more.
@@ -73,11 +73,7 @@ class AccessWatch:
         if principal is None or sign_in is None:
             return nullcontext()
         principal = with_reason(principal, scope)
-        reason = principal.reason_for(ref.user_id)
-        if action is None and reason:
-            # With it more is seen than the project, and who may do this may see that too.
-            action = Action.AGENT_READ
-        key: Hashable = (sign_in, ref, action, reason)
+        key: Hashable = (sign_in, ref, action, principal.reason_for(ref.user_id))
         if self._gate.is_lasting(principal, ref.user_id):
             key = sign_in
         return self.until_refused(key, partial(self._check, scope, principal, ref, action))

@@ -94,7 +94,11 @@ async def follow_project(
         _frames(call, project, after if last_event_id is None else last_event_id),
         rail_frames(call, rail, project_view(project)),
     )
-    return call.streams.events(call.ref, closing(frames))
+    # To who states a reason it may tell conversations too, and that ends with the reason. All else
+    # is seen without one.
+    states_one = call.principal.reason_for(call.user_id)
+    action = Action.AGENT_READ if states_one else None
+    return call.streams.events(call.ref, closing(frames), action)
 
 
 @router.get(PROJECT_PAGE + "/edit")
