@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 from greylag.common.clock import SystemClock
 from greylag.config import Settings
 from greylag.domain.audit import Actor
-from greylag.ports import Archive, Finding
+from greylag.ports import Archive, Finding, StoreMissingError
 from greylag.services.store_check import StoreReport, check_store
 from greylag.services.store_export import Imported, Tell, export_store, import_store
 from greylag.services.store_file import Contents, contents
 from greylag.store.people import from_stored
-from greylag.store.sqlite.archive import SqliteArchive, is_there
+from greylag.store.sqlite.archive import SqliteArchive
 
 DATABASE = "greylag.db"
 
@@ -77,10 +77,11 @@ def shell() -> Actor:
 
 async def examine_store(settings: Settings) -> StoreReport | None:
     """Check the store of ``settings``; ``None`` when there is none yet. Nothing is changed."""
-    if settings.mongodb_uri is None and not is_there(_file(settings)):
+    try:
+        async with open_archive(settings, write=False) as archive:
+            return await check_store(archive, SystemClock().now())
+    except StoreMissingError:
         return None
-    async with open_archive(settings, write=False) as archive:
-        return await check_store(archive, SystemClock().now())
 
 
 @asynccontextmanager
@@ -88,6 +89,7 @@ async def open_archive(settings: Settings, *, write: bool) -> AsyncIterator[Arch
     """Open the store of ``settings`` as a whole; without ``write``, it must be there.
 
     Raises:
+        StoreMissingError: there is none yet.
         ConfigError: it is no store of this Greylag.
         StoreUnavailableError: it cannot be reached.
     """

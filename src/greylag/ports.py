@@ -33,6 +33,7 @@ from greylag.common.git import CloneState, GitSetup
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import (
     AgentFailedError,
+    ConfigError,
     ConflictError,
     ErrorInfo,
     GreylagError,
@@ -1080,6 +1081,10 @@ async def has_record(store: ProjectStore, ref: ProjectRef) -> bool:
 
 
 # A store as a whole: what export, import and `greylag doctor` see of it.
+
+
+class StoreMissingError(ConfigError):
+    """Where the settings say that the records are kept there is nothing yet."""
 
 
 class StoreNotEmptyError(GreylagError):

@@ -227,9 +227,6 @@ async def test_a_database_without_a_store_is_not_exported_over_a_backup(
     assert (done.code, done.out) == (2, "")
     assert f"{place_of(wrong.settings)} holds no records of Greylag." in done.err
     assert "hint: Check MONGODB_URI and MONGODB_DB." in done.err
-    found = (await call("doctor", "--json", env=wrong.env)).document["checks"]
-    verdicts = {check["name"]: check["verdict"] for check in found}
-    assert (verdicts["mongodb"], verdicts["store"]) == ("ok", "fail")
     # One that is filled only in part.
     half = await sites.filled("mongo", [])
     async with half.archive() as archive:
@@ -342,6 +339,21 @@ async def test_doctor_reads_the_store_and_says_what_it_finds(
         await raw["projects"].drop_index("user_id_1_project_id_1")
     ((verdict, detail),) = _store_checks(await call("doctor", "--json", env=remote.env))
     assert (verdict, "user_id_1_project_id_1" in detail) == ("fail", True)
+
+
+async def test_doctor_takes_a_database_before_the_first_start_for_no_fault(sites: Sites) -> None:
+    new = await sites.make("mongo")
+    checks = (await call("doctor", "--json", env=new.env)).document["checks"]
+    verdicts = {check["name"]: check["verdict"] for check in checks}
+    (store,) = [check for check in checks if check["name"] == "store"]
+    assert (verdicts["mongodb"], store["verdict"]) == ("ok", "ok")
+    assert store["detail"] == "There are no records yet."
+    assert store["advice"] == "If there should be some, check MONGODB_URI and MONGODB_DB."
+    # One that holds something, but no records: another's, or one that was emptied under a program.
+    async with new.raw() as raw:
+        await raw["others"].insert_one({})
+    ((verdict, detail),) = _store_checks(await call("doctor", "--json", env=new.env))
+    assert (verdict, "holds no records of Greylag." in detail) == ("fail", True)
 
 
 async def test_doctor_names_no_more_than_a_few(sites: Sites) -> None:

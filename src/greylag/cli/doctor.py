@@ -184,7 +184,10 @@ def _store(settings: Settings) -> Iterator[Check]:
         yield Check("store", "fail", error.info.message, error.info.hint)
         return
     if report is None:
-        yield Check("store", "ok", "There are no records yet.")
+        # Of MongoDB any name can be asked, a wrong one too.
+        hint = "If there should be some, check MONGODB_URI and MONGODB_DB."
+        advice = hint if settings.mongodb_uri is not None else ""
+        yield Check("store", "ok", "There are no records yet.", advice)
         return
     for found in report.findings[:STORE_FINDINGS]:
         yield Check("store", "fail", found.sentence, found.hint)

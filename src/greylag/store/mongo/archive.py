@@ -30,6 +30,7 @@ from greylag.ports import (
     StoredPerson,
     StoredProject,
     StoreInUseError,
+    StoreMissingError,
 )
 from greylag.store.mongo import connection, indexes
 from greylag.store.mongo.audit_trail import AuditTrail
@@ -93,6 +94,7 @@ class MongoArchive:
         """Open the database ``name`` of the server that ``uri`` names; ``place`` is for people.
 
         Raises:
+            StoreMissingError: without ``write``, the database holds nothing at all.
             ConfigError: a URI or name that cannot be used; without ``write``, no Greylag was ever
                 started on the database.
             StoreUnavailableError: the server cannot be reached.
@@ -301,8 +303,10 @@ class MongoArchive:
 async def _check_there(database: Database, place: str) -> None:
     """Raise unless Greylag was on this database: a server answers for any name, with nothing."""
     # Every start makes the indexes of this collection; others come back as programs go on.
-    if indexes.PROJECTS not in await database.list_collection_names():
-        raise ConfigError(
+    names = await database.list_collection_names()
+    if indexes.PROJECTS not in names:
+        # What others keep there, or came back, says that it is the wrong one, or lost its records.
+        raise (ConfigError if names else StoreMissingError)(
             f"{place} holds no records of Greylag.",
             hint="Check MONGODB_URI and MONGODB_DB. A new database is made ready when `greylag "
             "serve` or `worker` starts on it.",

@@ -23,6 +23,7 @@ from greylag.ports import (
     StoredKey,
     StoredPerson,
     StoredProject,
+    StoreMissingError,
 )
 from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import MALFORMED, from_millis, millis, unreadable
@@ -61,7 +62,8 @@ class SqliteArchive:
         """Open the file; with ``write`` one that is missing is made, and an older one renewed.
 
         Raises:
-            ConfigError: without ``write``, there is no file of this Greylag's.
+            StoreMissingError: without ``write``, there is no file.
+            ConfigError: without ``write``, it is none of this Greylag's.
             StoreUnavailableError: it cannot be used.
         """
         if not write:
@@ -206,7 +208,7 @@ class SqliteArchive:
 def _check_file(path: Path) -> None:
     """Look at a file without changing it; raise unless it is one of this Greylag's."""
     if not is_there(path):
-        raise ConfigError(
+        raise StoreMissingError(
             f"There is no database at {path}.", hint="Give the data folder that holds greylag.db."
         )
     with (
