@@ -30,6 +30,7 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole, Role
 from greylag.ports import AgentAddress
 from greylag.services.agents import Agents
+from greylag.web import stream
 from greylag.web.app import create_app
 from greylag.web.preview_links import Preview
 
@@ -323,6 +324,42 @@ async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_
                 _socket(shown, home, owner),
             ):
                 assert events.status == 200
+
+
+async def test_strangers_whose_answers_last_leave_the_owner_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PLACE_SECONDS", 0)
+    async with (
+        application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
+        _web(api.base, streams_per_project=1) as running,
+    ):
+        shown = Shown(running, await running.project(active=True), port)
+        home, stranger = await shown.opened(share_seconds=3600)
+        _, another = await shown.opened(share_seconds=3600)
+        _, owner = await shown.opened()
+        async with _streaming(shown, home, stranger):
+            status, _, words = await shown.ask(home, jar=stranger)
+            assert (status, b"already has 1 open requests" in words) == (429, True)
+            assert (await shown.ask(home, jar=another))[0] == 200
+            async with _streaming(shown, home, owner):
+                assert (await shown.ask(home, jar=owner))[0] == 200
+        async with asyncio.timeout(20):
+            while (await shown.ask(home, jar=stranger))[0] == 429:
+                pass
+
+
+@asynccontextmanager
+async def _streaming(shown: Shown, home: URL, jar: dict[str, str]) -> AsyncIterator[None]:
+    """Hold an answer of the application's that does not end."""
+    cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+    headers = {"host": home.authority, "cookie": cookie}
+    async with (
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+        http.get(home.with_path("/stream").with_host("127.0.0.1"), headers=headers) as answer,
+    ):
+        assert await answer.content.readline() == b"data: begun\n"
+        yield
 
 
 async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_by(

@@ -1,6 +1,7 @@
 """Streams over HTTP: messages, turns, the activation log, and readers that leave or are slow."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -149,12 +150,37 @@ async def test_a_silent_stream_has_heartbeats() -> None:
                     got += await answer.content.readany()
 
 
+def streams_of(**chosen: Any) -> Streams:
+    known, of = settings(**chosen), House().use_cases
+    return Streams(known, AccessWatch(Authenticator(known, of), of.gate))
+
+
+async def test_requests_to_a_shared_preview_wait_for_one_another_and_for_no_other_s() -> None:
+    streams = streams_of(streams_per_project=1)
+
+    async def ask(preview: str) -> None:
+        async with streams.request(REF, preview):
+            pass
+
+    async with streams.request(REF, "one"):
+        waiting = asyncio.create_task(ask("one"), name="waiting")
+        left = asyncio.create_task(ask("one"), name="left")
+        await ask("another")
+        await asyncio.sleep(0)
+        left.cancel()
+        assert not waiting.done()
+    await waiting
+    await ask("one")
+    del left  # its error holds what it waited for
+    gc.collect()
+    assert dict(streams._requests) == {}
+
+
 @asynccontextmanager
 async def relaying(opening: Any) -> AsyncIterator[int]:
     """Serve one stream by the relay alone."""
 
-    chosen, of = settings(heartbeat_seconds=15), House().use_cases
-    streams = Streams(chosen, AccessWatch(Authenticator(chosen, of), of.gate))
+    streams = streams_of(heartbeat_seconds=15)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await streams.events(REF, opening())(scope, receive, send)

@@ -8,7 +8,7 @@ exchanged. The dashboard's cookie and token count nothing here, and nothing of o
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -155,6 +155,11 @@ class PreviewSite:
             replace(preview, path=""), partial(self._check, preview)
         )
 
+    def _place(self, preview: Preview) -> AbstractAsyncContextManager[None]:
+        if not preview.shared:  # opened by the project's own people
+            return nullcontext()
+        return self._streams.request(preview.ref, preview.id)
+
     async def _join(self, preview: Preview, port: int, client: WebSocket) -> None:
         scope = client.scope
         asked = ForwardedRequest("GET", asked_path(scope), _request_headers(scope, preview))
@@ -186,7 +191,7 @@ class PreviewSite:
 
         headers = _request_headers(scope, preview)
         try:
-            async with self._while_allowed(preview):
+            async with self._while_allowed(preview), self._place(preview):
                 await forwarding.forward(
                     scope, receive, send, asked_path(scope), headers, opening_of
                 )

@@ -21,6 +21,7 @@ from contextlib import (
 )
 from functools import partial
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -47,6 +48,8 @@ from greylag.web.request_log import exchange_of
 Check = Callable[[], Awaitable[None]]
 """Raises what a request would now be refused by."""
 RECHECK_SECONDS = 0.3
+PLACE_SECONDS = 30.0
+"""How long a request to a shared preview waits until another one ends."""
 REFUSALS = (UnauthorizedError, ForbiddenError, UserNotFoundError)
 
 
@@ -179,6 +182,9 @@ class Streams:
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._longest = settings.stream_seconds
         self._open: Counter[tuple[ProjectRef, str | None]] = Counter()
+        # Each is there as long as somebody waits for it or holds it.
+        self._requests: WeakValueDictionary[tuple[ProjectRef, str], asyncio.Semaphore]
+        self._requests = WeakValueDictionary()
 
     def events(self, ref: ProjectRef, opening: Opening, action: Action | None = None) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come, as long
@@ -224,6 +230,29 @@ class Streams:
             self._open[key] -= 1
             if not self._open[key]:
                 del self._open[key]
+
+    @asynccontextmanager
+    async def request(self, ref: ProjectRef, shared: str) -> AsyncIterator[None]:
+        """Hold a place among the requests that a ``shared`` preview may have at once.
+
+        An environment has a hundred connections for all its previews: strangers whose answers last
+        are not to have them all. A page asks for much at once, so that who finds no place waits.
+
+        Raises:
+            LimitExceededError: for ``PLACE_SECONDS`` there was none.
+        """
+        places = self._requests.setdefault((ref, shared), asyncio.Semaphore(self._limit))
+        try:
+            async with asyncio.timeout(PLACE_SECONDS):
+                await places.acquire()
+        except TimeoutError:
+            raise LimitExceededError(
+                f"This preview already has {self._limit} open requests."
+            ) from None
+        try:
+            yield
+        finally:
+            places.release()
 
 
 class Relay(Response):
