@@ -121,13 +121,20 @@ class PeopleStore(Protocol):
             RecordUnreadableError: it cannot be read.
         """
 
-    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
         """Return all of a kind that have this label (``None``: all), by their keys. What cannot be
         read is left out, and the log tells of it.
 
+        Args:
+            kind: what is asked for.
+            label: the label.
+            strict: nothing may be left out, as by whoever removes all that there is.
+
         Raises:
-            RecordUnreadableError: it is a user who is asked for by a label: who cannot be read must
-                not be taken for somebody new.
+            RecordUnreadableError: one cannot be read, and ``strict`` asks for all; or it is a user
+                who is asked for by a label: who cannot be read must not be taken for somebody new.
         """
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
@@ -880,6 +887,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         Raises:
             InvalidRequestError: the cursor is not one of ours.
         """
+
+    async def has_projects(self, owner: str) -> bool:
+        """Tell whether this owner has a project, readable or not."""
 
     async def edit(
         self,

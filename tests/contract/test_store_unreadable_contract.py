@@ -117,6 +117,16 @@ async def test_what_cannot_be_read_is_there_all_the_same(site: Site, store: Proj
     assert await all_claims(store, 1) == ["good"]
 
 
+async def test_who_has_one_that_cannot_be_read_has_projects(
+    site: Site, store: ProjectStore
+) -> None:
+    assert not await store.has_projects("ada")
+    await store.create(make_project("bad"))
+    await spoil(site, status="confused")
+    assert await store.has_projects("ada")
+    assert not await store.has_projects("bob")
+
+
 async def test_moments_that_are_none_are_never_due(site: Site, store: ProjectStore) -> None:
     await store.create(make_project("bad", due_at=at(0)))
     due = "claimable_at" if site.settings.mongodb_uri is not None else "due_at"
@@ -172,6 +182,12 @@ async def test_a_row_of_a_newer_version_hides_no_other(of_people: Site) -> None:
         # What stands in such a row may be secret.
         assert "s3cret" not in f"{found.value} {lines}"
         assert newer.key in lines[0]["error"]
+        # Whoever asks for all is not told a part.
+        for label in (of_user("ada"), None):
+            with pytest.raises(RecordUnreadableError, match="of notifications cannot be read"):
+                await store.labelled(NotificationTarget, label, strict=True)
+        whole = await store.labelled(NotificationTarget, of_user("bob"), strict=True)
+        assert [one.id for one in whole] == [sound.id]
 
 
 async def test_a_user_who_cannot_be_read_is_not_taken_for_nobody(of_people: Site) -> None:

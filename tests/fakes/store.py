@@ -135,6 +135,9 @@ class MemoryStore(ProjectStore):
         found.sort(key=lambda record: records.position(record.project), reverse=True)
         return records.cut([_out(record) for record in found[: query.limit + 1]], query.limit)
 
+    async def has_projects(self, owner: str) -> bool:
+        return any(record.project.user_id == owner for record in self._open().records.values())
+
     async def change(
         self,
         ref: ProjectRef,
@@ -263,14 +266,16 @@ class MemoryStore(ProjectStore):
         body = self._open().people.get((kind, key))
         return None if body is None else people.from_body(kind, key, body)
 
-    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
         tables = self._open()
         found = (
             (key, body)
             for (of, key), body in sorted(tables.people.items(), key=lambda item: item[0][1])
             if of is kind and (label is None or label in tables.labels[of, key])
         )
-        return people.readable(kind, label, found)
+        return people.readable(kind, label, found, strict=strict)
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         del now

@@ -36,20 +36,33 @@ from greylag.domain.users import (
     OPERATOR,
     Action,
     ApiToken,
+    DeviceLogin,
     Identity,
     Limits,
     Look,
     Member,
     MemberRole,
+    NotificationTarget,
     Principal,
     Role,
     Scope,
     Session,
     Share,
     User,
+    UserSecret,
     of_user,
 )
-from greylag.ports import AgentRequest, AuditFilter, Duty, Edit, PageQuery, has_record
+from greylag.ports import (
+    AgentRequest,
+    AnyKept,
+    AuditFilter,
+    Duty,
+    Edit,
+    PageQuery,
+    ProjectPage,
+    RecordUnreadableError,
+    has_record,
+)
 from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Gate, Standing
 from greylag.services.agents import NewMessage
@@ -340,8 +353,8 @@ def slow(of: UseCases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after what is counted was read, as a real store does."""
 
     def later(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def reading(*given: Any) -> Any:
-            found = await read(*given)
+        async def reading(*given: Any, **named: Any) -> Any:
+            found = await read(*given, **named)
             await asyncio.sleep(0)
             return found
 
@@ -736,6 +749,50 @@ async def test_nothing_of_a_removed_user_is_another_s_of_the_same_id() -> None:
     assert await of.tokens.principal(token, "") is None
     with pytest.raises(ConflictError, match="remove yourself"):
         await of.accounts.remove(Principal("eve", "eve", Role.ADMIN), "eve")
+
+
+@pytest.mark.parametrize(
+    "kind", [Session, ApiToken, UserSecret, NotificationTarget, Member, DeviceLogin, Share]
+)
+async def test_a_user_of_whom_something_cannot_be_read_is_not_removed_and_keeps_everything(
+    kind: type[AnyKept],
+) -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    await of.accounts.make(boss, User("eve", "Eve"))
+    _, token = await _furnished(house, "eve")
+    link = Share("s" * 16, *("Zo\u00eb", "theirs", "record"), None, "/", "", "eve", at(0), at(0))
+    await house.store.put(link, at(0))
+    login = DeviceLogin("k", "CODE", "n", (), "", at(0), user_id="eve")
+    await house.store.put(login, at(0))
+    (one,) = await house.store.labelled(kind)
+    row = house.store._tables.people[kind, one.key]
+    sound = dict(row)
+    row["version"] = "newer"
+    with pytest.raises(RecordUnreadableError, match="cannot be read"):
+        await of.accounts.remove(boss, "eve")
+    assert not (await of.people.get("eve")).disabled
+    row |= sound
+    assert await _owned(house, "eve") == [1] * 5
+    assert await of.tokens.principal(token, "") is not None
+    await of.accounts.remove(boss, "eve")
+    assert not await house.store.labelled(kind)
+
+
+async def test_a_user_one_of_whose_projects_cannot_be_read_has_projects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    of, boss = house.use_cases, WHO_IS[Standing.ADMIN]
+    await of.accounts.make(boss, User("eve", "Eve"))
+    await of.projects.create(Principal("eve", "eve"), "eve", NewProject("Demo", "demo"))
+
+    async def page(*_: Any) -> ProjectPage:
+        return ProjectPage([])
+
+    monkeypatch.setattr(house.store, "page", page)
+    with pytest.raises(ConflictError, match="has projects"):
+        await of.accounts.remove(boss, "eve")
 
 
 async def test_a_link_that_a_removed_user_made_is_not_good_with_another_s_rights() -> None:

@@ -32,9 +32,11 @@ from greylag.domain.users import (
 )
 from greylag.ports import (
     RECENT_SECONDS,
+    AnyKept,
     AuditFilter,
     AuditStore,
     Clock,
+    Kept,
     NumberedEntry,
     PeopleStore,
 )
@@ -114,6 +116,7 @@ class Accounts:
 
         Raises:
             ConflictError: they have projects, or the settings name them, or it is who asks.
+            RecordUnreadableError: something cannot be read that is theirs, or may be.
         """
         left = principal.is_admin and await self._is_left(user_id)
         if not left:
@@ -122,6 +125,9 @@ class Accounts:
             raise ConflictError("You cannot remove yourself.", hint="Another administrator can.")
         await self._check_no_projects(user_id)
         self.people.check_removable(user_id)
+        # What is passed over now, whoever has this id next would get once it can be read.
+        await self._kept_of(user_id)
+        await self._shared_by(user_id, strict=True)
         if not left:
             await self._shut_out(principal, user_id)
         await self._remove_all(principal, user_id)
@@ -132,30 +138,39 @@ class Accounts:
         with suppress(UserNotFoundError):
             await self.people.get(user_id)
             return False
-        kinds = (Session, ApiToken, UserSecret, NotificationTarget, Member)
-        found = [await self.store.labelled(kind, of_user(user_id)) for kind in kinds]
-        return any([*found, await self._shared_by(user_id)])
+        return any([*await self._kept_of(user_id), await self._shared_by(user_id, strict=False)])
 
-    async def _shared_by(self, user_id: str) -> Sequence[Share]:
-        """Return the links to previews that are good with a user's rights."""
-        return [one for one in await self.store.labelled(Share) if one.by == user_id]
+    async def _kept_of(self, user_id: str) -> Sequence[Sequence[AnyKept]]:
+        """Return what is kept under a user's id, or fail where not all of it can be read."""
+        kinds = (Session, ApiToken, DeviceLogin, UserSecret, NotificationTarget, Member)
+        return [await self._of(kind, user_id) for kind in kinds]
+
+    async def _of(self, kind: type[Kept], user_id: str) -> Sequence[Kept]:
+        return await self.store.labelled(kind, of_user(user_id), strict=True)
+
+    async def _shared_by(self, user_id: str, *, strict: bool) -> Sequence[Share]:
+        """Return the links to previews that are good with a user's rights; ``strict``: or fail
+        where one of anybody cannot be read.
+        """
+        found = await self.store.labelled(Share, strict=strict)
+        return [one for one in found if one.by == user_id]
 
     async def _remove_all(self, principal: Principal, user_id: str) -> None:
-        label, event = of_user(user_id), self.gate.audit.event
-        for login in await self.store.labelled(DeviceLogin, label):
+        event = self.gate.audit.event
+        for login in await self._of(DeviceLogin, user_id):
             await self.store.remove(DeviceLogin, login.key)
-        for token in await self.store.labelled(ApiToken, label):
+        for token in await self._of(ApiToken, user_id):
             told = event(principal, AuditAction.TOKEN_REVOKE, name_of(user_id), token=token.id)
             await self.store.remove(ApiToken, token.key, audit=told)
-        for secret in await self.store.labelled(UserSecret, label):
+        for secret in await self._of(UserSecret, user_id):
             told = event(principal, AuditAction.SECRET_REMOVE, name_of(user_id), name=secret.name)
             await self.store.remove(UserSecret, secret.key, audit=told)
         await self.notifications.remove_all(principal, user_id)
-        for member in await self.store.labelled(Member, label):
+        for member in await self._of(Member, user_id):
             on = name_of(ProjectRef(member.owner, member.project_id))
             told = event(principal, AuditAction.MEMBER_REMOVE, on, member=user_id)
             await self.store.remove(Member, member.key, audit=told)
-        for share in await self._shared_by(user_id):
+        for share in await self._shared_by(user_id, strict=True):
             await self._end_link(principal, share)
 
     async def _shut_out(self, principal: Principal, user_id: str) -> None:

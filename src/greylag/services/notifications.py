@@ -208,8 +208,13 @@ class Notifications:
         await self._remove(principal, target)
 
     async def remove_all(self, principal: Principal, user_id: str) -> None:
-        """Tell nothing to a user who is being removed; whoever calls it has authorized that."""
-        for target in await self.of(user_id):
+        """Tell nothing to a user who is being removed; whoever calls it has authorized that.
+
+        Raises:
+            RecordUnreadableError: something of theirs cannot be read.
+        """
+        label = of_user(user_id)
+        for target in await self.people.labelled(NotificationTarget, label, strict=True):
             await self._remove(principal, target)
 
     async def _remove(self, who: Principal | Actor, target: NotificationTarget) -> None:

@@ -402,8 +402,8 @@ class Projects:
                 await self.store.poke(project.made_for, self.clock.now())
 
     async def has_any(self, user_id: str) -> bool:
-        """Tell whether a user has a project."""
-        return bool((await self.store.page(user_id, PageQuery(limit=1))).projects)
+        """Tell whether a user has a project, readable or not."""
+        return await self.store.has_projects(user_id)
 
     async def _check_active(self, owner: User, ref: ProjectRef, most: int) -> None:
         active = [

@@ -101,7 +101,11 @@ def _why(error: Exception) -> str:
 
 
 def readable(
-    kind: type[Kept], label: str | None, rows: Iterable[tuple[str, Mapping[str, Any] | str]]
+    kind: type[Kept],
+    label: str | None,
+    rows: Iterable[tuple[str, Mapping[str, Any] | str]],
+    *,
+    strict: bool,
 ) -> list[Kept]:
     """Return what of these keys and bodies ``PeopleStore.labelled`` returns.
 
@@ -113,7 +117,7 @@ def readable(
         try:
             found.append(from_body(kind, key, body))
         except RecordUnreadableError as error:
-            if kind is User and label is not None:
+            if strict or (kind is User and label is not None):
                 raise
             _log.warning("record_passed_over", error=str(error))
     return found
@@ -172,9 +176,11 @@ class RecentPeople:
         recent: Kept | None = found
         return recent
 
-    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
         """Return all that have this label; see the port."""
-        return await self._store.labelled(kind, label)
+        return await self._store.labelled(kind, label, strict=strict)
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""

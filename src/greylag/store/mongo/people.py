@@ -29,13 +29,15 @@ class PeopleMethods(StoreParts):
             raw = await self._people(kind).find_one({"_id": key})
         return None if raw is None else from_body(kind, key, raw)
 
-    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
         """Return all that have this label; see the port."""
         matching: Document = {} if label is None else {"labels": label}
         with self._asking():
             found = self._people(kind).find(matching, sort=[("_id", 1)], batch_size=_AT_ONCE)
             raws = await found.to_list()
-        return readable(kind, label, ((str(raw["_id"]), raw) for raw in raws))
+        return readable(kind, label, ((str(raw["_id"]), raw) for raw in raws), strict=strict)
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port. The server forgets what has run out."""

@@ -101,6 +101,11 @@ class RequestMethods(StoreParts):
         more = len(found) > limit
         return ProjectPage(shown, records.encode(records.position(shown[-1])) if more else None)
 
+    async def has_projects(self, owner: str) -> bool:
+        """Tell whether this owner has a project; see the port."""
+        with self._asking():
+            return await self._projects.find_one({"user_id": owner}, {"_id": True}) is not None
+
     async def change(
         self,
         ref: ProjectRef,

@@ -27,14 +27,16 @@ def find(sql: sqlite3.Connection, kind: type[Kept], key: str) -> Kept | None:
     return None if row is None else from_body(kind, key, row["body"])
 
 
-def labelled(sql: sqlite3.Connection, kind: type[Kept], label: str | None) -> Sequence[Kept]:
+def labelled(
+    sql: sqlite3.Connection, kind: type[Kept], label: str | None, *, strict: bool
+) -> Sequence[Kept]:
     """Return all that have this label; see the port."""
     if label is None:
         query = "SELECT key, body FROM people WHERE kind = ? ORDER BY key"
         found = sql.execute(query, (NAMES[kind],))
     else:
         found = sql.execute(_OF_LABEL, (NAMES[kind], label))
-    return readable(kind, label, ((row["key"], row["body"]) for row in found))
+    return readable(kind, label, ((row["key"], row["body"]) for row in found), strict=strict)
 
 
 def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:

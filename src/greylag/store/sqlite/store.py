@@ -228,6 +228,10 @@ class SqliteStore(ProjectStore):
         """Return one page; see the port."""
         return await self._read(lambda sql: self._pages.get(sql, owner, query))
 
+    async def has_projects(self, owner: str) -> bool:
+        """Tell whether this owner has a project; see the port."""
+        return await self._read(lambda sql: tables.has_projects(sql, owner))
+
     async def change(
         self,
         ref: ProjectRef,
@@ -370,9 +374,11 @@ class SqliteStore(ProjectStore):
         """Return what is kept under ``key``; see the port."""
         return await self._read(lambda sql: people.find(sql, kind, key))
 
-    async def labelled(self, kind: type[Kept], label: str | None = None) -> Sequence[Kept]:
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
         """Return all that have this label; see the port."""
-        return await self._read(lambda sql: people.labelled(sql, kind, label))
+        return await self._read(lambda sql: people.labelled(sql, kind, label, strict=strict))
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""

@@ -317,6 +317,12 @@ def page(sql: sqlite3.Connection, owner: str, query: PageQuery) -> Sequence[Proj
         return list(islice(_readable(found), min(query.limit, _LARGEST - 1) + 1))
 
 
+def has_projects(sql: sqlite3.Connection, owner: str) -> bool:
+    """Tell whether ``owner`` has a project, readable or not."""
+    query = "SELECT 1 FROM projects WHERE user_id = ? LIMIT 1"
+    return sql.execute(query, (owner,)).fetchone() is not None
+
+
 def _readable(found: Iterable[sqlite3.Row]) -> Iterator[Project]:
     for row in found:
         try:
