@@ -18,11 +18,12 @@ from greylag.common import agent_api
 from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.project import Desired, Project, ProjectRef
-from greylag.domain.users import OPERATOR, NotificationTarget
+from greylag.domain.users import OPERATOR, NotificationTarget, User
 from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
 from greylag.services import activity, notifier
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
+from greylag.services.people import UserEdit
 from greylag.services.projects import NewProject
 
 REF = ProjectRef("ada", "demo")
@@ -144,6 +145,20 @@ async def test_a_target_of_a_newer_version_holds_back_nobody() -> None:
         async with running(of.build("w1").notifier):
             await of.say("hello", "m1")
             await of.told_all("turn.ended")
+
+
+async def test_a_user_who_cannot_be_read_holds_back_nobody_else() -> None:
+    async with house() as of:
+        await of.hook()
+        await of.hook("bob")
+        await of.use_cases.people.edit("bob", UserEdit(display_name="Bobby"))
+        of.store._tables.people[User, "bob"]["role"] = "auditor"
+        with capture_logs() as lines:
+            async with running(of.build("w1").notifier):
+                await of.say("hello", "m1")
+                await of.told_all("turn.ended")
+        passed_over = [line["error"] for line in lines if line["event"] == "record_passed_over"]
+        assert "'bob' of users cannot be read" in passed_over[0]
 
 
 async def test_nothing_is_told_before_somebody_wants_it_or_of_what_was_before_then() -> None:

@@ -31,7 +31,15 @@ from greylag.domain.errors import (
 from greylag.domain.names import path_segment
 from greylag.domain.project import Project, Status
 from greylag.domain.users import NotificationTarget
-from greylag.ports import AgentGateway, AgentRequest, Clock, DeliveryResult, Duty, ProjectStore
+from greylag.ports import (
+    AgentGateway,
+    AgentRequest,
+    Clock,
+    DeliveryResult,
+    Duty,
+    ProjectStore,
+    RecordUnreadableError,
+)
 from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
 from greylag.services.agents import Agents
 from greylag.services.notifications import Notice, Notifications, What, notice_id
@@ -164,6 +172,9 @@ class Notifier:
             if (await self.directory.get(user_id)).disabled:
                 return ()
         except UserNotFoundError:
+            return ()
+        except RecordUnreadableError as error:
+            _log.warning("record_passed_over", error=str(error))
             return ()
         return await projects_of(self.store, user_id, Status.ACTIVE, most=MOST_WATCHED)
 
