@@ -17,9 +17,18 @@ from tests.harness import Harness, settings
 from greylag.common import agent_api
 from greylag.common.agent_api import MOST_TITLE, Operation, Turn
 from greylag.common.clock import SystemClock
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Project, ProjectRef
 from greylag.domain.users import OPERATOR, NotificationTarget, User
-from greylag.ports import AgentAddress, Delivered, DeliveryResult, PushAddress, answer_of_its_form
+from greylag.ports import (
+    AgentAddress,
+    AnyKept,
+    Delivered,
+    DeliveryResult,
+    Kept,
+    PushAddress,
+    answer_of_its_form,
+)
 from greylag.services import activity, notifier
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
@@ -194,6 +203,39 @@ async def test_a_target_that_fails_is_tried_again_for_a_while_and_then_left() ->
         waits = [seconds for seconds in of.quick.slept if seconds != notifier.PAUSE_SECONDS]
         assert notifier.FIRST_WAIT / 2 <= waits[0] <= notifier.FIRST_WAIT
         assert sum(waits[2:]) <= 600
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+async def test_a_store_that_is_away_for_one_question_loses_no_notice_and_repeats_none(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house() as of:
+        await of.hook()
+        store, asked = of.store, 0
+        find, put = store.find, store.put
+
+        def ask(kind: type) -> None:
+            nonlocal asked
+            asked += kind is NotificationTarget
+            if kind is NotificationTarget and asked == failing:
+                raise StoreUnavailableError("away")
+
+        async def finding(kind: type[Kept], key: str) -> Kept | None:
+            ask(kind)
+            return await find(kind, key)
+
+        async def putting(one: AnyKept, *more: Any, **named: Any) -> bool:
+            ask(type(one))
+            return await put(one, *more, **named)
+
+        monkeypatch.setattr(store, "find", finding)
+        monkeypatch.setattr(store, "put", putting)
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m1")
+            await of.told_all("turn.ended")
+            await of.say("run: this", "m2")
+            await of.told_all("turn.ended", "turn.asks")
+        assert asked > failing
 
 
 async def test_a_project_that_tells_of_turns_without_end_is_held_back(

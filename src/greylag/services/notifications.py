@@ -27,6 +27,7 @@ from greylag.domain.errors import (
     LimitExceededError,
     MissingError,
     NotificationsOffError,
+    StoreUnavailableError,
 )
 from greylag.domain.names import check_name
 from greylag.domain.project import Project
@@ -228,13 +229,25 @@ class Notifications:
         return sorted(found, key=lambda one: (one.created_at, one.id))
 
     async def send(self, target: NotificationTarget, notice: Notice) -> Delivered:
-        """Tell a target, once, and keep what came of it; one that is gone for good is removed."""
+        """Tell a target, once, and keep what came of it; one that is gone for good is removed.
+
+        Raises:
+            StoreUnavailableError: nothing was sent.
+        """
         room = asyncio.Semaphore(MOST_OF_USER_AT_ONCE)
         async with self._ways.setdefault(target.user_id, room):
             kept = await self.people.find(NotificationTarget, target.id)
             if kept is None or kept.user_id != target.user_id:
                 return Delivered(DeliveryResult.REFUSED, "it was removed before its turn")
             delivered = await self._delivered(target, notice)
+        try:
+            await self._keep_result(target, delivered)
+        except StoreUnavailableError as error:
+            # Who failed here would be asked to send it again.
+            _log.warning("notification_result_not_kept", target=target.id, reason=str(error))
+        return delivered
+
+    async def _keep_result(self, target: NotificationTarget, delivered: Delivered) -> None:
         now = self.clock.now()
         if delivered.result is DeliveryResult.GONE:
             await self._remove(SYSTEM, target)
@@ -242,7 +255,6 @@ class Notifications:
             # Only the newest counts: what another process has written meanwhile is as good.
             told = replace(kept, last_at=now, last_result=delivered.words)
             await self.people.put(told, now)
-        return delivered
 
     async def _delivered(self, target: NotificationTarget, notice: Notice) -> Delivered:
         if self.sealing is None:

@@ -278,20 +278,26 @@ class Notifier:
         pauses = Pauses(FIRST_WAIT, LONGEST_WAIT, self.clock.sleep)
         try:
             for tried in range(1, TRIES + 1):
-                delivered = await self.notifications.send(target, notice)
-                if delivered.result is not DeliveryResult.LATER:
+                if not await self._must_try_again(target, notice):
                     break
                 if tried < TRIES:
                     await pauses.pause()
-                still = await self.notifications.of(target.user_id)
-                if target.id not in {one.id for one in still}:
-                    break  # it was removed meanwhile
         except GreylagError as error:
             _log.warning("notification_failed", target=target.id, reason=str(error))
         except Exception:  # noqa: BLE001 - as above
             _log.exception("notification_failed", target=target.id)
         finally:
             self._telling[target.user_id] -= 1
+
+    async def _must_try_again(self, target: NotificationTarget, notice: Notice) -> bool:
+        """Tell a target, and return whether that is to be done again."""
+        try:
+            delivered = await self.notifications.send(target, notice)
+        except StoreUnavailableError as error:
+            # Nothing was sent, and nobody else will: the store keeps that it is told already.
+            _log.warning("notification_waits_for_store", target=target.id, reason=str(error))
+            return True
+        return delivered.result is DeliveryResult.LATER
 
 
 def _is_new(activity: AgentActivity | None, heard: _Heard) -> bool:
