@@ -15,6 +15,7 @@ from tests.store.sites import KINDS, Site, sites_in
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import NotificationTarget, User, of_identity, of_user
 from greylag.ports import AnyKept, PageQuery, ProjectStore, RecordUnreadableError, has_record
+from greylag.services.store_check import check_store
 from greylag.store.people import NAMES
 from greylag.store.sqlite.tables import SELECT
 
@@ -135,6 +136,59 @@ async def test_moments_that_are_none_are_never_due(site: Site, store: ProjectSto
     assert await all_claims(store, 9) == []
     await store.create(make_project("good", due_at=at(5)))
     assert await store.next_due() == at(5)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("name = CAST(x'ff41' AS TEXT)", "name is not UTF-8"),
+        ("metadata = CAST(x'7b2261223a22ff227d' AS TEXT)", "metadata is not UTF-8"),
+        ("metadata = replace(hex(zeroblob(50000)), '00', '[')", "RecursionError"),
+    ],
+)
+async def test_text_that_is_none_in_a_file_keeps_one_project_waiting(
+    tmp_path: Path, written: str, why: str
+) -> None:
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            await store.create(make_project("bad", due_at=at(0)))
+            await store.create(make_project("good", due_at=at(1)))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                sql.execute(f"UPDATE projects SET {written} WHERE project_id = 'bad'")  # noqa: S608 - above
+            with capture_logs() as lines:
+                assert await all_claims(store, 2) == ["good"]
+                page = await store.page("ada", PageQuery())
+            assert [one.project_id for one in page.projects] == ["good"]
+            assert why in lines[0]["error"]
+            with pytest.raises(RecordUnreadableError, match=why):
+                await store.get("ada", "bad")
+        async with site.archive() as archive:
+            (finding,) = (await check_store(archive, at(1))).findings
+        assert why in finding.sentence
+
+
+async def test_text_of_a_log_and_of_people_that_is_none_hides_no_other(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        spoiled, sound = make_target(1, "ada"), make_target(2, "bob")
+        async with site.store() as store:
+            await store.create(make_project("bad", due_at=at(0)))
+            for one in (spoiled, sound):
+                await store.put(one, at(0))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                sql.execute(
+                    "INSERT INTO events (record_id, seq, body) "
+                    "SELECT id, 1, CAST(x'ff' AS TEXT) FROM projects"
+                )
+                none = "CAST(replace(body, 'Chat', CAST(x'ff' AS TEXT)) AS TEXT)"
+                sql.execute(f"UPDATE people SET body = {none} WHERE key = ?", (spoiled.key,))  # noqa: S608 - above
+            with pytest.raises(RecordUnreadableError, match="body is not UTF-8"):
+                await store.events("ada", "bad", 0, 9)
+            assert [one.id for one in await store.labelled(NotificationTarget)] == [sound.id]
+        async with site.archive() as archive:
+            found = (await check_store(archive, at(1))).findings
+        assert len(found) == 2
 
 
 @pytest.fixture(params=ADAPTERS)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,9 +104,11 @@ class SqlThread:
         read_only: whether the connection refuses to write.
         need_wal: whether a file system that cannot keep a write-ahead log is refused: without one,
             a reader in another process would wait for writers.
+        strict_text: whether a row with text that is not UTF-8 is an error; else what is none comes
+            as unpaired surrogates (``surrogateescape``).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how a file is opened
         self,
         path: Path,
         name: str,
@@ -113,11 +116,13 @@ class SqlThread:
         *,
         read_only: bool = False,
         need_wal: bool = True,
+        strict_text: bool = True,
     ) -> None:
         self._path = path
         self._translated = translated
         self._read_only = read_only
         self._need_wal = need_wal
+        self._strict_text = strict_text
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._sql: sqlite3.Connection | None = None
         self._closed = False
@@ -155,6 +160,8 @@ class SqlThread:
             self._path.touch(mode=0o600)
             self._sql = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._sql.row_factory = sqlite3.Row
+            if not self._strict_text:
+                self._sql.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
             if _set_wal(self._sql) != "wal" and self._need_wal:
                 raise NoWalError(f"no write-ahead log in {self._path.parent}")
             # FULL costs one fsync for each write (a quarter of a millisecond on an SSD). NORMAL

@@ -82,6 +82,8 @@ def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str) -> Kept
             is not repeated. ``key`` may be empty.
     """
     try:
+        if isinstance(body, str):
+            body.encode()  # fails for what was not UTF-8
         said = json.loads(body) if isinstance(body, str) else body
         found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(said))
     except MALFORMED as error:

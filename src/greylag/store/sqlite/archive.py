@@ -68,7 +68,9 @@ class SqliteArchive:
         """
         if not write:
             await asyncio.to_thread(_check_file, path)
-        thread = SqlThread(path, "store-archive", schema.translated, read_only=not write)
+        thread = SqlThread(
+            path, "store-archive", schema.translated, read_only=not write, strict_text=False
+        )
         try:
             await thread.open()
             if write:

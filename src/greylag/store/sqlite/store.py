@@ -181,8 +181,8 @@ class SqliteStore(ProjectStore):
             StoreIncompleteError: an earlier Greylag's copy into it was cut off.
             ConfigError: the file is not for this Greylag.
         """
-        writer = SqlThread(path, "store-writer", translated)
-        reader = SqlThread(path, "store-reader", translated, read_only=True)
+        writer = SqlThread(path, "store-writer", translated, strict_text=False)
+        reader = SqlThread(path, "store-reader", translated, read_only=True, strict_text=False)
         store = cls(writer, reader, poll_seconds)
         try:
             await writer.open()

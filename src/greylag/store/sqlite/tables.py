@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from greylag.common.typed import check_types
+from greylag.common.typed import check_types, is_encodable
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
     MOMENTS,
@@ -97,6 +97,8 @@ def from_row(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
 
 
 def _record(row: sqlite3.Row | dict[str, Any]) -> ProjectRecord:
+    for name in _COLUMNS:
+        _check_text(row[name], name)
     kept = {name: row[name] for name in _OWN}
     kept |= {name: json.loads(kept[name]) for name in _JSON if kept[name] is not None}
     kept |= {"error_terminal": bool(kept["error_terminal"]), "lease": _lease(row)}
@@ -117,11 +119,17 @@ def to_event(row: sqlite3.Row) -> Event:
     Raises:
         ValueError: or another of ``records.MALFORMED``: it is none.
     """
+    _check_text(row["body"], "body")
     body = json.loads(row["body"])
     changed = {"at": from_millis(body["at"]), "status": Status(body["status"])}
     event = Event(seq=row["seq"], **(body | changed))
     check_types(event)
     return event
+
+
+def _check_text(value: object, name: str) -> None:
+    if isinstance(value, str) and not value.isascii() and not is_encodable(value):
+        raise ValueError(f"{name} is not UTF-8")
 
 
 def _lease(row: sqlite3.Row | dict[str, Any]) -> Lease | None:
