@@ -837,6 +837,25 @@ async def test_what_is_left_of_a_user_of_the_settings_is_nobody_s_and_is_removed
     assert await _owned(house, "ada") == [0] * 5
 
 
+async def test_projects_that_are_left_of_a_user_of_the_settings_are_nobody_else_s() -> None:
+    house = House()
+    boss, projects = WHO_IS[Standing.ADMIN], house.use_cases.projects
+    async with house.working():
+        made = (await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))).project
+        await projects.settled(made)
+        house.settings = settings(users="Zo\u00eb:Zo\u00eb")
+        later = house.build("later").use_cases.accounts
+        make = partial(later.make, boss, User("ada", "Another"))
+        for refused in (make, partial(later.remove, boss, "ada")):
+            with pytest.raises(ConflictError, match="Projects are left of a user 'ada'") as found:
+                await refused()
+            assert "GREYLAG_USERS" in found.value.info.hint
+        house.settings = settings(users="Zo\u00eb:Zo\u00eb,ada:Ada")
+        named = house.build("named again").use_cases.accounts
+        assert (await named.hand_over(OPERATOR, made.ref, "Zo\u00eb")).user_id == "Zo\u00eb"
+        assert (await make()).id == "ada"
+
+
 async def test_a_token_from_before_users_were_told_apart_counts_for_whom_it_was_made() -> None:
     house = House()
     of, boss = house.use_cases, WHO_IS[Standing.ADMIN]

@@ -89,6 +89,7 @@ class Accounts:
         """
         await self.gate.administrate(principal, Action.USERS_WRITE)
         if await self._is_left(user.id):
+            await self._check_no_projects(user.id, left=True)
             raise ConflictError(
                 f"Tokens, secrets or shares are left of a user {user.id!r} before.",
                 hint="Remove that user first, or choose another id.",
@@ -123,7 +124,7 @@ class Accounts:
             await self.gate.authorize(principal, Action.USERS_WRITE, user_id)
         if user_id == principal.user_id:
             raise ConflictError("You cannot remove yourself.", hint="Another administrator can.")
-        await self._check_no_projects(user_id)
+        await self._check_no_projects(user_id, left=left)
         self.people.check_removable(user_id)
         # What is passed over now, whoever has this id next would get once it can be read.
         await self._kept_of(user_id)
@@ -138,6 +139,8 @@ class Accounts:
         with suppress(UserNotFoundError):
             await self.people.get(user_id)
             return False
+        if await self.projects.has_any(user_id):
+            return True
         return any([*await self._kept_of(user_id), await self._shared_by(user_id, strict=False)])
 
     async def _kept_of(self, user_id: str) -> Sequence[Sequence[AnyKept]]:
@@ -180,18 +183,25 @@ class Accounts:
         # Until then another process may still let them in.
         await self.clock.sleep(RECENT_SECONDS)
         try:
-            await self._check_no_projects(user_id)
+            await self._check_no_projects(user_id, left=False)
         except ConflictError:
             again = UserEdit(disabled=before.disabled)
             await self.people.edit(user_id, again, by=principal)
             raise
 
-    async def _check_no_projects(self, user_id: str) -> None:
-        if await self.projects.has_any(user_id):
+    async def _check_no_projects(self, user_id: str, *, left: bool) -> None:
+        if not await self.projects.has_any(user_id):
+            return
+        if left:
             raise ConflictError(
-                f"The user {user_id!r} has projects.",
-                hint="Hand them over or delete them first, or disable the user instead.",
+                f"Projects are left of a user {user_id!r}, whom nothing names any more.",
+                hint="Name them in GREYLAG_USERS or GREYLAG_USERS_FILE again: then the projects are"
+                " theirs, and can be handed over or deleted.",
             )
+        raise ConflictError(
+            f"The user {user_id!r} has projects.",
+            hint="Hand them over or delete them first, or disable the user instead.",
+        )
 
     async def must_sleep(self, project: Project) -> bool:
         """Want a project inactive whose owner is disabled, and tell whether it had to be; for the
