@@ -7,7 +7,7 @@ from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId
+from bson import Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,6 +213,32 @@ async def test_a_document_that_no_write_would_find_is_never_claimed(
     assert [one.project_id for one in (await store.page("ada", PageQuery())).projects] == ["other"]
     with pytest.raises(RecordUnreadableError, match="which is no ObjectId"):
         await store.get("ada", "demo")
+
+
+@pytest.mark.parametrize("revision", ["x", Decimal128("1"), {"a": 1}])
+async def test_a_revision_that_is_no_number_cannot_be_read(
+    place: Place, store: MongoStore, revision: object
+) -> None:
+    await place.put(revision=revision)
+    for asked in (
+        store.get("ada", "demo"),
+        store.edit("ada", "demo", Edit(name="New"), at(1)),
+        store.want("ada", "demo", Desired.ACTIVE, at(1), at(2)),
+    ):
+        with pytest.raises(RecordUnreadableError, match="revision is"):
+            await asked
+    assert not (await store.page("ada", PageQuery())).projects
+
+
+@pytest.mark.parametrize("revision", [None, 2.0, Int64(3)])
+async def test_a_revision_that_a_shell_has_written_is_counted_up(
+    place: Place, store: MongoStore, revision: object
+) -> None:
+    await place.put(revision=revision)
+    assert (await store.edit("ada", "demo", Edit(name="New"), at(1))).name == "New"
+    document = await place.raw["projects"].find_one({"project_id": "demo"})
+    assert document is not None
+    assert document["revision"] == (revision or 0) + 1  # type: ignore[operator]
 
 
 async def test_users_whose_ids_are_none_take_part_in_no_count(

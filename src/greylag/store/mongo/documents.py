@@ -70,6 +70,12 @@ def to_document(record: ProjectRecord) -> Document:
     return document
 
 
+def revision_of(raw: Mapping[str, Any]) -> Any:
+    """Return how often a document was written; a number in each that can be read."""
+    found = raw.get("revision")
+    return 0 if found is None else found
+
+
 def difference(raw: Document, before: ProjectRecord, after: ProjectRecord) -> Document:
     """Return the update that makes ``raw``, which was read as ``before``, into ``after``.
 
@@ -163,6 +169,9 @@ def key_document(record_id: str, kept: StoredKey) -> Document:
 def _record(raw: Mapping[str, Any]) -> ProjectRecord:
     if id_of(str(raw["_id"])) != raw["_id"]:
         raise TypeError(f"its _id is {raw['_id']!r}, which is no ObjectId")
+    revision = revision_of(raw)
+    if not isinstance(revision, int | float):
+        raise TypeError(f"its revision is {revision!r:.80}, which is no number")
     status = Status(raw["status"])
     created = raw.get("created_at") or _born(raw["_id"])
     user_id, project_id = _text(raw["user_id"]), _text(raw["project_id"])

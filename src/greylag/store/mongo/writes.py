@@ -35,6 +35,7 @@ from greylag.store.mongo.documents import (
     Document,
     difference,
     from_document,
+    revision_of,
     tail_of,
     to_event,
 )
@@ -129,7 +130,7 @@ class StoreParts:
             not match ``fence``.
         """
         update = difference(raw, before, after)
-        changed = update.get("$set", {}) | {"revision": raw.get("revision", 0) + 1} | (more or {})
+        changed = update.get("$set", {}) | {"revision": revision_of(raw) + 1} | (more or {})
         news = None if quiet else self._own.name()
         if news is not None:
             changed["news"] = news
