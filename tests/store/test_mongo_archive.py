@@ -18,6 +18,7 @@ from tests.store.sites import Site, cut_off, sites_in, unreadable
 from tests.store.stored_projects import STORED, make_event, make_stored
 
 from greylag.domain.audit import AuditEvent
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import NewEvent
 from greylag.ports import (
     Finding,
@@ -207,8 +208,9 @@ async def test_of_two_imports_at_once_the_later_ends_where_the_earlier_wrote_not
     assert [stored.project.project_id for stored in await site.holds()] == ["other"]
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["", "no answer in time"])
 async def test_of_two_imports_at_once_that_both_wrote_neither_is_taken_for_whole(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     async with site.archive() as one, site.archive() as other, AsyncExitStack() as later:
         assert isinstance(one, MongoArchive)
@@ -219,6 +221,8 @@ async def test_of_two_imports_at_once_that_both_wrote_neither_is_taken_for_whole
             fill_other = await later.enter_async_context(other.replacing())
             await fill_other([make_stored("other")])
             await fill(records)
+            if fails:
+                raise StoreUnavailableError("no answer in time")
 
         monkeypatch.setattr(one, "_fill", overtaken)
         with pytest.raises(StoreInUseError, match="Another import"):
@@ -229,8 +233,9 @@ async def test_of_two_imports_at_once_that_both_wrote_neither_is_taken_for_whole
         assert await one.incomplete()
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["", "no answer in time"])
 async def test_an_import_that_empties_what_a_later_one_has_filled_leaves_neither_whole(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     async with site.archive() as one, site.archive() as other, AsyncExitStack() as later:
         ensure = indexes.ensure
@@ -239,6 +244,8 @@ async def test_an_import_that_empties_what_a_later_one_has_filled_leaves_neither
             monkeypatch.setattr(indexes, "ensure", ensure)
             await later.enter_async_context(other.replacing())
             await ensure(database)
+            if fails:
+                raise StoreUnavailableError("no answer in time")
 
         monkeypatch.setattr(indexes, "ensure", overtaken)
         with pytest.raises(StoreInUseError, match="Another import"):

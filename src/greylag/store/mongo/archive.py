@@ -200,14 +200,14 @@ class MongoArchive:
                 trail = AuditBounds()
             mark["trail"] = "brought" if trail is not None else ""
             await marks.replace_one(_MARK, mark, upsert=True)
+        async with self._writing(mark):
             await self._empty(instance, people=people, trail=trail, at=at)
-            await self._check_ours(mark, wrote=True)
 
         async def fill(records: Sequence[Stored | AuditEvent]) -> None:
             with asking(_SECONDS):
                 await self._check_ours(mark, wrote=False)
+            async with self._writing(mark):
                 await self._fill(records)
-                await self._check_ours(mark, wrote=True)
 
         yield fill
         with asking(_SECONDS):
@@ -237,6 +237,19 @@ class MongoArchive:
             await self._database[indexes.REVOCATIONS].replace_one(
                 {"_id": IMPORTED}, {"until": import_revokes_until(at)}, upsert=True
             )
+
+    @asynccontextmanager
+    async def _writing(self, mark: Document) -> AsyncIterator[None]:
+        """Write in the ``async with`` block as the import that has this mark; see ``_check_ours``.
+
+        What fails may have written, too, and its time may be up.
+        """
+        try:
+            with asking(_SECONDS):
+                yield
+        finally:
+            with asking(_SECONDS):
+                await self._check_ours(mark, wrote=True)
 
     async def _check_ours(self, mark: Document, *, wrote: bool) -> None:
         """Raise unless the mark is still that of this import.
