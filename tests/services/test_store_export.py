@@ -24,6 +24,7 @@ from tests.store.sites import KINDS, KilledError, Site, Sites, sites_in
 from tests.store.stored_projects import STORED, changed, leased, make_stored
 
 from greylag.domain.audit import SYSTEM, AuditEvent, ChainBrokenError, ChainCheck
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import NewEvent
 from greylag.domain.users import (
     ApiToken,
@@ -642,3 +643,47 @@ async def test_a_file_that_changes_while_it_is_imported_is_not_taken_for_whole(
         await imported(whole, file.replace(b'"image_pulled"', b'"image_Pulled"', 1))
     assert "Nothing was changed" in caught.value.info.hint
     await imported(target, file)
+
+
+class Away:
+    """An archive whose server goes away at one question, and stays so."""
+
+    def __init__(self, archive: Archive, at: str) -> None:
+        self._archive = archive
+        self._at = at
+        self._is_away = False
+
+    def __getattr__(self, name: str) -> Any:
+        self._is_away |= name == self._at
+        if not self._is_away:
+            return getattr(self._archive, name)
+        if name == "replacing":
+            return self._no_replacing
+        return self._no_answer
+
+    async def _no_answer(self, *_: object) -> Any:
+        raise StoreUnavailableError("MongoDB cannot be reached.", hint="Look at the server.")
+
+    @asynccontextmanager
+    async def _no_replacing(self, *_: object, **__: object) -> AsyncIterator[Fill]:
+        yield await self._no_answer()
+
+
+@pytest.mark.parametrize(
+    ("at_question", "hint"),
+    [
+        ("count", "Look at the server."),
+        ("at_work", "Look at the server."),
+        ("audit_bounds", "Look at the server."),
+        ("replacing", "The store holds only a part of its records now"),
+    ],
+)
+async def test_an_import_that_wrote_nothing_does_not_say_that_a_part_is_there(
+    sites: Sites, file: bytes, at_question: str, hint: str
+) -> None:
+    target = await sites.make("mongo")
+    async with target.archive() as archive:
+        away: Any = Away(archive, at_question)
+        with pytest.raises(StoreUnavailableError) as caught:
+            await import_store(away, io.BytesIO(file), NOW, nobody, SYSTEM, replacing=False)
+    assert caught.value.info.hint.startswith(hint)

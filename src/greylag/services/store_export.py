@@ -178,11 +178,17 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
         StoreNotEmptyError: the store holds something.
         StoreInUseError: a worker holds a lease in it.
     """
+    writes = False
     try:
         async with archive.alone():
-            return await _import(archive, file, now, tell, by, replacing=replacing)
+            origin = await _let_in(archive, file, now, replacing=replacing)
+            fresh = (await archive.audit_bounds()).end == START
+            writes = True
+            return await _import(
+                archive, file, origin, now, tell, by, replacing=replacing, fresh=fresh
+            )
     except (ExportUnusableError, StoreUnavailableError) as error:
-        if not await _may_be_incomplete(archive):
+        if not writes or not await _may_be_incomplete(archive):
             raise
         hint = "The store holds only a part of its records now: import a whole export again."
         raise type(error)(error.info.message, hint=hint) from error
@@ -195,9 +201,8 @@ async def _may_be_incomplete(archive: Archive) -> bool:
         return True
 
 
-async def _import(  # noqa: PLR0913 - as above
-    archive: Archive, file: BinaryIO, now: datetime, tell: Tell, by: Actor, *, replacing: bool
-) -> Imported:
+async def _let_in(archive: Archive, file: BinaryIO, now: datetime, *, replacing: bool) -> Origin:
+    """Return what an export is of, which may be put into the store as that is now."""
     origin = await asyncio.to_thread(origin_of, file)
     if not replacing:
         await _check_empty(archive, origin)
@@ -207,7 +212,20 @@ async def _import(  # noqa: PLR0913 - as above
             f"{archive.place} is being worked on: a worker has project {at_work.project_id!r} of "
             f"user {at_work.user_id!r}."
         )
-    fresh = (await archive.audit_bounds()).end == START
+    return origin
+
+
+async def _import(  # noqa: PLR0913, PLR0917 - as above
+    archive: Archive,
+    file: BinaryIO,
+    origin: Origin,
+    now: datetime,
+    tell: Tell,
+    by: Actor,
+    *,
+    replacing: bool,
+    fresh: bool,
+) -> Imported:
     trail = origin.trail if fresh else None
     found, left_out, entries_left_out = Contents(), 0, 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
