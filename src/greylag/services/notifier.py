@@ -74,7 +74,8 @@ class _Heard:
         revision: the activity's that was looked at last.
         running: the sessions of turns that ran then.
         over: turns that have ended, and need no look any more.
-        told_at: when its newest notices were told.
+        told_at: when its newest notices were told, by this process: what it holds back the next
+            one may tell.
         held_back_at: when the log was told that others are held back.
     """
 
