@@ -19,6 +19,7 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import Claim, Outcome
+from greylag.reconcile import outcomes
 from greylag.reconcile.loop import Slot, WorkLoop
 from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
 
@@ -500,7 +501,10 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
 
 
-async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time() -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
+    *, terminal: bool
+) -> None:
     bench = Bench()
     await bench.create()
     await bench.reach(Desired.ACTIVE)
@@ -509,13 +513,36 @@ async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
     await bench.loop.drain()
     await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
     for _ in range(5):
-        bench.cluster.fail_next(REF, Verb.STOP, ClusterError("Busy.", code="busy"))
+        bench.cluster.fail_next(
+            REF, Verb.STOP, ClusterError("Busy.", code="busy", terminal=terminal)
+        )
         await bench.loop.drain()
-        bench.clock.advance(61)
+        bench.clock.advance(PACE.resync * 2)
     await bench.loop.drain()
     assert (await bench.project()).status is Status.ACTIVE
     told = await bench.told()
-    assert (told.count("refreshing"), told.count("busy"), told[-1]) == (1, 1, "active")
+    # What has failed for good is told anew once the cluster takes it.
+    begun = 2 if terminal else 1
+    assert (told.count("refreshing"), told.count("busy"), told[-1]) == (begun, 1, "active")
+    assert "stopping" not in told
+
+
+async def test_a_new_start_starts_whatever_has_failed_for_good_before_it() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.cluster.outdate(REF, "new-image")
+    await bench.store.poke(REF, bench.clock.now())
+    await bench.loop.drain()
+    now = bench.clock.now()
+    await bench.store.refresh(REF.user_id, REF.project_id, now)
+    claim = await bench.store.claim_due("another", now, PACE.lease)
+    assert claim is not None
+    given_up = outcomes.failed(claim.project, CRASHED, terminal=True, due_at=now)
+    await bench.store.record(claim, given_up, now, release=True)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.error, project.outdated) == (Status.ACTIVE, None, None)
 
 
 async def test_two_stores_from_one_copy_do_not_outbid_each_other_in_one_pass() -> None:

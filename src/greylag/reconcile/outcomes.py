@@ -11,7 +11,7 @@ from greylag.ports import Outcome
 
 STABLE_AFTER = timedelta(seconds=60)
 
-DOING = {
+_DOING = {
     Verb.PREPARE: NewEvent("preparing", "Preparing the environment."),
     Verb.START: NewEvent("starting", "Starting the environment."),
     Verb.STOP: NewEvent("stopping", "Stopping the environment."),
@@ -125,6 +125,12 @@ def goes_on(project: Project) -> bool:
     return project.status is Status.ERROR and project.settled
 
 
+def doing(project: Project, verb: Verb) -> NewEvent:
+    """Return what the log is told of a step; a stop of what is to be active is a new start."""
+    anew = verb is Verb.STOP and project.desired is Desired.ACTIVE
+    return _REFRESHING if anew else _DOING[verb]
+
+
 def acting(
     project: Project,
     verb: Verb,
@@ -136,7 +142,7 @@ def acting(
 
     ``why`` is what was observed to be wrong, if anything.
     """
-    outcome = unchanged(project, [] if goes_on(project) else [DOING[verb]])
+    outcome = unchanged(project, [] if goes_on(project) else [doing(project, verb)])
     if verb is Verb.PREPARE:
         return _because(outcome, why)
     if verb is Verb.START:
@@ -146,9 +152,9 @@ def acting(
         outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
     if verb is Verb.STOP and project.desired is Desired.ACTIVE:
-        told = goes_on(project) or project.status is Status.DEACTIVATING
-        events = [] if told else [_REFRESHING]
-        outcome = replace(outcome, events=events, deadline_at=now + timeout)
+        events = [] if project.status is Status.DEACTIVATING else outcome.events
+        # What had failed for good ran: it must not keep what is stopped from its start.
+        outcome = replace(outcome, events=events, deadline_at=now + timeout, error_terminal=False)
     if verb is Verb.STOP or project.desired is Desired.DELETED:
         return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
     return outcome

@@ -335,10 +335,11 @@ class _Pass:
             ends = verb in {Verb.STOP, Verb.DELETE}
             due_at = self.world.clock.now() + self._resync() if ends else None
             return await self._rest(
-                outcomes.failed(self.project, error.info, terminal=True, due_at=due_at)
+                outcomes.failed(self.project, error.info, terminal=not ends, due_at=due_at)
             )
         if untold:
-            await self._write(outcomes.unchanged(self.project, [outcomes.DOING[verb]]))
+            begun = outcomes.doing(self.project, verb)
+            await self._write(outcomes.unchanged(self.project, [begun]))
         return False
 
     def _why(self, seen: Observation) -> ErrorInfo | None:
