@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ class StatefulServer:
     """Volume claims are refused that ask for just this."""
     answers: tuple[int, str, str] | None = None
     """The status, reason and words that everything is refused with, but for ``/readyz``."""
+    log: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+    """Answers who asks for a log."""
     _watches: list[tuple[str, "asyncio.Queue[dict[str, Any]]"]] = field(default_factory=list)
 
     @property
@@ -89,7 +91,8 @@ class StatefulServer:
         self.asked.append(f"{request.method} {kind}")
         if self.asked[-1] in self.forbidden:
             return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
-        return await self._one(request, (kind, namespace, names[0]))
+        told = self.log(request) if self.log and names[1:] == ["log"] else None
+        return await (told or self._one(request, (kind, namespace, names[0])))
 
     async def _one(self, request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
         there = self.things.get(key)

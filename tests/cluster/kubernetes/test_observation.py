@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer
@@ -12,6 +13,7 @@ from tests.cluster.kubernetes.test_writes import OPTIONS, asleep, environment, r
 from tests.cluster.kubernetes.test_writes import deployment as server_deployment
 
 from greylag.cluster.kubernetes import observation
+from greylag.cluster.kubernetes.api import TRY_SECONDS
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, why_lost
 from greylag.cluster.kubernetes.observation import observed
@@ -530,7 +532,7 @@ def stuck(server: StatefulServer) -> None:
 async def test_events_and_logs_that_are_refused_cost_their_words_and_not_the_observation(
     refusal: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observation, "EVENTS_SECONDS", 0.1)
+    monkeypatch.setattr(observation, "EXPLAINING_SECONDS", 0.1)
     async with asleep() as (server, cluster):
         await cluster.start(environment(2))
         stuck(server)
@@ -539,6 +541,32 @@ async def test_events_and_logs_that_are_refused_cost_their_words_and_not_the_obs
         seen = await cluster.observe(environment(2))
         assert seen.error is not None
         assert (seen.state, seen.error.code) == (Observed.FAILED, "crash_loop")
+
+
+@pytest.mark.parametrize("begins", [False, True])
+async def test_a_log_that_does_not_come_costs_what_lacks_of_it_and_not_the_observation(
+    monkeypatch: pytest.MonkeyPatch, *, begins: bool
+) -> None:
+    monkeypatch.setattr(observation, "EXPLAINING_SECONDS", 1.0 if begins else 0.1)
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if begins:
+            await response.prepare(request)
+            await response.write(b"Its beginning.\n")
+        await asyncio.sleep(PATIENCE)
+        return response
+
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.log = hang
+        async with asyncio.timeout(TRY_SECONDS / 2):
+            seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert (seen.state, seen.error.code) == (Observed.FAILED, "crash_loop")
+        assert ("Its beginning." in seen.error.message) == begins
 
 
 LABEL = "greylag.dev/project"

@@ -58,8 +58,9 @@ BEHIND_SECONDS = 3.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
-EVENTS_SECONDS = 5.0
-"""How long each call for Events may take: without them less is told, and that is all."""
+EXPLAINING_SECONDS = 5.0
+"""How long Events and logs of one look may take together: what does not come is not told, and that
+is all. Less than a step of a worker's, which else would know nothing."""
 
 REFRESH_SECONDS = 300.0
 """How often the Secret, the ConfigMap and so on of a running environment are seen to."""
@@ -387,38 +388,39 @@ class EnvironmentObserver:
     async def _deepened(
         self, environment: Environment, found: EnvironmentObjects
     ) -> EnvironmentObjects:
-        """Return what was found with what Events and logs add, as far as they can be had."""
-        whole = found
-        with suppress(ApiError, ClusterUnavailableError):
-            whole = replace(found, events=await self._events(environment, found))
+        """Return what was found with what Events and logs add, as far as it comes in time."""
+        until = asyncio.get_running_loop().time() + EXPLAINING_SECONDS
+        whole = replace(found, events=await self._events(environment, found, until))
         if (crashed := whole.crashed) is not None:
-            words = await self._last_words(environment.names.namespace, *crashed)
+            words = await self._last_words(environment.names.namespace, *crashed, until)
             whole = replace(whole, last_words=words)
         return whole
 
     async def _events(
-        self, environment: Environment, of: EnvironmentObjects
+        self, environment: Environment, of: EnvironmentObjects, until: float
     ) -> list[dict[str, Any]]:
         """Return the Events of the pod, the claim and the Service, oldest first."""
         uids = {thing["metadata"]["uid"] for thing in (of.pod, of.claim, of.service) if thing}
         found: list[dict[str, Any]] = []
-        for uid in sorted(uids):
-            page = await self._api.within(EVENTS_SECONDS).list(
-                "Event", environment.names.namespace, fields=f"involvedObject.uid={uid}"
-            )
-            found += page.items
+        with suppress(ApiError, ClusterUnavailableError, TimeoutError):
+            async with asyncio.timeout_at(until):
+                for uid in sorted(uids):
+                    page = await self._api.list(
+                        "Event", environment.names.namespace, fields=f"involvedObject.uid={uid}"
+                    )
+                    found += page.items
         return sorted(found, key=_when)
 
-    async def _last_words(self, namespace: str, pod: str, container: str) -> str:
+    async def _last_words(self, namespace: str, pod: str, container: str, until: float) -> str:
         said = b""
-        try:
-            async with self._api.stream_log(
-                namespace, pod, container=container, tail=_LAST_LINES, previous=True
-            ) as chunks:
+        opened = self._api.stream_log(
+            namespace, pod, container=container, tail=_LAST_LINES, previous=True
+        )
+        # Where no log is left of that run, the rest is worth telling without it.
+        with suppress(ApiError, ClusterUnavailableError, TimeoutError):
+            async with asyncio.timeout_at(until), opened as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]
-        except (ApiError, ClusterUnavailableError):
-            return ""  # no log is left of that run, and the rest is worth telling without it
         lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
         return plain(" | ".join(line for line in lines if line))[-_LONGEST_WORDS:]
 
