@@ -390,8 +390,10 @@ class HttpAgents:
         async with AsyncExitStack() as stack:
             answer = await stack.enter_async_context(self._forwarded(at, port, request))
             status = answer.status if _is_of_agent(answer) else 0
-            if (other := await _anew(at, status)) is not None and request.body is None:
+            if (other := await _anew(at, status)) is not None:
                 await stack.aclose()
+                if request.body is not None:
+                    raise _started_anew()
                 answer = await stack.enter_async_context(self._forwarded(other, port, request))
             if _is_of_agent(answer):
                 silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
@@ -500,8 +502,7 @@ class HttpAgents:
             if (other := await _anew(at, response.status)) is not None:
                 response.close()
                 if asked.outgoing is not None:
-                    # Of a body that comes as a stream there is none for a second request.
-                    raise AgentUnreachableError("The agent was started anew: it took no body.")
+                    raise _started_anew()
                 response = await self._sent(other, asked, limits)
             if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
                 raise await _refused(response, asked.missing)
@@ -543,6 +544,11 @@ async def _anew(at: AgentAddress, status: int) -> AgentAddress | None:
     except GreylagError:
         return None  # what the agent has said is told
     return None if other == at else other
+
+
+def _started_anew() -> GreylagError:
+    # Of a body that comes as a stream there is none for a second request.
+    return AgentUnreachableError("The agent was started anew: it took no body.")
 
 
 def _port_url(at: AgentAddress, port: int) -> str:
