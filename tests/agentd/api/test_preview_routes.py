@@ -62,9 +62,11 @@ async def test_what_is_asked_comes_as_it_was_asked(tmp_path: Path) -> None:
         async with api.http.put(api.base + preview, data=pieces()) as answer:
             assert json.loads(await answer.read())["length"] == 50
         by_a_proxy = {"x-forwarded-host": "a", "x-forwarded-uri": "/b", "x-greylag-apart": "1"}
-        async with api.http.get(f"{api.base}{preview}/", headers=by_a_proxy) as answer:
+        came_by = {"x-forwarded-for": "192.0.2.1, 10.0.0.1,10.0.0.2"}
+        async with api.http.get(f"{api.base}{preview}/", headers=by_a_proxy | came_by) as answer:
             told = dict(json.loads(await answer.read())["headers"])
             assert not by_a_proxy.keys() & told.keys()
+            assert told["x-forwarded-for"] == "192.0.2.1"
             assert answer.headers.getall("x-greylag-theirs-set-cookie")[0].startswith("one=1")
             assert "set-cookie" not in answer.headers
         async with api.http.head(f"{api.base}{preview}/") as answer:

@@ -26,6 +26,8 @@ async def service_proxy(agent: str) -> AsyncIterator[str]:
         headers = CIMultiDict(request.headers)
         for name in ("Authorization", "Host"):
             headers.popall(name, None)
+        came_by = [*headers.popall("X-Forwarded-For", []), request.remote or ""]
+        headers["X-Forwarded-For"] = ", ".join(came_by)
         headers["X-Forwarded-Host"] = request.host
         headers["X-Forwarded-Proto"] = "https"
         headers["X-Forwarded-Uri"] = request.raw_path

@@ -173,7 +173,7 @@ async def test_by_the_api_server_a_preview_comes_as_the_application_made_it(
 
         async def ask(method: str, target: str) -> tuple[int, dict[str, str], bytes]:
             at = AgentAddress(await proxy.url(ENVIRONMENT), "t0ken2")
-            request = ForwardedRequest(method, target, [])
+            request = ForwardedRequest(method, target, [(b"x-forwarded-for", b"2001:db8::7")])
             async with agents.forward(at, port, request) as answer:
                 told = {name.decode(): value.decode() for name, value in answer.headers}
                 return answer.status, told, b"".join([chunk async for chunk in answer.body])
@@ -193,7 +193,9 @@ async def test_by_the_api_server_a_preview_comes_as_the_application_made_it(
             status, _, body = await ask(method, "/told")
             told = json.loads(body)
             assert (status, told["method"]) == (200, method)
-            assert {name for name, _ in told["headers"]} <= {"host", "content-length"}
+            of_it = dict(told["headers"])
+            assert of_it.pop("x-forwarded-for") == "2001:db8::7"
+            assert of_it.keys() <= {"host", "content-length"}
 
 
 async def test_a_relay_that_cannot_begin_leaves_nothing_open(

@@ -22,6 +22,7 @@ _ROOT = agent_api.ROOT + agent_api.PREVIEW
 _PLACE = re.compile(rf"{_ROOT}/(\d{{1,5}})(/.*)?")
 _THEIRS = agent_api.FORWARDED_AUTHORIZATION.encode()
 _APART = agent_api.APART.encode()
+_FOR = b"x-forwarded-for"
 _OWN = (
     b"authorization",
     b"x-greylag-agent-token",
@@ -29,6 +30,7 @@ _OWN = (
     b"host",
     _THEIRS,
     _APART,
+    _FOR,
     *forwarding.TOLD_BY_PROXIES,
 )
 
@@ -51,6 +53,9 @@ class PreviewRoutes:
         headers = forwarding.end_to_end(scope["headers"], *_OWN, *forwarding.HANDSHAKE)
         theirs = [value for name, value in scope["headers"] if name == _THEIRS]
         headers += [(b"authorization", value) for value in theirs]
+        # Proxies on the way, the API server among them, add themselves after who asks.
+        askers = [value.partition(b",")[0] for name, value in scope["headers"] if name == _FOR]
+        headers += [(_FOR, value) for value in askers[:1]]
         try:
             base, target = _place(scope)
             if scope["type"] == "websocket":
