@@ -83,6 +83,39 @@ async def test_a_stream_that_ends_while_its_container_runs_is_opened_again_from_
     assert [one.get("tailLines") for one in node.asked] == ["10", None, None]
 
 
+LONG = "x" * (log._LONGEST_LINE + 64 * 1024)
+
+
+@pytest.mark.parametrize("before", ["", f"{at(1)} one\n", f"{at(1)} {LONG}one\n"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        pytest.param(LONG, f"{LONG}yy\n{at(2)} at once\n", id="it ends in the line"),
+        pytest.param(f"{LONG}yy\n", f"{LONG}yy\n{at(3)} at once\n", id="it ends after the line"),
+    ],
+)
+async def test_a_line_that_is_given_in_parts_is_given_once_by_a_stream_opened_again(
+    before: str, first: str, then: str
+) -> None:
+    begun, again = f"{before}{at(2)} {first}", f"{before}{at(2)} {then}{at(4)} last\n"
+    node = Node([begun, begun, again], [(RUNS, 0)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, 10)
+        told = b"".join(await heard(lines, b"last\n")).decode()
+        await lines.aclose()
+    assert told == f"{before.removeprefix(f'{at(1)} ')}{LONG}yy\nat once\nlast\n"
+
+
+async def test_a_container_that_ends_in_a_line_given_in_parts_has_its_end_given_once() -> None:
+    streams = [f"{at(2)} {LONG}", f"{at(2)} {LONG}its last wor", f"{at(3)} another\n"]
+    node = Node(streams, [(RUNS, 0), (RUNS, 0), (ENDED, 0), (RUNS, 1)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, 10)
+        told = b"".join(await heard(lines, b"another\n")).decode()
+        await lines.aclose()
+    assert told == f"{LONG}its last woranother\n"
+
+
 async def test_a_container_that_ended_is_not_asked_again_and_the_next_one_is_read_whole() -> None:
     streams = [f"{at(1)} one\n{at(2)} its last wor", f"{at(3)} another\n"]
     node = Node(streams, [(RUNS, 0), (ENDED, 0), (ENDED, 0), (RUNS, 1)])

@@ -34,11 +34,33 @@ class _Place:
         run: of which pod, by its uid, after how many restarts of its container.
         stamp: when the last whole line was written.
         rest: the beginning of a line that has no end yet.
+        begun: when the line was written of which a part has been given, its end not waited for.
+        given: how many bytes of that line.
+        within: when the line was written of which this stream has told a part.
+        into: how many bytes of that line; 0 where it is at the beginning of one.
     """
 
     run: tuple[str, int] | None = None
     stamp: bytes = b""
     rest: bytes = b""
+    begun: bytes = b""
+    given: int = 0
+    within: bytes = b""
+    into: int = 0
+
+    def told(self, part: bytes) -> tuple[bytes, bytes]:
+        """Return when a line was written, and what of it, or of a part, has not been given yet."""
+        if not self.into:
+            self.within, part = _parted(part)
+        known = self.given - self.into if self.within and self.within == self.begun else 0
+        self.into += len(part)
+        return self.within, part[max(known, 0) :]
+
+    def ended(self, stamp: bytes) -> None:
+        """Note that a whole line has been read."""
+        self.stamp, self.into = max(self.stamp, stamp), 0
+        if stamp >= self.begun:
+            self.begun, self.given = b"", 0
 
 
 async def last_lines(api: Api, environment: Environment, tail: int) -> AsyncGenerator[bytes, None]:
@@ -70,7 +92,9 @@ async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenera
             pod = await _newest(api, environment)
             run = None if pod is None else _run_of(pod)
             # A node that puts no times to lines cannot be asked for what follows.
-            again = run == place.run and _runs(pod) and bool(place.stamp or place.rest)
+            again = (
+                run == place.run and _runs(pod) and bool(place.stamp or place.rest or place.begun)
+            )
             if not again and (end := _end(place)):
                 yield end
             if pod is not None and (again or run != place.run):
@@ -88,7 +112,7 @@ async def _lines(
 ) -> AsyncIterator[bytes]:
     """Yield the lines after ``place``, which moves on with them; its rest is read again."""
     meta, since = pod["metadata"], place.stamp
-    place.rest = b""
+    place.rest, place.into = b"", 0
     opened = api.stream_log(
         meta["namespace"],
         meta["name"],
@@ -103,13 +127,14 @@ async def _lines(
             async for chunk in chunks:
                 *whole, place.rest = (place.rest + chunk).split(b"\n")
                 for line in whole:
-                    stamp, text = _parted(line) if follow else (b"", line)
+                    stamp, text = place.told(line) if follow else (b"", line)
                     # What is asked for begins with a whole second.
                     if not stamp or stamp > since:
                         yield text + b"\n"
-                    place.stamp = max(place.stamp, stamp)
-                if len(place.rest) > _LONGEST_LINE:
-                    yield _end(place) if follow else place.rest
+                    place.ended(stamp)
+                long = len(place.rest) > _LONGEST_LINE
+                if long and (part := _end(place) if follow else place.rest):
+                    yield part
                     place.rest = b""
     except ApiError as error:
         if error.status not in _NO_LOG_YET:
@@ -117,10 +142,16 @@ async def _lines(
 
 
 def _end(place: _Place) -> bytes:
-    """Return, once, the line that has no end, as none comes any more."""
-    stamp, text = _parted(place.rest)
+    """Return, once, what is new of a line that has no end, or whose end is not waited for."""
+    if not place.rest:
+        return b""
+    stamp, text = place.told(place.rest)
     place.rest = b""
-    return text if not stamp or stamp > place.stamp else b""
+    if stamp and stamp <= place.stamp:
+        return b""
+    place.given = max(place.into, place.given if stamp == place.begun else 0)
+    place.begun = stamp
+    return text
 
 
 def _parted(line: bytes) -> tuple[bytes, bytes]:
