@@ -33,8 +33,10 @@ from tests.deploy.manifests import (
     rights,
 )
 
+from greylag.agent.http import HttpAgents
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import Template
+from greylag.common.git import GitSetup
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Project
@@ -149,6 +151,7 @@ async def _whole_life(cluster: KubernetesCluster, project: Project) -> None:
     await cluster.prepare(project.environment)
     await cluster.start(project.environment)
     await reaches(cluster, project, Observed.READY)
+    assert (await cluster.reach(project.environment)).token
     assert project.ref in await cluster.inventory()
 
 
@@ -231,6 +234,13 @@ async def test_from_outside_agents_are_reached_by_the_api_server_and_nothing_els
     async with _opened(access, "worker", platform_namespace=None) as worker:
         project = named_for(worker, make_project())
         await _whole_life(worker, project)
+        agents = HttpAgents()
+        try:
+            at = await worker.reach(project.environment)
+            assert not (await agents.status(at)).busy
+            assert (await agents.set_up_git(at, GitSetup())).status == "none"
+        finally:
+            await agents.close()
         async with (
             _opened(access, "web", platform_namespace=None) as web,
             aiohttp.ClientSession() as http,
