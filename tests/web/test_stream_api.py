@@ -155,22 +155,22 @@ def streams_of(**chosen: Any) -> Streams:
     return Streams(known, AccessWatch(Authenticator(known, of), of.gate))
 
 
-async def test_requests_to_a_shared_preview_wait_for_one_another_and_for_no_other_s() -> None:
+async def test_requests_to_shared_previews_wait_for_each_other_and_no_other_project() -> None:
     streams = streams_of(streams_per_project=1)
 
-    async def ask(preview: str) -> None:
-        async with streams.request(REF, preview):
+    async def ask(ref: ProjectRef) -> None:
+        async with streams.request(ref):
             pass
 
-    async with streams.request(REF, "one"):
-        waiting = asyncio.create_task(ask("one"), name="waiting")
-        left = asyncio.create_task(ask("one"), name="left")
-        await ask("another")
+    async with streams.request(REF):
+        waiting = asyncio.create_task(ask(REF), name="waiting")
+        left = asyncio.create_task(ask(REF), name="left")
+        await ask(ProjectRef("ada", "another"))
         await asyncio.sleep(0)
         left.cancel()
         assert not waiting.done()
     await waiting
-    await ask("one")
+    await ask(REF)
     del left  # its error holds what it waited for
     gc.collect()
     assert dict(streams._requests) == {}

@@ -42,6 +42,11 @@ class Access:
     api: ApiClient
     withheld: str | None = None
 
+    def tell_withheld(self) -> None:
+        """Say so if the kept token is not sent."""
+        if self.withheld is not None:
+            self.output.note(f"The kept token is not sent: it is that of {self.withheld}.")
+
     async def user_id(self) -> str:
         """Return the user to act for: the one given, else the only one, else ourselves."""
         if self.user is not None:
@@ -137,8 +142,7 @@ def api_command(
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
         async def whole() -> R:
-            if access.withheld is not None:
-                access.output.note(f"The kept token is not sent: it is that of {access.withheld}.")
+            access.tell_withheld()
             async with access.api:
                 return await command(access, *args, **kwargs)
 

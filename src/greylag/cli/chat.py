@@ -345,6 +345,7 @@ def chat(  # noqa: PLR0913 - one argument per option
     if newest and session is not None:
         raise click.UsageError("Give either --session or --continue.")
     text = _message(message, as_json=access.output.json)
+    access.tell_withheld()
     # One loop for the whole conversation; it rests while the prompt waits for a line.
     with asyncio.Runner() as runner:
         runner.run(access.api.__aenter__())

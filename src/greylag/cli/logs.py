@@ -9,7 +9,7 @@ import click
 
 from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
-from greylag.cli.errors import CliError, Patience, ServerRefusedError
+from greylag.cli.errors import CliError, Patience, ServerRefusedError, ServerUnreachableError
 from greylag.cli.output import moment, one_line, visible
 from greylag.cli.transport import ANSWER_SECONDS, StreamEvent
 from greylag.common.typed import parse_json
@@ -96,11 +96,16 @@ async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEv
     async with api.events(place, follow=False) as found:
         while True:
             try:
-                # An earlier Greylag goes on with its stream; heartbeats are no events.
                 async with asyncio.timeout(ANSWER_SECONDS):
                     event = await anext(found)
-            except (TimeoutError, StopAsyncIteration):
+            except StopAsyncIteration:
                 return
+            except TimeoutError as error:
+                raise ServerUnreachableError(
+                    "The log does not end: there may be more of it.",
+                    "Try again; an earlier Greylag does not end it, but shows it with --follow.",
+                    connected=True,
+                ) from error
             yield event
 
 

@@ -38,6 +38,7 @@ from greylag.ports import (
     Clock,
     Kept,
     NumberedEntry,
+    PageQuery,
     PeopleStore,
 )
 from greylag.services.access import MAX_REASON_LENGTH, Gate
@@ -197,6 +198,11 @@ class Accounts:
                 f"Projects are left of a user {user_id!r}, whom nothing names any more.",
                 hint="Name them in GREYLAG_USERS or GREYLAG_USERS_FILE again: then the projects are"
                 " theirs, and can be handed over or deleted.",
+            )
+        if not (await self.projects.store.page(user_id, PageQuery(limit=1))).projects:
+            raise ConflictError(
+                f"The user {user_id!r} has a project that cannot be read.",
+                hint="`greylag doctor` names it: correct or remove its record first.",
             )
         raise ConflictError(
             f"The user {user_id!r} has projects.",

@@ -158,7 +158,7 @@ class PreviewSite:
     def _place(self, preview: Preview) -> AbstractAsyncContextManager[None]:
         if not preview.shared:  # opened by the project's own people
             return nullcontext()
-        return self._streams.request(preview.ref, preview.id)
+        return self._streams.request(preview.ref)
 
     async def _join(self, preview: Preview, port: int, client: WebSocket) -> None:
         scope = client.scope

@@ -183,8 +183,7 @@ class Streams:
         self._longest = settings.stream_seconds
         self._open: Counter[tuple[ProjectRef, str | None]] = Counter()
         # Each is there as long as somebody waits for it or holds it.
-        self._requests: WeakValueDictionary[tuple[ProjectRef, str], asyncio.Semaphore]
-        self._requests = WeakValueDictionary()
+        self._requests: WeakValueDictionary[ProjectRef, asyncio.Semaphore] = WeakValueDictionary()
 
     def events(self, ref: ProjectRef, opening: Opening, action: Action | None = None) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come, as long
@@ -232,8 +231,8 @@ class Streams:
                 del self._open[key]
 
     @asynccontextmanager
-    async def request(self, ref: ProjectRef, shared: str) -> AsyncIterator[None]:
-        """Hold a place among the requests that a ``shared`` preview may have at once.
+    async def request(self, ref: ProjectRef) -> AsyncIterator[None]:
+        """Hold a place among the requests that a project's shared previews may have at once.
 
         An environment has a hundred connections for all its previews: strangers whose answers last
         are not to have them all. A page asks for much at once, so that who finds no place waits.
@@ -241,13 +240,13 @@ class Streams:
         Raises:
             LimitExceededError: for ``PLACE_SECONDS`` there was none.
         """
-        places = self._requests.setdefault((ref, shared), asyncio.Semaphore(self._limit))
+        places = self._requests.setdefault(ref, asyncio.Semaphore(self._limit))
         try:
             async with asyncio.timeout(PLACE_SECONDS):
                 await places.acquire()
         except TimeoutError:
             raise LimitExceededError(
-                f"This preview already has {self._limit} open requests."
+                f"Shared previews of this project already have {self._limit} open requests."
             ) from None
         try:
             yield

@@ -569,6 +569,31 @@ async def test_a_log_that_does_not_come_costs_what_lacks_of_it_and_not_the_obser
         assert ("Its beginning." in seen.error.message) == begins
 
 
+async def test_events_that_do_not_come_leave_a_log_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observation, "EXPLAINING_SECONDS", 1.0)
+
+    async def words(_request: web.Request) -> web.StreamResponse:
+        return web.Response(text="Its words.\n")
+
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.log, listed = words, cluster._api.list
+
+        async def hang(kind: str, *of: Any, **more: Any) -> Any:
+            if kind == "Event":
+                await asyncio.sleep(PATIENCE)
+            return await listed(kind, *of, **more)
+
+        monkeypatch.setattr(cluster._api, "list", hang)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert "Its words." in seen.error.message
+
+
 LABEL = "greylag.dev/project"
 
 

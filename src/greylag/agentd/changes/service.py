@@ -153,16 +153,15 @@ class ChangeService:
                     return found
 
                 others = await self._store.run(ended)
-            counted = await self._count(span_id)
+            # First: if its own count fails, nobody finds theirs again.
+            self._start(self._count_all(others), "counting of left turns")
+            return await self._count(span_id)
         except SnapshotError as error:
             # The next state that can be taken is its end: until then it would go on, for all that
             # is known, and share all that others change.
             self._recovered = False
             _log.warning("snapshot_failed", span_id=span_id, error=str(error))
             return None
-        else:
-            self._start(self._count_all(others), "counting of left turns")
-            return counted
         finally:
             del self._ending[span_id]
 

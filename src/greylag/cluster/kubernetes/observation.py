@@ -60,7 +60,8 @@ QUIET_SECONDS = 1.5
 
 EXPLAINING_SECONDS = 5.0
 """How long Events and logs of one look may take together: what does not come is not told, and that
-is all. Less than a step of a worker's, which else would know nothing."""
+is all. Less than a step of a worker's with a lease of more than ten seconds (``Pace``), which else
+would know nothing."""
 
 REFRESH_SECONDS = 300.0
 """How often the Secret, the ConfigMap and so on of a running environment are seen to."""
@@ -390,11 +391,13 @@ class EnvironmentObserver:
     ) -> EnvironmentObjects:
         """Return what was found with what Events and logs add, as far as it comes in time."""
         until = asyncio.get_running_loop().time() + EXPLAINING_SECONDS
-        whole = replace(found, events=await self._events(environment, found, until))
-        if (crashed := whole.crashed) is not None:
-            words = await self._last_words(environment.names.namespace, *crashed, until)
-            whole = replace(whole, last_words=words)
-        return whole
+        asked = self._events(environment, found, until)
+        if found.crashed is None:
+            return replace(found, events=await asked)
+        # At once: one that hangs leaves the other its time.
+        said = self._last_words(environment.names.namespace, *found.crashed, until)
+        events, words = await asyncio.gather(asked, said)
+        return replace(found, events=events, last_words=words)
 
     async def _events(
         self, environment: Environment, of: EnvironmentObjects, until: float
