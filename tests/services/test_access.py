@@ -791,7 +791,7 @@ async def test_a_user_one_of_whose_projects_cannot_be_read_has_projects(
         return ProjectPage([])
 
     monkeypatch.setattr(house.store, "page", page)
-    with pytest.raises(ConflictError, match="has projects"):
+    with pytest.raises(ConflictError, match="has a project that cannot be read"):
         await of.accounts.remove(boss, "eve")
 
 
