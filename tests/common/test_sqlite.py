@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from greylag.common.sqlite import SqlThread, migrate, transaction
+from greylag.common.sqlite import NotUtf8, SqlThread, migrate, placeholder, transaction
 
 
 class OwnersError(Exception):
@@ -83,6 +83,27 @@ async def test_the_file_is_for_our_account_only_and_read_only_writes_nothing(
     with pytest.raises(OwnersError, match="readonly"):
         await reader.run(lambda sql: insert(sql, 1))
     await reader.close()
+
+
+async def test_text_that_is_none_is_found_again_by_what_was_read_of_it(tmp_path: Path) -> None:
+    opened = SqlThread(tmp_path / "file", "test-sql", translated, strict_text=False)
+    await opened.open()
+
+    def kept(sql: sqlite3.Connection) -> list[object]:
+        sql.execute("CREATE TABLE t (a TEXT)")
+        sql.execute("INSERT INTO t VALUES (CAST(x'ff41' AS TEXT)), (x'ff41'), ('\u00e4')")
+        return [a for (a,) in sql.execute("SELECT a FROM t ORDER BY rowid")]
+
+    values = await opened.run(kept)
+    assert values == [b"\xffA", b"\xffA", "\u00e4"]
+    assert [type(value) for value in values] == [NotUtf8, bytes, str]
+    for rowid, value in enumerate(values, 1):
+        query = f"SELECT rowid FROM t WHERE a = {placeholder(value)}"  # noqa: S608 - a placeholder
+        found = await opened.run(
+            lambda sql, query=query, value=value: sql.execute(query, (value,)).fetchall()  # type: ignore[misc] # mypy cannot infer a default's type
+        )
+        assert [tuple(row) for row in found] == [(rowid,)]
+    await opened.close()
 
 
 async def test_a_cancelled_caller_leaves_begun_work_to_its_end_and_drops_what_waits(

@@ -12,11 +12,25 @@ from structlog.testing import capture_logs
 from tests.contract.store_adapters import ADAPTERS, all_claims, at, claim, make_project
 from tests.store.sites import KINDS, Site, sites_in
 
+from greylag.domain.audit import SYSTEM
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import ProjectRef
-from greylag.domain.users import NotificationTarget, User, of_identity, of_user
-from greylag.ports import AnyKept, PageQuery, ProjectStore, RecordUnreadableError, has_record
+from greylag.domain.users import NotificationTarget, Share, User, of_identity, of_user
+from greylag.ports import (
+    AnyKept,
+    Archive,
+    AuditFilter,
+    PageQuery,
+    ProjectStore,
+    RecordUnreadableError,
+    has_record,
+)
+from greylag.services.audit import event_of
 from greylag.services.store_check import check_store
+from greylag.services.store_export import export_store
+from greylag.services.store_file import Contents
 from greylag.store.people import NAMES
+from greylag.store.sqlite import archive as archive_of_a_file
 from greylag.store.sqlite.tables import SELECT
 
 BAD = ProjectRef("ada", "bad")
@@ -40,6 +54,10 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 async def store(site: Site) -> AsyncIterator[ProjectStore]:
     async with site.store() as opened:
         yield opened
+
+
+async def exported(archive: Archive) -> Contents:
+    return await export_store(archive, lambda _: None, at(90), lambda *_: None, lambda _: None)
 
 
 async def spoil(site: Site, **fields: Any) -> None:
@@ -166,6 +184,126 @@ async def test_text_that_is_none_in_a_file_keeps_one_project_waiting(
         async with site.archive() as archive:
             (finding,) = (await check_store(archive, at(1))).findings
         assert why in finding.sentence
+
+
+@pytest.mark.parametrize("column", ["id", "user_id"])
+async def test_a_name_in_a_file_that_is_no_text_ends_no_claims_and_no_reading(
+    tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_of_a_file, "_AT_ONCE", 1)
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            await store.create(make_project("bad", due_at=at(0)))
+            for name in ("first", "second", "third"):
+                await store.create(make_project(name, due_at=at(0)))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                none = f"UPDATE projects SET {column} = CAST(? AS TEXT) WHERE project_id = 'bad'"  # noqa: S608 - above
+                sql.execute(none, (b"\xffA",))
+            with capture_logs() as lines:
+                # All that is due is of users under leases then: each user's first is looked for.
+                assert sorted(await all_claims(store, 1)) == ["first", "second", "third"]
+            assert [line["event"] for line in lines] == ["record_passed_over"]
+            assert f"{column} is not UTF-8" in lines[0]["error"]
+            due = await store.next_due()
+            assert due is not None
+            assert due > at(1)
+        async with site.archive() as archive:
+            report = await check_store(archive, at(1))
+            contents = await exported(archive)
+    assert report.projects == 4
+    assert [f"{column} is not UTF-8" in one.sentence for one in report.findings] == [True]
+    assert (contents.projects, contents.unreadable) == (3, 1)
+
+
+async def test_projects_without_text_for_an_id_are_ordered_among_the_others(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            for user in ("ada", "bob"):
+                for name in ("one", "two"):
+                    await store.create(make_project(f"{user}-{name}", user, due_at=at(0)))
+            assert [(await claim(store, 0)).project.user_id for _ in range(2)] == ["ada", "bob"]
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                sql.execute(
+                    "UPDATE projects SET id = CAST(x'ff' AS TEXT) WHERE project_id = 'ada-two'"
+                )
+            assert await all_claims(store, 0) == ["bob-two"]
+
+
+async def test_people_whose_key_is_no_text_hold_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_of_a_file, "_AT_ONCE", 1)
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            for user in (User("ada", "Ada"), User("bob", "Bob"), User("cyd", "Cyd")):
+                await store.put(user, at(0))
+            share = Share("s" * 16, "ada", "demo", "rec", None, "/", "", "ada", at(0), at(1))
+            await store.put(share, at(0))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                for table in ("people", "people_labels"):
+                    sql.execute(
+                        f"UPDATE {table} SET key = CAST(x'61ff' AS TEXT) WHERE key IN ('bob', ?)",  # noqa: S608 - above
+                        (share.key,),
+                    )
+            assert await store.put(User("dan", "Dan"), at(50))
+            with closing(sqlite3.connect(site.path)) as sql:
+                left = sql.execute("SELECT count(*) FROM people WHERE kind = 'shares'").fetchone()
+                labels = sql.execute(
+                    "SELECT count(*) FROM people_labels WHERE kind = 'shares'"
+                ).fetchone()
+            assert (*left, *labels) == (0, 0)
+        async with site.archive() as archive:
+            contents = await exported(archive)
+    assert contents.people == 4
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        """CAST(replace(body, '"x"', '"' || CAST(x'ff' AS TEXT) || '"') AS TEXT)""",
+        "replace(hex(zeroblob(50000)), '00', '[')",
+    ],
+    ids=["not UTF-8", "nested"],
+)
+async def test_an_entry_of_the_audit_trail_that_cannot_be_read_is_an_empty_one(
+    tmp_path: Path, written: str
+) -> None:
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            for second in range(3):
+                await store.append_audit(event_of(SYSTEM, at(second), "projects.create", "x"))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                sql.execute(f"UPDATE audit SET body = {written} WHERE number = 2")  # noqa: S608 - above
+            found = await store.audit_entries(AuditFilter(), 9)
+            assert [(number, bool(told)) for number, told in found] == [
+                (1, True),
+                (2, False),
+                (3, True),
+            ]
+        async with site.archive() as archive:
+            contents = await exported(archive)
+        assert contents.entries == 3
+        async with site.store() as store:
+            assert await store.trim_audit(at(2)) == 2
+
+
+async def test_an_instance_and_an_end_of_the_trail_that_are_no_text(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        site = await sites.make("sqlite")
+        async with site.store() as store:
+            await store.append_audit(event_of(SYSTEM, at(0), "projects.create", "x"))
+            with closing(sqlite3.connect(site.path)) as sql, sql:
+                sql.execute("UPDATE audit_bounds SET hash = CAST(x'ff' AS TEXT)")
+                sql.execute("UPDATE instance SET id = CAST(x'ff' AS TEXT)")
+            assert (
+                await store.append_audit(event_of(SYSTEM, at(1), "projects.create", "x"))
+            ).number == 2
+            with pytest.raises(StoreUnavailableError, match="id is not UTF-8"):
+                await store.instance()
 
 
 async def test_text_of_a_log_and_of_people_that_is_none_hides_no_other(tmp_path: Path) -> None:

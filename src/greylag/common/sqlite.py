@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +36,25 @@ class NoWalError(sqlite3.NotSupportedError):
 
 class NewerFileError(sqlite3.NotSupportedError):
     """A newer version of the program wrote the file."""
+
+
+class NotUtf8(bytes):
+    """Text of a file that is not UTF-8, as its bytes."""
+
+
+def placeholder(value: object) -> str:
+    """Return what stands in a query for ``value``, which came out of the file, to find it there.
+
+    Bytes alone would be taken for a BLOB, which equals no text.
+    """
+    return "CAST(? AS TEXT)" if isinstance(value, NotUtf8) else "?"
+
+
+def _lenient_text(kept: bytes) -> str | NotUtf8:
+    try:
+        return kept.decode()
+    except UnicodeDecodeError:
+        return NotUtf8(kept)
 
 
 def version_of(sql: sqlite3.Connection) -> int:
@@ -104,8 +122,8 @@ class SqlThread:
         read_only: whether the connection refuses to write.
         need_wal: whether a file system that cannot keep a write-ahead log is refused: without one,
             a reader in another process would wait for writers.
-        strict_text: whether a row with text that is not UTF-8 is an error; else what is none comes
-            as unpaired surrogates (``surrogateescape``).
+        strict_text: whether a row with text that is not UTF-8 is an error; else that text comes as
+            ``NotUtf8``.
     """
 
     def __init__(  # noqa: PLR0913 - how a file is opened
@@ -161,7 +179,7 @@ class SqlThread:
             self._sql = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._sql.row_factory = sqlite3.Row
             if not self._strict_text:
-                self._sql.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+                self._sql.text_factory = _lenient_text
             if _set_wal(self._sql) != "wal" and self._need_wal:
                 raise NoWalError(f"no write-ahead log in {self._path.parent}")
             # FULL costs one fsync for each write (a quarter of a millisecond on an SSD). NORMAL

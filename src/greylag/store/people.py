@@ -1,6 +1,5 @@
 """What all stores share of people: what is written of each, and what was read a moment ago."""
 
-import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any, cast
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from greylag.common.typed import parse_json
 from greylag.domain.audit import AuditEvent
 from greylag.domain.users import (
     ApiToken,
@@ -73,7 +73,7 @@ def to_body(one: AnyKept) -> dict[str, Any]:
     return body
 
 
-def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str) -> Kept:
+def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str | bytes) -> Kept:
     """Return what ``to_body`` has written under ``key``, as it is or as JSON; members that this
     version does not know are left out.
 
@@ -82,9 +82,7 @@ def from_body(kind: type[Kept], key: str, body: Mapping[str, Any] | str) -> Kept
             is not repeated. ``key`` may be empty.
     """
     try:
-        if isinstance(body, str):
-            body.encode()  # fails for what was not UTF-8
-        said = json.loads(body) if isinstance(body, str) else body
+        said = body if isinstance(body, Mapping) else parse_json(body)
         found: Kept = _adapter(cast("Hashable", kind)).validate_python(dict(said))
     except MALFORMED as error:
         which = f"The record {key!r}" if key else "A record"

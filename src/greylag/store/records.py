@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from greylag.common.typed import encodable
 from greylag.domain.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
@@ -172,10 +171,9 @@ def not_found(ref: ProjectRef) -> ProjectNotFoundError:
 def unreadable(record_id: object, user_id: object, project_id: object, error: Exception) -> Finding:
     """Return what is wrong with a record that raised ``error`` when it was read."""
     cause = error.__cause__ or error
-    record = encodable(str(record_id))
     return Finding(
-        record,
-        f"The record {record} of project {project_id!r} of user {user_id!r} cannot be read "
+        str(record_id),
+        f"The record {record_id} of project {project_id!r} of user {user_id!r} cannot be read "
         f"({type(cause).__name__}: {cause}).",
         "Correct what the sentence names, or remove the record; until then nobody works on the "
         "project, and no export holds it.",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
-from greylag.common.sqlite import SqlThread, transaction, version_of
+from greylag.common.sqlite import SqlThread, placeholder, transaction, version_of
 from greylag.common.typed import check_types
 from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
@@ -34,9 +34,6 @@ _AT_ONCE = 50
 _DAMAGES_NAMED = 20
 _NOTHING_HAS_RUN_OUT = datetime.fromtimestamp(0, UTC)
 _EXPORTED = f"FROM people WHERE kind IN ({', '.join('?' * len(EXPORTED))})"
-_PEOPLE_AFTER = (
-    f"SELECT kind, key, body {_EXPORTED} AND (kind, key) > (?, ?) ORDER BY kind, key LIMIT ?"
-)
 
 
 def is_there(path: Path) -> bool:
@@ -87,7 +84,8 @@ class SqliteArchive:
         def work(sql: sqlite3.Connection) -> tuple[str, list[StoredProject | Finding]]:
             with transaction(sql, "BEGIN"):
                 rows = sql.execute(
-                    f"{tables.SELECT} WHERE id > ? ORDER BY id LIMIT ?", (after, _AT_ONCE)
+                    f"{tables.SELECT} WHERE id > {placeholder(after)} ORDER BY id LIMIT ?",
+                    (after, _AT_ONCE),
                 ).fetchall()
                 return rows[-1]["id"] if rows else "", [_stored(sql, row) for row in rows]
 
@@ -106,7 +104,11 @@ class SqliteArchive:
         after = ("", "")
 
         def work(sql: sqlite3.Connection) -> list[sqlite3.Row]:
-            return sql.execute(_PEOPLE_AFTER, (*EXPORTED, *after, _AT_ONCE)).fetchall()
+            rest = f"(kind, key) > (?, {placeholder(after[1])})"
+            return sql.execute(
+                f"SELECT kind, key, body {_EXPORTED} AND {rest} ORDER BY kind, key LIMIT ?",
+                (*EXPORTED, *after, _AT_ONCE),
+            ).fetchall()
 
         while batch := await self._thread.run(work):
             after = batch[-1]["kind"], batch[-1]["key"]

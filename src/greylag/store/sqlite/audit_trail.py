@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from greylag.common.clock import rfc3339
+from greylag.common.typed import encodable, parse_json
 from greylag.domain.audit import START, AuditBounds, AuditEntry, AuditEvent, Link, chained, to_json
 from greylag.ports import AuditFilter, NumberedEntry
 
@@ -66,8 +67,9 @@ def clear(sql: sqlite3.Connection, kept: AuditBounds) -> None:
 
 def bounds(sql: sqlite3.Connection) -> AuditBounds:
     """Return where the chain begins and ends; see the port."""
+    # A hash that is no text breaks the chain, and nobody's writes.
     found = {
-        row["place"]: Link(row["number"], row["hash"])
+        row["place"]: Link(row["number"], str(row["hash"]))
         for row in sql.execute("SELECT place, number, hash FROM audit_bounds")
     }
     return AuditBounds(found.get("start", START), found.get("end", START))
@@ -96,7 +98,7 @@ def read(
 
 def _told(row: sqlite3.Row) -> NumberedEntry:
     try:
-        told = json.loads(row["body"])
+        told = parse_json(row["body"])
     except ValueError:
         told = None
     return row["number"], told if isinstance(told, dict) else {}
@@ -113,5 +115,6 @@ def trim(sql: sqlite3.Connection, before: datetime) -> int:
     ).fetchone()
     if last is None:
         return 0
-    sql.execute(_KEEP, ("start", last["number"], _told(last)[1].get("hash", "")))
+    said = encodable(str(_told(last)[1].get("hash", "")))
+    sql.execute(_KEEP, ("start", last["number"], said))
     return sql.execute("DELETE FROM audit WHERE number <= ?", (last["number"],)).rowcount

@@ -12,7 +12,6 @@ from greylag.ports import AnyKept, Kept
 from greylag.store.people import NAMES, expires_at, from_body, readable, to_body
 from greylag.store.records import millis
 
-_HAS_RUN_OUT = "SELECT kind, key FROM people WHERE expires_at < ?"
 _OF_LABEL = (
     "SELECT key, body FROM people JOIN people_labels USING (kind, key) "
     "WHERE kind = ? AND label = ? ORDER BY key"
@@ -41,8 +40,7 @@ def labelled(
 
 def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:
     """Write one; see the port."""
-    for gone in sql.execute(_HAS_RUN_OUT, (millis(now),)).fetchall():
-        _delete(sql, *gone)
+    _forget_run_out(sql, millis(now))
     kind, until = NAMES[type(one)], expires_at(one)
     values = {
         "kind": kind,
@@ -76,10 +74,15 @@ def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:
 
 def remove(sql: sqlite3.Connection, kind: type[Kept], key: str) -> bool:
     """Remove one; see the port."""
-    return _delete(sql, NAMES[kind], key)
+    which = NAMES[kind], key
+    sql.execute("DELETE FROM people_labels WHERE kind = ? AND key = ?", which)
+    return sql.execute("DELETE FROM people WHERE kind = ? AND key = ?", which).rowcount > 0
 
 
-def _delete(sql: sqlite3.Connection, kind: str, key: str) -> bool:
-    sql.execute("DELETE FROM people_labels WHERE kind = ? AND key = ?", (kind, key))
-    gone = sql.execute("DELETE FROM people WHERE kind = ? AND key = ?", (kind, key))
-    return gone.rowcount > 0
+def _forget_run_out(sql: sqlite3.Connection, now: int) -> None:
+    sql.execute(
+        "DELETE FROM people_labels WHERE (kind, key) IN "
+        "(SELECT kind, key FROM people WHERE expires_at < ?)",
+        (now,),
+    )
+    sql.execute("DELETE FROM people WHERE expires_at < ?", (now,))

@@ -16,7 +16,8 @@ from typing import Any
 
 import structlog
 
-from greylag.common.typed import check_types, is_encodable
+from greylag.common.sqlite import NotUtf8, placeholder
+from greylag.common.typed import check_types
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
     MOMENTS,
@@ -117,7 +118,7 @@ def to_event(row: sqlite3.Row) -> Event:
     """Return the event that a row with ``seq`` and ``body`` holds.
 
     Raises:
-        ValueError: or another of ``records.MALFORMED``: it is none.
+        TypeError: or another of ``records.MALFORMED``: it is none.
     """
     _check_text(row["body"], "body")
     body = json.loads(row["body"])
@@ -128,8 +129,8 @@ def to_event(row: sqlite3.Row) -> Event:
 
 
 def _check_text(value: object, name: str) -> None:
-    if isinstance(value, str) and not value.isascii() and not is_encodable(value):
-        raise ValueError(f"{name} is not UTF-8")
+    if isinstance(value, NotUtf8):
+        raise TypeError(f"{name} is not UTF-8")
 
 
 def _lease(row: sqlite3.Row | dict[str, Any]) -> Lease | None:
@@ -386,6 +387,8 @@ def ping(sql: sqlite3.Connection) -> None:
 def instance(sql: sqlite3.Connection) -> str:
     """Return this Greylag's id."""
     found: str = sql.execute("SELECT id FROM instance").fetchone()[0]
+    if isinstance(found, NotUtf8):
+        raise sqlite3.DataError("this Greylag's id is not UTF-8")
     return found
 
 
@@ -394,14 +397,10 @@ def instance(sql: sqlite3.Connection) -> str:
 _LONGEST_DUE = "claimable_at <= :now ORDER BY claimable_at, id LIMIT 1"
 _NOT_AT_WORK = "user_id NOT IN (SELECT user_id FROM projects WHERE lease_until > :now)"
 _UNDER_A_LEASE = (
-    "UPDATE projects SET lease_worker = :worker, lease_number = coalesce(lease_number, 0), "
-    "lease_until = :until WHERE id = :id"
+    "UPDATE projects SET lease_worker = ?, lease_number = coalesce(lease_number, 0), "
+    "lease_until = ? WHERE id = "
 )
 _AT_WORK = "SELECT user_id FROM projects WHERE lease_until > ?"
-_FIRST_OF_USER = (
-    "SELECT claimable_at, id FROM projects WHERE user_id = ? AND claimable_at <= ? "
-    "ORDER BY claimable_at, id LIMIT 1"
-)
 
 
 def claim(
@@ -416,7 +415,7 @@ def claim(
         except RecordUnreadableError as error:
             _log.warning("record_passed_over", error=str(error))
             until = millis(records.lease_end(now, lease_seconds))
-            sql.execute(_UNDER_A_LEASE, {"id": row["id"], "worker": worker, "until": until})
+            sql.execute(_UNDER_A_LEASE + placeholder(row["id"]), (worker, until, row["id"]))
         else:
             update(sql, record)
             return record
@@ -449,14 +448,25 @@ def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> sqlite3.Row | None:
         return None
     # As many steps as there are leases at most, however many projects are due.
     at_work = Counter(user_id for (user_id,) in sql.execute(_AT_WORK, (now,)))
-    firsts = (
-        (leases, sql.execute(_FIRST_OF_USER, (user_id, now)).fetchone())
-        for user_id, leases in at_work.items()
-    )
+    firsts = ((leases, _first_of_user(sql, user_id, now)) for user_id, leases in at_work.items())
     order = [(leases, *first) for leases, first in firsts if first is not None]
     if not order:
         return None
-    found: sqlite3.Row = sql.execute(f"{SELECT} WHERE id = ?", (min(order)[-1],)).fetchone()
+    first = min(order)[-1]
+    query = f"{SELECT} WHERE id = {placeholder(first)}"
+    found: sqlite3.Row = sql.execute(query, (first,)).fetchone()
+    return found
+
+
+def _first_of_user(sql: sqlite3.Connection, user_id: object, now: int) -> sqlite3.Row | None:
+    """Return the user's first that is due: its place among those of others, and its id."""
+    # The place has the id's bytes: Python orders no text and ``NotUtf8``.
+    query = (
+        "SELECT claimable_at, CAST(id AS BLOB), id FROM projects "  # noqa: S608 - a placeholder
+        f"WHERE user_id = {placeholder(user_id)} AND claimable_at <= ? "
+        "ORDER BY claimable_at, id LIMIT 1"
+    )
+    found: sqlite3.Row | None = sql.execute(query, (user_id, now)).fetchone()
     return found
 
 
