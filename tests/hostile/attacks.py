@@ -22,7 +22,8 @@ READ_ONLY = "Read-only file system"
 DENIED = "Permission denied"
 NOT_PERMITTED = "Operation not permitted"
 CLOSED = "timed out"
-_CLOSED_TO_ALL = "goose.*No such device or address"
+# What is said on stdout and on stderr comes in any order.
+_CLOSED_TO_ALL = r"(?s)\A(?=.*goose).*No such device or address"
 _PTRACE, _ATTACH = 101, 16
 
 
