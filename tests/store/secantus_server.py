@@ -23,6 +23,8 @@ def main() -> None:
         storage_path=given.folder,
         replica_set_name=None if given.single else "secantus",
         cache_size="128M",
+        # What a killed program had begun holds others up no longer than tests wait.
+        transaction_lifetime_seconds=15.0,
     )
     server.start()
     print(server.address[1], flush=True)  # noqa: T201 - how the parent learns of it
