@@ -469,13 +469,19 @@ async def test_records_from_an_older_copy_are_taken_over_in_one_pass_and_told_of
     assert (await bench.told()).count("records_restored") == 1
 
 
-async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answered() -> None:
+async def outdated() -> Bench:
+    """Return one whose project runs with settings that are not those of now, and knows it."""
     bench = Bench()
     await bench.create()
     await bench.reach(Desired.ACTIVE)
     bench.cluster.outdate(REF, "new-image")
     await bench.store.poke(REF, bench.clock.now())
     await bench.loop.drain()
+    return bench
+
+
+async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answered() -> None:
+    bench = await outdated()
     before = bench.verbs()
     project = await bench.project()
     assert (project.outdated, project.status) == ("new-image", Status.ACTIVE)
@@ -505,12 +511,7 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
 async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
     *, terminal: bool
 ) -> None:
-    bench = Bench()
-    await bench.create()
-    await bench.reach(Desired.ACTIVE)
-    bench.cluster.outdate(REF, "new-image")
-    await bench.store.poke(REF, bench.clock.now())
-    await bench.loop.drain()
+    bench = await outdated()
     await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
     for _ in range(5):
         bench.cluster.fail_next(
@@ -528,12 +529,7 @@ async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
 
 
 async def test_a_new_start_starts_whatever_has_failed_for_good_before_it() -> None:
-    bench = Bench()
-    await bench.create()
-    await bench.reach(Desired.ACTIVE)
-    bench.cluster.outdate(REF, "new-image")
-    await bench.store.poke(REF, bench.clock.now())
-    await bench.loop.drain()
+    bench = await outdated()
     now = bench.clock.now()
     await bench.store.refresh(REF.user_id, REF.project_id, now)
     claim = await bench.store.claim_due("another", now, PACE.lease)

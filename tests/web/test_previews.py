@@ -305,7 +305,13 @@ async def test_messages_of_any_size_pass_and_a_slow_reader_costs_no_memory(shown
         await check_that_a_slow_reader_holds_the_application_back(opened, said)
 
 
-async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_path: Path) -> None:
+@asynccontextmanager
+async def _one_place(
+    tmp_path: Path,
+) -> AsyncIterator[tuple[Shown, URL, list[dict[str, str]]]]:
+    """Show an application where one of each may be open: to two by links of their own, and to the
+    project's owner.
+    """
     async with (
         application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
         _web(api.base, streams_per_project=1) as running,
@@ -314,30 +320,30 @@ async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_
         home, stranger = await shown.opened(share_seconds=3600)
         _, another = await shown.opened(share_seconds=3600)
         _, owner = await shown.opened()
-        async with _socket(shown, home, stranger):
-            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                await _socket(shown, home, stranger).__aenter__()
-            assert refused.value.status == 429
-            async with (
-                running.http.get(f"{shown.path}/events") as events,
-                _socket(shown, home, another),
-                _socket(shown, home, owner),
-            ):
-                assert events.status == 200
+        yield shown, home, [stranger, another, owner]
+
+
+async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_path: Path) -> None:
+    async with (
+        _one_place(tmp_path) as (shown, home, (stranger, another, owner)),
+        _socket(shown, home, stranger),
+    ):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await _socket(shown, home, stranger).__aenter__()
+        assert refused.value.status == 429
+        async with (
+            shown.running.http.get(f"{shown.path}/events") as events,
+            _socket(shown, home, another),
+            _socket(shown, home, owner),
+        ):
+            assert events.status == 200
 
 
 async def test_strangers_whose_answers_last_leave_the_owner_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PLACE_SECONDS", 0)
-    async with (
-        application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
-        _web(api.base, streams_per_project=1) as running,
-    ):
-        shown = Shown(running, await running.project(active=True), port)
-        home, stranger = await shown.opened(share_seconds=3600)
-        _, another = await shown.opened(share_seconds=3600)
-        _, owner = await shown.opened()
+    async with _one_place(tmp_path) as (shown, home, (stranger, another, owner)):
         async with _streaming(shown, home, stranger):
             status, _, words = await shown.ask(home, jar=stranger)
             assert (status, b"already have 1 open requests" in words) == (429, True)
