@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Playwright, async_playwright, expect
 from tests.harness import TOKEN
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -33,6 +33,58 @@ def chromium() -> str | None:
     """Return the path of a Chromium, ``None`` when this machine has none."""
     named = os.environ.get("GREYLAG_TEST_CHROMIUM")
     return named or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Chromium:
+    """The browser of all that are at one: where it is kept, the next has no start to wait for.
+
+    Each is in a context of its own, with cookies, storage and workers that no other has.
+    """
+
+    def __init__(self) -> None:
+        self._running: tuple[Playwright, Browser] | None = None
+        self._at_it = 0
+        self._kept = False
+        self.suspected = False  # of a failure: whoever is first at it gets another
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Keep it running meanwhile; all are on this event loop."""
+        self._kept = True
+        try:
+            yield
+        finally:
+            self._kept = False
+            await self._end()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Browser]:
+        """Give it, and end it after the last one where it is not kept."""
+        if self.suspected and not self._at_it:
+            await self._end()
+        if self._running is None:
+            playwright = await async_playwright().start()
+            browser = await playwright.chromium.launch(
+                executable_path=chromium(), args=list(_ARGUMENTS)
+            )
+            self._running = playwright, browser
+        self._at_it += 1
+        try:
+            yield self._running[1]
+        finally:
+            self._at_it -= 1
+            if not self._at_it and not self._kept:
+                await self._end()
+
+    async def _end(self) -> None:
+        if self._running:
+            playwright, browser = self._running
+            self._running, self.suspected = None, False
+            await browser.close()
+            await playwright.stop()
+
+
+CHROMIUM = Chromium()
 
 
 @dataclass(slots=True)
@@ -94,29 +146,25 @@ async def at_browser(
     On leaving it fails if the browser complained: of a script's error, of the content security
     policy, of a file that is not there.
     """
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium(), args=list(_ARGUMENTS)
-        )
-        context = await browser.new_context(
+    async with (
+        CHROMIUM.opened() as browser,
+        await browser.new_context(
             base_url=base,
             viewport={"width": width, "height": 850},
             color_scheme="dark" if dark else "light",
             java_script_enabled=scripts,
-        )
+        ) as context,
+    ):
         context.set_default_timeout(PATIENCE_MS)
         if token is not None:
             await context.request.post("/sign-in", form={"token": token})
         person = Person(await context.new_page())
         _listen(person)
-        try:
-            yield person
-        finally:
-            await browser.close()
-        expected = [_CUT] if person.cuts_sockets else []
-        expected += _REFUSED if person.meets_hostile_pages else []
-        wrong = [one for one in person.complaints if not any(words in one for words in expected)]
-        assert wrong == [], wrong
+        yield person
+    expected = [_CUT] if person.cuts_sockets else []
+    expected += _REFUSED if person.meets_hostile_pages else []
+    wrong = [one for one in person.complaints if not any(words in one for words in expected)]
+    assert wrong == [], wrong
 
 
 _CUT = "WebSocket connection to"

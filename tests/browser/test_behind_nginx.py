@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
 from tests.browser.whole import Whole, up
@@ -92,7 +93,7 @@ async def _answers(port: int) -> bool:
     return True
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
     named = {"GREYLAG_ROOT_PATH": f"{ROOT}/", "GREYLAG_GOOSE": "scripted"}
     async with up(tmp_path / "data", **named) as one:

@@ -13,7 +13,6 @@ pytestmark = [
     pytest.mark.goose,
     pytest.mark.slow,
     pytest.mark.skipif(not has_goose(), reason="GOOSE WAS NOT TESTED: it is not installed"),
-    pytest.mark.asyncio(loop_scope="module"),
 ]
 API = "/api/users/me/projects/whole"
 BEFORE = {
@@ -28,14 +27,14 @@ LEFT = "made.txt (changed afterwards), uploaded.txt (changed by somebody else me
 VIEWS = (("wide", False, 1920), ("dark", True, 1200), ("phone", False, 390), ("small", True, 320))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
     async with up(tmp_path_factory.mktemp("changes") / "data") as one:
         await one.project()
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(whole: Whole) -> AsyncIterator[Person]:
     async with at_browser(whole.address, token=whole.token) as one:
         await one.open_project(API)

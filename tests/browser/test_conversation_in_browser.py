@@ -11,8 +11,6 @@ from playwright.async_api import Route, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.web.server import Site, site
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
 FROM_END = "one => one.scrollHeight - one.clientHeight - one.scrollTop"
 AT_END = "scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop < 2"
 MARK = """() => {
@@ -94,19 +92,19 @@ NAMED = """\
 LATE = "[late]: https://example.test/late\n"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def running() -> AsyncIterator[Site]:
     async with site() as one:
         yield one
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def browsing(running: Site) -> AsyncIterator[Person]:
     async with at_browser(f"http://127.0.0.1:{running.port}") as one:
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(
     running: Site, browsing: Person, request: pytest.FixtureRequest
 ) -> AsyncIterator[Person]:

@@ -12,27 +12,27 @@ from playwright.async_api import Dialog, Locator, Route, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.browser.whole import Whole, up
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 API = "/api/users/me/projects/whole"
 HOSTILE = b"<script>document.title = 'owned'</script>"
 PIXEL = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
     async with up(tmp_path_factory.mktemp("files") / "data", GREYLAG_GOOSE="scripted") as one:
         await one.project()
         yield one
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def browsing(whole: Whole) -> AsyncIterator[Person]:
     async with at_browser(whole.address, token=whole.token) as one:
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(whole: Whole, browsing: Person) -> AsyncIterator[Person]:
     """The person at the pane of files, in a workspace that holds what ``CONTENT`` says."""
     async with whole.http.get(f"{API}/files") as answer:

@@ -10,19 +10,19 @@ from tests.browser.person import Person, at_browser, needs_axe
 from tests.browser.whole import up
 from tests.git_server import git, git_server, make_repository
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 API = "/api/users/me/projects/cloned"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("git")
     make_repository(root / "app.git", {"README.md": "# Hello\n"})
     return root
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def person(place: Path) -> AsyncIterator[Person]:
     """The person at the files of a project that they made from a repository, and changed."""
     async with (

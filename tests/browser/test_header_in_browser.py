@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 from tests.browser.person import Person, at_browser, needs_axe
@@ -16,7 +15,7 @@ from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import API_ANSWERS
 from greylag.domain.project import NewEvent, ProjectRef
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_axe]
+pytestmark = needs_axe
 GONE = ErrorInfo("image_missing", "The image does not exist.", "Name another image.")
 LOOKS = ((320, "light"), (1920, "dark"))
 LOOKED_AT = """state => {
@@ -25,13 +24,13 @@ LOOKED_AT = """state => {
 }"""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def running() -> AsyncIterator[Site]:
     async with site() as one:
         yield one
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def person(running: Site) -> AsyncIterator[Person]:
     async with at_browser(f"http://127.0.0.1:{running.port}", width=1280) as one:
         yield one

@@ -15,7 +15,7 @@ from playwright.async_api import Page, Route, expect
 from tests.browser.person import AXE, Person, at_browser
 from tests.browser.whole import Whole, up
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 API = "/api/users/me/projects/whole"
 SERVER = Path(__file__).with_name("preview_app.py")
@@ -32,7 +32,7 @@ FILES = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
     async with up(tmp_path_factory.mktemp("preview") / "data", GREYLAG_GOOSE="scripted") as one:
         path = await one.project()
@@ -44,7 +44,7 @@ async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole
         yield one
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def browsing(whole: Whole) -> AsyncIterator[Person]:
     async with at_browser(whole.address, token=whole.token) as one:
         one.meets_hostile_pages = True
@@ -52,7 +52,7 @@ async def browsing(whole: Whole) -> AsyncIterator[Person]:
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(browsing: Person) -> Person:
     await browsing.page.set_viewport_size({"width": 1200, "height": 850})
     await browsing.open_project(API)

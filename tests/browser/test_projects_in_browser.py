@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-import pytest
+import pytest_asyncio
 from playwright.async_api import expect
 from tests.browser.person import Person, at_browser
 from tests.web.server import ADA, Site
@@ -13,7 +13,7 @@ from greylag.domain.project import ProjectRef
 NOTES = ProjectRef("ada", "notes")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(running: Site) -> AsyncIterator[Person]:
     async with at_browser(f"http://127.0.0.1:{running.port}") as one:
         yield one

@@ -9,19 +9,19 @@ from playwright.async_api import expect
 from tests.browser.person import AXE, Person, at_browser
 from tests.browser.whole import Whole, up
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 API = "/api/users/me/projects/whole"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Whole]:
     async with up(tmp_path_factory.mktemp("terminals") / "data", GREYLAG_GOOSE="scripted") as one:
         await one.project()
         yield one
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def person(whole: Whole) -> AsyncIterator[Person]:
     async with at_browser(whole.address, token=whole.token) as one:
         await one.open_project(API)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person, at_browser
@@ -16,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
     async with up(tmp_path / "data") as one:
         yield one
