@@ -3,15 +3,21 @@
 import asyncio
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import load_all_checks
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.core.transport import Response
+from schemathesis.generation.hypothesis.builder import (
+    HypothesisTestConfig,
+    HypothesisTestMode,
+    create_test,
+)
 from schemathesis.specs.openapi.checks import (
     ignored_auth,
     negative_data_rejection,
@@ -82,38 +88,58 @@ def document() -> dict[str, Any]:
     return dict(loaded.raw_schema)
 
 
+SCHEMA = schemathesis.openapi.from_dict(document())
+OPERATIONS = [
+    f"{method.upper()} {path}"
+    for path, methods in SCHEMA.raw_schema["paths"].items()
+    for method in methods
+]
 # What changes a user would take the user away from all other cases; it has tests of its own.
-schema = schemathesis.openapi.from_dict(document()).exclude(
-    path="/api/users/{user}", method=["PATCH", "DELETE"]
-)
+CHANGES_A_USER = ("PATCH /api/users/{user}", "DELETE /api/users/{user}")
 
 
-@schema.parametrize()
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+def fuzz(operation: str, test: Callable[["schemathesis.Case[Any]"], None]) -> None:
+    """Run a test, which has its ``settings``, with cases of the operation.
+
+    They are made here, as ``SCHEMA.parametrize`` has each process that is to run some tests make
+    those of all operations first, which takes longer than the tests themselves.
+    """
+    found = SCHEMA.find_operation_by_label(operation)
+    assert found is not None
+    load_all_checks()
+    config = HypothesisTestConfig(project=SCHEMA.config, modes=list(HypothesisTestMode))
+    create_test(operation=found, test_func=test, config=config)()
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one not in CHANGES_A_USER])
 def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
-    case: "schemathesis.Case[Any]", address: str
+    operation: str, address: str
 ) -> None:
-    told = case.meta.components if case.meta else {}
-    aimed = all(told[one].mode.is_positive for one in REPLACED if one in told)
-    if aimed:
-        aim(case, address)
-    answer = case.call(base_url=address, headers=BEARER, timeout=20)
-    # Twenty wrong tokens are followed by 429, which is tested with the sign-in.
-    without = [ignored_auth] if aimed else [ignored_auth, negative_data_rejection]
-    if case.path in OF_PEOPLE or any(one in case.path for one in OF_THE_WORKSPACE):
-        # Which paths, states and values may be is agentd's to say, which is not behind this web.
-        # What may be of a user is the service's: the operator has no tokens, and who has projects
-        # stays.
-        without += [negative_data_rejection, positive_data_acceptance]
-    case.validate_response(answer, headers=BEARER, excluded_checks=without)
-    check_problem(answer)
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def answered_well(case: "schemathesis.Case[Any]") -> None:
+        told = case.meta.components if case.meta else {}
+        aimed = all(told[one].mode.is_positive for one in REPLACED if one in told)
+        if aimed:
+            aim(case, address)
+        answer = case.call(base_url=address, headers=BEARER, timeout=20)
+        # Twenty wrong tokens are followed by 429, which is tested with the sign-in.
+        without = [ignored_auth] if aimed else [ignored_auth, negative_data_rejection]
+        if case.path in OF_PEOPLE or any(one in case.path for one in OF_THE_WORKSPACE):
+            # Which paths, states and values may be is agentd's to say, which is not behind this
+            # web. What may be of a user is the service's: the operator has no tokens, and who has
+            # projects stays.
+            without += [negative_data_rejection, positive_data_acceptance]
+        case.validate_response(answer, headers=BEARER, excluded_checks=without)
+        check_problem(answer)
+
+    fuzz(operation, answered_well)
 
 
 def aim(case: "schemathesis.Case[Any]", address: str) -> None:
