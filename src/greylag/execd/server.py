@@ -10,8 +10,8 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greylag.execd import file_server, ports, processes, snapshots
 from greylag.execd.protocol import (
@@ -44,6 +44,8 @@ _REQUEST_SECONDS = 10.0
 _LINGER_SECONDS = 5.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
+
+T = TypeVar("T")
 
 
 class ExecServer:
@@ -202,84 +204,40 @@ class ExecServer:
         await _joined(near, (reader, writer))
 
 
-class _Sockets:
-    """Sockets as a process's stdin and stdout, with our ends of them.
-
-    Pipes any other process of its user could open again, below /proc, and so speak as this process
-    and to it. The kernel opens no socket so.
-    """
-
-    def __init__(self, theirs: list[socket.socket], ours: list[tuple[Reader, Writer]]) -> None:
-        self.stdin, self.stdout = theirs
-        (_, self.writer), (self.reader, self._unused) = ours
-
-    @classmethod
-    async def open(cls) -> "_Sockets":
-        pairs = [socket.socketpair() for _ in range(2)]
-        ours = [await asyncio.open_connection(sock=one, limit=MOST_DATA) for one, _ in pairs]
-        return cls([one for _, one in pairs], ours)
-
-    def close_theirs(self) -> None:
-        self.stdin.close()
-        self.stdout.close()
-
-    def close(self) -> None:
-        self.writer.transport.abort()
-        self._unused.transport.abort()
-
-
 class _Started:
-    """A process that runs, with our ends of its pipes, its sockets or its terminal."""
+    """A process that runs, with our ends of its pipes, its sockets or its terminal.
+
+    Attributes:
+        spoke: when it said something last, on the loop's clock.
+        close: lets go of our ends.
+    """
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
+        stdin: Writer,
+        outputs: list[tuple[FrameKind, Reader]],
         terminal: int | None,
-        sockets: _Sockets | None,
+        ends: ExitStack,
     ) -> None:
         self.process = process
+        self.outputs = outputs
         self.spoke = 0.0
+        self.close = ends.close
+        self._stdin = stdin
         self._terminal = terminal
-        self._sockets = sockets
-        self._stdin = process.stdin if sockets is None else sockets.writer
 
     def resize(self, rows: int, columns: int) -> None:
         if self._terminal is not None:
             _set_size(self._terminal, rows, columns)
 
-    async def outputs(self) -> list[tuple[FrameKind, Reader]]:
-        if self._terminal is None:
-            sockets = self._sockets
-            return [
-                (FrameKind.STDOUT, sockets.reader if sockets else _there(self.process.stdout)),
-                (FrameKind.STDERR, _there(self.process.stderr)),
-            ]
-        reader = asyncio.StreamReader(MOST_DATA)
-        file = os.fdopen(os.dup(self._terminal), "rb", buffering=0)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), file
-        )
-        return [(FrameKind.STDOUT, reader)]
-
     async def write(self, data: bytes) -> None:
-        if self._terminal is not None and self._stdin is None:
-            self._stdin = await _writer_to(os.dup(self._terminal))
-        if self._stdin is not None:
-            self._stdin.write(data)
-            await self._stdin.drain()
+        self._stdin.write(data)
+        await self._stdin.drain()
 
     def end_input(self) -> None:
-        if self._terminal is None and self._stdin is not None:
+        if self._terminal is None:
             self._stdin.close()
-
-    def close(self) -> None:
-        if self._sockets is not None:
-            self._sockets.close()
-        if self._terminal is not None:
-            if self._stdin is not None:
-                self._stdin.transport.abort()
-            os.close(self._terminal)
-            self._terminal = None
 
 
 async def _started(request: dict[str, Any], group: str, environ: Mapping[str, str]) -> _Started:
@@ -288,46 +246,69 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
         raise RefusedError("invalid_request", "argv is not a list of texts.")
     env = {**environ, **_texts(request, "env"), GROUP: group}
     size, cwd = request.get("terminal"), text_in(request, "cwd")
-    ours, theirs = (None, None) if size is None else _terminal(size)
-    sockets: _Sockets | None = None
-    pipe = asyncio.subprocess.PIPE if theirs is None else theirs
+    stdin = stdout = stderr = asyncio.subprocess.PIPE
+    terminal, writer, reader = None, None, None
     try:
-        if theirs is None and request.get("private") is True:
-            sockets = await _Sockets.open()
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=sockets.stdin.fileno() if sockets else pipe,
-            stdout=sockets.stdout.fileno() if sockets else pipe,
-            stderr=pipe,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-            preexec_fn=None if theirs is None else _take_terminal,
-            limit=MOST_DATA,
-        )
+        with ExitStack() as ours, ExitStack() as theirs:
+            if size is not None:
+                terminal, stdin, reader, writer = await _terminal(size, ours, theirs)
+                stdout = stderr = stdin
+            elif request.get("private") is True:
+                stdin, _, writer = await _socket(ours, theirs)
+                stdout, reader, _ = await _socket(ours, theirs)
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+                preexec_fn=None if terminal is None else _take_terminal,
+                limit=MOST_DATA,
+            )
+            outputs = [(FrameKind.STDOUT, _there(reader or process.stdout))]
+            outputs += [] if process.stderr is None else [(FrameKind.STDERR, process.stderr)]
+            stdin_of = _there(writer or process.stdin)
+            return _Started(process, stdin_of, outputs, terminal, ours.pop_all())
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no more threads
-        if ours is not None:
-            os.close(ours)
-        if sockets is not None:
-            sockets.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise RefusedError("not_started", f"{argv[0]} cannot be started: {reason}.") from error
-    finally:
-        if theirs is not None:
-            os.close(theirs)
-        if sockets is not None:
-            sockets.close_theirs()
-    return _Started(process, ours, sockets)
 
 
-async def _writer_to(terminal: int) -> Writer:
-    """Return a writer that waits for room: a program that reads nothing takes little."""
-    loop = asyncio.get_running_loop()
+async def _socket(ours: ExitStack, theirs: ExitStack) -> tuple[int, Reader, Writer]:
+    """Return a socket to be a process's stdin or stdout, with our end of it.
+
+    A pipe any other process of its user could open again, below /proc, and so speak as this process
+    and to it. The kernel opens no socket so.
+    """
+    near, far = socket.socketpair()
+    theirs.callback(far.close)
+    reader, writer = await asyncio.open_connection(sock=near, limit=MOST_DATA)
+    ours.callback(lambda: writer.transport.abort())  # noqa: PLW0108 - one let go of would close it
+    return far.fileno(), reader, writer
+
+
+async def _terminal(
+    size: Any, ours: ExitStack, theirs: ExitStack
+) -> tuple[int, int, Reader, Writer]:
+    """Return a terminal of this size, a process's end of it, and what it says and is told."""
+    rows, columns = _size(size)
+    near, far = os.openpty()
+    ours.callback(os.close, near)
+    theirs.callback(os.close, far)
+    _set_size(near, rows, columns)
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(MOST_DATA)
+    await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(near), "rb", buffering=0)
+    )
+    # It waits for room: a program that reads nothing takes little.
     transport, protocol = await loop.connect_write_pipe(
         lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()),
-        os.fdopen(terminal, "wb", buffering=0),
+        os.fdopen(os.dup(near), "wb", buffering=0),
     )
-    return asyncio.StreamWriter(transport, protocol, None, loop)
+    ours.callback(transport.abort)
+    return near, far, reader, asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 async def _linger(reader: Reader, writer: Writer) -> None:
@@ -349,7 +330,7 @@ async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
     """Carry what is said both ways until the process has ended or the connection does."""
     outputs = [
         asyncio.create_task(_carry(kind, output, writer, started), name=f"carry {kind.name}")
-        for kind, output in await started.outputs()
+        for kind, output in started.outputs
     ]
     inputs = asyncio.create_task(_take_input(started, reader, _hung_up(writer)), name="input")
     exited = asyncio.create_task(_exited(started, outputs, writer), name="exit")
@@ -517,13 +498,6 @@ def _size(size: Any) -> tuple[int, int]:
     raise RefusedError("invalid_request", "A terminal's size is two numbers, rows and columns.")
 
 
-def _terminal(size: Any) -> tuple[int, int]:
-    rows, columns = _size(size)
-    ours, theirs = os.openpty()
-    _set_size(ours, rows, columns)
-    return ours, theirs
-
-
 def _set_size(terminal: int, rows: int, columns: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
@@ -539,7 +513,7 @@ def _signal(about: dict[str, Any]) -> signal.Signals:
         raise ProtocolError("there is no such signal") from error
 
 
-def _there(reader: Reader | None) -> Reader:
-    if reader is None:
+def _there(end: T | None) -> T:
+    if end is None:
         raise RefusedError("not_started", "It was started without pipes.")
-    return reader
+    return end
