@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from greylag.common.backoff import backoff
+from greylag.common.concurrent import cancel_all
 from greylag.common.typed import encodable
 from greylag.execd.protocol import (
     MOST_DATA,
@@ -169,8 +170,7 @@ class RemoteProcess:
                 self._writer.write_eof()
         if not self._pumping.done():
             await self._finish()
-        self._pumping.cancel()
-        await asyncio.wait({self._pumping})
+        await cancel_all([self._pumping])
         await _closed(self._writer)
 
     async def _finish(self) -> None:
@@ -306,10 +306,7 @@ class Execution:
             try:
                 yield inside
             finally:
-                ending = {taking, *tasks}
-                for task in ending:
-                    task.cancel()
-                await asyncio.wait(ending)
+                await cancel_all([taking, *tasks])
 
     async def ports(self) -> list[tuple[int, str]]:
         """Return the ports on which the untrusted side listens, each with a process's name."""

@@ -20,6 +20,7 @@ from greylag.agentd.execution import (
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
+from greylag.common.concurrent import beside
 from greylag.execd.files import CODES, plain, shown
 from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
@@ -186,20 +187,15 @@ async def _given(
     Content may come as slowly as it likes, for how long is the platform's to say. What is made of
     it has its time from when all is sent.
     """
-    sending = asyncio.create_task(
-        send_content(writer, content, _LONG_SECONDS), name="content to execd"
-    )
-    telling = asyncio.create_task(read_frame(reader), name="answer of execd")
-    try:
+    async with (
+        beside(send_content(writer, content, _LONG_SECONDS), "content to execd") as sending,
+        beside(read_frame(reader), "answer of execd") as telling,
+    ):
         await asyncio.wait({sending, telling}, return_when=asyncio.FIRST_COMPLETED)
         if not telling.done():
             await sending
         async with asyncio.timeout(_LONG_SECONDS):
             return agreed(await telling)
-    finally:
-        for task in (sending, telling):
-            task.cancel()
-        await asyncio.wait({sending, telling})
 
 
 async def _content(reader: Reader, length: int | None) -> AsyncIterator[bytes]:

@@ -43,6 +43,7 @@ from greylag.agentd.turns.engine import TurnEngine
 from greylag.agentd.turns.running import TurnPolicy
 from greylag.agentd.volume import Volume
 from greylag.common.agent_api import LEGACY_API
+from greylag.common.concurrent import cancel_all
 from greylag.common.logs import configure_logging
 from greylag.common.reach import Reach
 from greylag.common.server import HttpServer, ServerLimits, listen
@@ -163,8 +164,7 @@ async def _end(turns: TurnEngine, changes: ChangeService, agent_task: asyncio.Ta
     _log.info("stopping")
     await turns.stop()
     await turns.wait_all_ended(_TURNS_END_WITHIN)
-    agent_task.cancel()
-    await asyncio.wait({agent_task})
+    await cancel_all([agent_task])
     await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)
     await changes.stop()
     await turns.wait_all_ended(_KILLED_TURNS_END_WITHIN)

@@ -21,6 +21,7 @@ from greylag.agentd.execution import Execution, ExecutionError, ExecutionRefused
 from greylag.agentd.problems import RequestError, invalid, not_found
 from greylag.common import agent_api
 from greylag.common.clock import rfc3339
+from greylag.common.concurrent import cancel_all
 from greylag.execd.protocol import MOST_DATA
 
 MOST_TERMINALS = 8
@@ -252,9 +253,7 @@ class Terminals:
         """
         self.get(terminal_id)
         del self._terminals[terminal_id]
-        running = self._running.pop(terminal_id)
-        running.cancel()
-        await asyncio.wait({running})
+        await cancel_all([self._running.pop(terminal_id)])
 
     async def close(self) -> None:
         """End all of them."""

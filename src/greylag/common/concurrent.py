@@ -1,10 +1,30 @@
 """What goes on at once, until the first of it ends, and what is not broken off."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and return when all have ended, however that was."""
+    left = set(tasks)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, _T], name: str) -> AsyncIterator[asyncio.Task[_T]]:
+    """Do ``work`` beside the block, at whose end it is cancelled, and has ended."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        await cancel_all([task])
 
 
 async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
@@ -13,9 +33,7 @@ async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await cancel_all(tasks)
     for task in done:
         task.result()
 
@@ -55,10 +73,7 @@ async def merged(*sources: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
                 yield item
                 waits[_next_of(source)] = source
     finally:
-        for task in waits:
-            task.cancel()
-        if waits:
-            await asyncio.wait(waits)
+        await cancel_all(waits)
         for source in sources:
             await source.aclose()
 

@@ -30,7 +30,7 @@ from greylag.common.agent_api import (
     ForwardedRequest,
     ForwardedSocket,
 )
-from greylag.common.concurrent import until_one_ends
+from greylag.common.concurrent import cancel_all, until_one_ends
 from greylag.common.server import TUNNEL, Stream
 
 Headers = list[tuple[bytes, bytes]]
@@ -292,9 +292,7 @@ async def _joined(one: Stream, other: Stream) -> None:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait(ways, timeout=_PARTING_SECONDS)
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.wait(ways)
+        await cancel_all(ways)
     for way in ways:
         if not way.cancelled():
             way.result()

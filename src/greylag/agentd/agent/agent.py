@@ -36,6 +36,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.model.relay import ModelRelay
 from greylag.common.backoff import backoff
+from greylag.common.concurrent import beside
 from greylag.execd.processes import process_clock
 
 _CONFIGURATION = "_goose/unstable/config/"
@@ -299,9 +300,7 @@ class Agent:
         async with AsyncExitStack() as ending:
             ending.push_async_callback(process.kill)
             for work in (process.peer.run(self), process.watch_stderr()):
-                task = asyncio.create_task(work, name="agent-configuration")
-                ending.push_async_callback(asyncio.wait, {task})
-                ending.callback(task.cancel)
+                await ending.enter_async_context(beside(work, "agent-configuration"))
             await process.peer.request("initialize", INITIALIZE)
             yield process.peer
 

@@ -22,6 +22,7 @@ from greylag.agentd.agent.types import (
     ExtensionState,
     understood,
 )
+from greylag.common.concurrent import cancel_all
 
 CONFIGURED = "_goose/unstable/config/extensions"
 _OF_SESSION = "_goose/unstable/session/extensions"
@@ -157,14 +158,8 @@ class ExtensionStarter:
 
     async def end(self) -> None:
         """Stop all starts, as the agent has ended; a new one may fare better."""
-        tasks = {
-            *self._trials,
-            *(one for starts in self._starts.values() for one in starts.values()),
-        }
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        starts = (one for starts in self._starts.values() for one in starts.values())
+        await cancel_all([*self._trials, *starts])
         self._starts.clear()
         self._states.clear()
 

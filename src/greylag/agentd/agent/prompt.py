@@ -17,6 +17,7 @@ from greylag.agentd.agent.types import (
     Settlement,
     TurnSink,
 )
+from greylag.common.concurrent import beside, cancel_all
 
 T = TypeVar("T")
 
@@ -91,10 +92,7 @@ class AgentTurn:
             await self._see_the_end(request)
             raise
         finally:
-            own = {request, *self._asking}
-            for task in own:
-                task.cancel()
-            await asyncio.wait(own)
+            await cancel_all([request, *self._asking])
 
     async def until_cancelled(self, work: Coroutine[Any, Any, T], name: str) -> T | None:
         """Return what ``work`` returns; None, and it goes on no more, once the end is asked for."""
@@ -168,17 +166,13 @@ class AgentTurn:
         """Tell the agent to stop until it does; end its process if it will not."""
         if request.done():
             return
-        telling = asyncio.create_task(self._tell_to_stop(), name=f"cancel-{self._session}")
-        try:
+        async with beside(self._tell_to_stop(), f"cancel-{self._session}"):
             # From outside: an agent that reads nothing lets nobody finish telling it.
             await asyncio.wait({request}, timeout=CANCEL_PATIENCE)
             if not request.done():
                 _log.error("agent_ignores_cancel", agent_session_id=self._session)
                 self._give_up()
                 await asyncio.wait({request})
-        finally:
-            telling.cancel()
-            await asyncio.wait({telling})
 
     async def _tell_to_stop(self) -> None:
         while True:

@@ -23,6 +23,7 @@ from greylag.agentd.execution import (
     RemoteProcess,
 )
 from greylag.agentd.problems import RequestError
+from greylag.common.concurrent import beside
 from greylag.common.git import CAUSES
 
 _READ = 64 * 1024
@@ -205,16 +206,13 @@ async def _attended(
     process: RemoteProcess, stdin: bytes, heard: Callable[[str], None] | None
 ) -> GitAnswer:
     try:
-        giving = asyncio.create_task(_given(process, stdin), name="git stdin")
-        words = asyncio.create_task(_last(process.stderr, heard), name="git stderr")
-        try:
+        async with (
+            beside(_given(process, stdin), "git stdin"),
+            beside(_last(process.stderr, heard), "git stderr") as words,
+        ):
             out, whole = await _first(process.stdout)
             said = await words
             return GitAnswer(await process.wait(), out, whole, said)
-        finally:
-            for task in (giving, words):
-                task.cancel()
-            await asyncio.wait({giving, words})
     finally:
         await process.end()
 

@@ -16,7 +16,7 @@ from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import GitCommitted, GitPushed, GitStatus
 from greylag.common.backoff import backoff
-from greylag.common.concurrent import until_one_ends
+from greylag.common.concurrent import cancel_all, until_one_ends
 from greylag.common.git import CloneState, GitSetup
 
 _HERE = "127.0.0.1"
@@ -86,8 +86,7 @@ class GitService:
                     await asyncio.sleep(backoff(failed, _FIRST_PAUSE, _LONGEST_PAUSE))
         finally:
             if self._cloning is not None:
-                self._cloning.cancel()
-                await asyncio.wait({self._cloning})
+                await cancel_all([self._cloning])
 
     async def set_up(self, setup: GitSetup) -> CloneState:
         """Take what the platform says from now on; return how the clone stands.

@@ -35,6 +35,7 @@ from greylag.agentd.model.provider import (
     ProviderFaultError,
     problem_of,
 )
+from greylag.common.concurrent import beside
 from greylag.common.net import bears, on_loopback, retry_after
 
 _MODEL_CALLS = re.compile(
@@ -295,12 +296,8 @@ class ModelRelay:
                         f"after {self._idle_seconds:g} s (GREYLAG_MODEL_TIMEOUT).",
                     )
 
-        watching = asyncio.create_task(watch(), name="model-silence")
-        try:
+        async with beside(watch(), "model-silence"):
             yield heard
-        finally:
-            watching.cancel()
-            await asyncio.wait({watching})
 
     def _notice_at(self, notices: int) -> float:
         """Return after how much silence the session is told for the next time."""

@@ -43,6 +43,7 @@ from greylag.agentd.turns.errors import RESTARTED, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges
+from greylag.common.concurrent import beside
 
 T = TypeVar("T")
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
@@ -379,9 +380,10 @@ class TurnEngine:
 
         An agent that does not answer then either is replaced, as one that ignores a cancel is.
         """
-        asking = asyncio.create_task(work, name=f"preparing {turn.record.turn_id}")
-        cancelled = asyncio.create_task(turn.cancelled.wait(), name="cancelled")
-        try:
+        async with (
+            beside(work, f"preparing {turn.record.turn_id}") as asking,
+            beside(turn.cancelled.wait(), "cancelled") as cancelled,
+        ):
             await asyncio.wait({asking, cancelled}, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 await asyncio.wait({asking}, timeout=CANCEL_PATIENCE)
@@ -390,10 +392,6 @@ class TurnEngine:
             _log.error("agent_does_not_answer")
             self._agent.give_up()
             return None
-        finally:
-            for task in (asking, cancelled):
-                task.cancel()
-            await asyncio.wait({asking, cancelled})
 
     async def _cancel(self, turn: RunningTurn) -> None:
         turn.cancelled.set()

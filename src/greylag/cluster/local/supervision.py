@@ -19,6 +19,7 @@ from greylag.cluster.local.logfile import last_words
 from greylag.cluster.local.processes import ProcessId, reap, wait_end
 from greylag.cluster.shared import ChangeFeed, plain
 from greylag.common.backoff import Pauses
+from greylag.common.concurrent import cancel_all
 from greylag.common.net import beginning
 from greylag.common.typed import parse_json
 from greylag.domain.errors import ClusterError, ErrorInfo
@@ -172,10 +173,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Cancel the tasks and return when they have ended; the processes go on."""
-        for task in (tasks := list(self._tasks.values())):
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(self._tasks.values())
 
     def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Run ``work`` as a task unless the one of this name runs still."""
