@@ -390,10 +390,8 @@ class HttpAgents:
         async with AsyncExitStack() as stack:
             answer = await stack.enter_async_context(self._forwarded(at, port, request))
             status = answer.status if _is_of_agent(answer) else 0
-            if (other := await _anew(at, status)) is not None:
+            if (other := await _anew(at, status, request.body)) is not None:
                 await stack.aclose()
-                if request.body is not None:
-                    raise _started_anew()
                 answer = await stack.enter_async_context(self._forwarded(other, port, request))
             if _is_of_agent(answer):
                 silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
@@ -499,10 +497,8 @@ class HttpAgents:
         """Send a request and give its answer; raise what a refusal or a redirect means."""
         response = await self._sent(at, asked, limits)
         try:
-            if (other := await _anew(at, response.status)) is not None:
+            if (other := await _anew(at, response.status, asked.outgoing)) is not None:
                 response.close()
-                if asked.outgoing is not None:
-                    raise _started_anew()
                 response = await self._sent(other, asked, limits)
             if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
                 raise await _refused(response, asked.missing)
@@ -532,10 +528,11 @@ class HttpAgents:
             raise AgentUnreachableError("The agent does not answer.") from error
 
 
-async def _anew(at: AgentAddress, status: int) -> AgentAddress | None:
+async def _anew(at: AgentAddress, status: int, body: object = None) -> AgentAddress | None:
     """Return where to ask once more after an answer of this status, ``None``: nowhere.
 
-    An agent that refused the token did nothing: it may have been started anew with another.
+    An agent that refused the token did nothing: it may have been started anew with another. Of a
+    body that comes as a stream there is none for a second request, so that is an error.
     """
     if status != _UNAUTHORIZED or at.anew is None:
         return None
@@ -543,12 +540,9 @@ async def _anew(at: AgentAddress, status: int) -> AgentAddress | None:
         other = await at.anew()
     except GreylagError:
         return None  # what the agent has said is told
+    if other != at and body is not None:
+        raise AgentUnreachableError("The agent was started anew: it took no body.")
     return None if other == at else other
-
-
-def _started_anew() -> GreylagError:
-    # Of a body that comes as a stream there is none for a second request.
-    return AgentUnreachableError("The agent was started anew: it took no body.")
 
 
 def _port_url(at: AgentAddress, port: int) -> str:
@@ -596,11 +590,10 @@ def _no_turn(turn_id: str) -> RefusalError:
 
 
 def _missing(request: AgentRequest) -> GreylagError | None:
-    code = request.operation.missing
-    if code is None:
-        return None
-    name = request.operation.parameters[-1].name
-    return _BY_CODE[code](f"There is no {name} {request.parts[name]}.")
+    for name in (one.name for one in request.operation.parameters):
+        if (known := _BY_CODE.get(f"{name}_not_found")) is not None:
+            return known(f"There is no {name} {request.parts[name]}.")
+    return None
 
 
 def _own_headers(at: AgentAddress) -> dict[str, str]:

@@ -3,8 +3,8 @@
 import asyncio
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,17 +225,14 @@ async def _content(reader: Reader, length: int | None) -> AsyncIterator[bytes]:
 # What execd says is another's word.
 
 
-class _understood:  # noqa: N801 - reads as the context manager that it is
+@contextmanager
+def _understood() -> Iterator[None]:
     """Turn an answer that lacks what it must have into an error that says so."""
-
-    def __enter__(self) -> None:
-        """Begin to read."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """End reading."""
-        if isinstance(error, KeyError | TypeError | ValueError | OverflowError | ProtocolError):
-            reason = "What came from the workspace is not of the form it must have."
-            raise RequestError("agent_unavailable", reason) from error
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, ProtocolError) as error:
+        reason = "What came from the workspace is not of the form it must have."
+        raise RequestError("agent_unavailable", reason) from error
 
 
 def _entry(said: Any, parent: str) -> FileEntry:

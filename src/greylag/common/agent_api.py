@@ -668,7 +668,6 @@ class Operation(Generic[_AnswerShape]):
         answer: the shape of a success: a dataclass, ``str`` for text, ``bytes`` for a file,
             ``NoneType`` for nothing.
         status: the HTTP status of a success.
-        missing: the code of a 404 to which the agent gives no code of its own.
         query: the query's members that are passed on; others are dropped.
         body: the shape of the request's body, if it takes one; ``bytes`` for a file.
         body_limit: the most bytes of it.
@@ -686,7 +685,6 @@ class Operation(Generic[_AnswerShape]):
     tag: str
     answer: type[_AnswerShape]
     status: int = 200
-    missing: str | None = None
     query: tuple[Parameter, ...] = ()
     body: type[Any] | None = None
     body_limit: int = 64 * 1024
@@ -744,7 +742,6 @@ SHOW_SESSION = Operation(
     tag="sessions",
     answer=Session,
     kept=True,
-    missing="session_not_found",
 )
 RENAME_SESSION = Operation(
     name="rename_session",
@@ -754,7 +751,6 @@ RENAME_SESSION = Operation(
     tag="sessions",
     body=SessionName,
     answer=Session,
-    missing="session_not_found",
 )
 DELETE_SESSION = Operation(
     name="delete_session",
@@ -764,7 +760,6 @@ DELETE_SESSION = Operation(
     tag="sessions",
     answer=NoneType,
     status=204,
-    missing="session_not_found",
 )
 LIST_MESSAGES = Operation(
     name="list_messages",
@@ -775,7 +770,6 @@ LIST_MESSAGES = Operation(
     "that precedes it. Without, it is all.",
     tag="sessions",
     answer=History,
-    missing="session_not_found",
     query=(
         Parameter(
             "limit",
@@ -798,7 +792,6 @@ EXPORT_SESSION = Operation(
     text="The same as the history, as one text.",
     tag="sessions",
     answer=str,
-    missing="session_not_found",
     media=TEXT,
     answer_limit=256 * MEBIBYTE,
 )
@@ -809,7 +802,6 @@ LIST_TURNS = Operation(
     text="The session's newest turns, newest first, with the beginnings of their texts.",
     tag="sessions",
     answer=TurnList,
-    missing="session_not_found",
     query=(_limit("The most turns to list.", TURNS, MOST_TURNS),),
 )
 SHOW_TURN = Operation(
@@ -819,7 +811,6 @@ SHOW_TURN = Operation(
     text="One turn and how it stands.",
     tag="turns",
     answer=Turn,
-    missing="turn_not_found",
     # The answer is as long as the turn's journal may be, and each character six in JSON at most.
     answer_limit=512 * MEBIBYTE,
 )
@@ -911,7 +902,6 @@ CHANGE_SESSION_SETTING = Operation(
     tag="settings",
     body=NewSettingValue,
     answer=ChangedSetting,
-    missing="session_not_found",
 )
 LIST_MODELS = Operation(
     name="list_models",
@@ -1093,7 +1083,6 @@ END_TERMINAL = Operation(
     tag=TERMINALS,
     answer=NoneType,
     status=204,
-    missing="terminal_not_found",
 )
 
 LIST_PORTS = Operation(
@@ -1115,7 +1104,6 @@ TURN_CHANGES = Operation(
     "its states are not kept (any longer).",
     tag="changes",
     answer=Changes,
-    missing="turn_not_found",
     silence=_LONG_COMPARISON,
 )
 TURN_DIFF = Operation(
@@ -1125,7 +1113,6 @@ TURN_DIFF = Operation(
     text="A unified diff of one path of the turn's changes.",
     tag="changes",
     answer=FileDiff,
-    missing="turn_not_found",
     query=(_FILE_QUERY,),
     silence=_LONG_COMPARISON,
 )
@@ -1142,7 +1129,6 @@ UNDO_TURN = Operation(
     "be cut there; nothing is changed then.",
     tag="changes",
     answer=Undone,
-    missing="turn_not_found",
     body=UndoWish,
     body_limit=MEBIBYTE,
     seconds=LONGEST_TRANSFER,

@@ -120,7 +120,7 @@ class Informers:
     @property
     def live(self) -> bool:
         """Whether the caches say what is true now; if not, what they hold or lack is no proof."""
-        return self._answers.is_set() and all(one.live for one in self._by_kind.values())
+        return self._answers.is_set() and all(one.live.is_set() for one in self._by_kind.values())
 
     @property
     def problem(self) -> str:
@@ -149,7 +149,7 @@ class Informers:
             async with asyncio.timeout(within):
                 await self._answers.wait()
                 for one in self._by_kind.values():
-                    await one.synced()
+                    await one.synced.wait()
         except TimeoutError as error:
             raise self.trouble from error
 
@@ -163,7 +163,7 @@ class Informers:
                 while not self.live:
                     await self._answers.wait()
                     for one in self._by_kind.values():
-                        await one.alive()
+                        await one.live.wait()
         return self.live
 
     def subscribe(self, callback: Callable[[Change], None]) -> None:
@@ -207,7 +207,9 @@ class Informers:
 class Informer:
     """All objects of one kind that are ours, in all namespaces.
 
-    ``cache`` is what is known; it says what is true now only while ``live``.
+    Attributes:
+        cache: what is known; it says what is true now only while ``live``.
+        synced: set once all that was there at the beginning is known, and the watch has begun.
     """
 
     def __init__(self, api: Api, kind: str, tell: Callable[[Change], None]) -> None:
@@ -216,27 +218,14 @@ class Informer:
         self._tell = tell
         self._cache: dict[ObjectKey, Object] = {}
         self.cache: Mapping[ObjectKey, Object] = MappingProxyType(self._cache)
-        self._live = asyncio.Event()
+        self.live = asyncio.Event()
+        self.synced = asyncio.Event()
         self.problem = "The watch has not begun."
         self.refusal: ApiError | None = None
         """That the API server does not let us watch, if that is why it is not live."""
         self._version: str | None = None
         self._stream: WatchStream | None = None
-        self._synced = asyncio.Event()
         self._moved = asyncio.Event()
-
-    @property
-    def live(self) -> bool:
-        """Whether the cache says what is true now."""
-        return self._live.is_set()
-
-    async def alive(self) -> None:
-        """Return when it is live."""
-        await self._live.wait()
-
-    async def synced(self) -> None:
-        """Return when all that was there at the beginning is known, and the watch has begun."""
-        await self._synced.wait()
 
     async def reached(self, resource_version: str, within: float) -> bool:
         """Wait until the cache knows a write that returned ``resource_version``; tell if it does.
@@ -282,14 +271,14 @@ class Informer:
             silence=SILENCE,
         ) as stream:
             self._stream, self.problem, self.refusal = stream, "", None
-            self._live.set()
-            self._synced.set()
+            self.live.set()
+            self.synced.set()
             try:
                 async for event, thing in stream:
                     self._take(event, thing)
             finally:
                 # Also after an end in good order: the next watch may be long in coming.
-                self._live.clear()
+                self.live.clear()
                 self._stream = None
 
     async def _list(self) -> None:
