@@ -21,7 +21,7 @@ from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
 from greylag.common.concurrent import beside
-from greylag.execd.files import CODES, plain, shown
+from greylag.execd.files import CODES, entry_path, plain, shown
 from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
 _QUICK_SECONDS = 20.0
@@ -100,7 +100,11 @@ class WorkspaceFiles:
             found = said["matches"]
             if not isinstance(found, list) or len(found) > most:
                 raise ProtocolError("matches are none")
-            return FileMatches([_match(one) for one in found], said["whole"] is True)
+            matches = [
+                FileMatch(_text(one["path"]), _whole(one["line"]), _text(one["text"]))
+                for one in found
+            ]
+            return FileMatches(matches, said["whole"] is True)
 
     @asynccontextmanager
     async def read(
@@ -241,7 +245,7 @@ def _entry(said: Any, parent: str) -> FileEntry:
     if kind not in _KINDS or not _TAG.fullmatch(tag) or "/" in name:
         raise ProtocolError("an entry is none")
     return FileEntry(
-        path=_joined(parent, name),
+        path=entry_path(parent, name) if name else parent,
         name=name,
         kind=kind,
         size=_whole(said["size"]),
@@ -251,10 +255,6 @@ def _entry(said: Any, parent: str) -> FileEntry:
         media_type=mimetypes.guess_type(name)[0] if kind == "file" else None,
         etag=f'"{tag}"',
     )
-
-
-def _match(said: Any) -> FileMatch:
-    return FileMatch(_text(said["path"]), _whole(said["line"]), _text(said["text"]))
 
 
 def _text(said: Any) -> str:
@@ -281,7 +281,3 @@ def _clean(path: str) -> str:
 
 def _parent(path: str) -> str:
     return "/".join(_parts(path)[:-1])
-
-
-def _joined(parent: str, name: str) -> str:
-    return f"{parent}/{name}" if parent and name else parent or name

@@ -64,7 +64,8 @@ class TerminalRoutes:
             return
         async with _open(socket):
             with terminal.attached() as reader:
-                await _tell(socket, attached=_facts(terminal, reader))
+                size = {"rows": terminal.rows, "columns": terminal.columns}
+                await _tell(socket, attached={**size, "replay": reader.replay})
                 await until_one_ends(
                     output=_show(socket, terminal, reader), input=_type(socket, terminal)
                 )
@@ -91,7 +92,8 @@ class TerminalRoutes:
             raise invalid("The first message must say what to run.") from error
         asked = _object(came["run"], "argv", "folder", "terminal")
         argv, folder, size = (asked.get(one) for one in ("argv", "folder", "terminal"))
-        if not isinstance(argv, list) or not argv or not all(map(_is_argument, argv)):
+        texts = isinstance(argv, list) and all(isinstance(one, str) for one in argv)
+        if not texts or not argv or any("\0" in one for one in argv):
             raise invalid("argv must be a list of texts, the program first.")
         if not isinstance(folder or "", str):
             raise invalid("folder must be a text.")
@@ -122,10 +124,6 @@ async def _tell(socket: WebSocket, **message: Any) -> None:
 
 
 # A terminal.
-
-
-def _facts(terminal: RunningTerminal, reader: TerminalReader) -> dict[str, int]:
-    return {"rows": terminal.rows, "columns": terminal.columns, "replay": reader.replay}
 
 
 async def _show(socket: WebSocket, terminal: RunningTerminal, reader: TerminalReader) -> None:
@@ -217,7 +215,3 @@ def _side(value: object) -> int:
     if isinstance(value, int | float) and value is not True and value in _SIDES:
         return int(value)
     raise invalid(f"rows and columns must be whole numbers from 1 to {agent_api.MOST_SIZE}.")
-
-
-def _is_argument(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value

@@ -328,7 +328,9 @@ def _entry(said: Any, began: int) -> tuple[str, Seen]:
         _check_name(name)
     match kind, rest:
         case "f", [mode, size, *numbers]:
-            status = FileStatus(_whole(size), *(_number(number) for number in numbers))
+            # A time may lie before 1970; the last is the number of an inode.
+            signed = (whole_number(number, _MOST_NUMBER, -_MOST_NUMBER) for number in numbers)
+            status = FileStatus(_whole(size), *signed)
             # The clock of changes goes in steps: within one, another change would not show.
             settled = status.changed < began - _STEP_OF_CLOCK
             return name, Seen("f", _whole(mode) & 0o7777, None, status, settled)
@@ -361,8 +363,3 @@ def _reason(said: str) -> str:
 
 def _whole(said: Any) -> int:
     return whole_number(said, _MOST_NUMBER)
-
-
-def _number(said: Any) -> int:
-    """Return a time, which may lie before 1970, or the number of an inode."""
-    return whole_number(said, _MOST_NUMBER, -_MOST_NUMBER)

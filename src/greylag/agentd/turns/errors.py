@@ -121,7 +121,8 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
         return TurnError(EMPTY_RESPONSE, text)
     if text.startswith(_GENERAL):
         reason = _without_advice(text.removeprefix(_GENERAL))
-        return TurnError(_code_of(reason), reason)
+        known = (code for start, code in _CODES if reason.startswith(start))
+        return TurnError(next(known, "model_failed"), reason)
     return None
 
 
@@ -149,10 +150,6 @@ def _code_for_status(status: int | None) -> str:
             return "model_unavailable"
         case _:
             return "model_failed"
-
-
-def _code_of(reason: str) -> str:
-    return next((code for start, code in _CODES if reason.startswith(start)), "model_failed")
 
 
 def _without_advice(text: str) -> str:

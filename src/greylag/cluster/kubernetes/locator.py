@@ -308,7 +308,8 @@ class ServiceProxy:
         self._address = f"http://127.0.0.1:{port}"
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
-        relay = self._relay_socket if _wants_socket(request) else self._relay_request
+        for_socket = request.headers.get("Upgrade", "").lower() == "websocket"
+        relay = self._relay_socket if for_socket else self._relay_request
         try:
             return await relay(request, request.app[_HTTP])
         except aiohttp.WSServerHandshakeError as error:
@@ -363,10 +364,6 @@ class ServiceProxy:
         if scheme.lower() == "bearer":
             headers[TOKEN_HEADER] = token.strip()
         return {**headers, **await self._connection.credentials.headers()}
-
-
-def _wants_socket(request: web.Request) -> bool:
-    return request.headers.get("Upgrade", "").lower() == "websocket"
 
 
 async def _joined(

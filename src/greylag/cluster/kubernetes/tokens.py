@@ -70,17 +70,16 @@ def token_of(secret: Object | None) -> str:
     """Return the token of an environment from its Secret; ``ClusterError`` when it has none."""
     encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
     try:
-        return base64.b64decode(encoded or "", validate=True).decode() or _no_token()
+        token = base64.b64decode(encoded or "", validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise ClusterError("The environment's token cannot be read.") from error
-
-
-def _no_token() -> str:
-    raise ClusterError(
-        "The environment's Secret with its token is missing.",
-        code="environment_drifted",
-        hint="Deactivate and activate the project, which makes it anew.",
-    )
+    if not token:
+        raise ClusterError(
+            "The environment's Secret with its token is missing.",
+            code="environment_drifted",
+            hint="Deactivate and activate the project, which makes it anew.",
+        )
+    return token
 
 
 def _hmac(key: bytes, text: str) -> bytes:
