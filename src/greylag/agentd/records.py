@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -353,15 +353,9 @@ class TurnRecords:
                 return StartedTurn("busy", busy[0])
             sql.execute(
                 "INSERT INTO turns (turn_id, session_id, message_id, message, status, started_at, "
-                "author) VALUES (?, ?, ?, ?, 'running', ?, ?)",
-                (
-                    turn.turn_id,
-                    turn.session_id,
-                    turn.message_id,
-                    turn.message,
-                    turn.started_at,
-                    turn.author,
-                ),
+                "author) VALUES (:turn_id, :session_id, :message_id, :message, 'running', "
+                ":started_at, :author)",
+                asdict(turn),
             )
             touch(sql, turn.session_id, turn.started_at)
             return StartedTurn("new", turn)

@@ -20,7 +20,7 @@ from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import agent_api, sse
 from greylag.common.git import CAUSES
-from greylag.common.typed import parse_json
+from greylag.common.typed import is_encodable, parse_json
 
 # A character may be written as six (\uXXXX) in JSON, and there is a little around the message.
 _ESCAPED = 6
@@ -136,10 +136,8 @@ def text(body: dict[str, Any], name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise invalid(f"{name} must be text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise invalid(f"{name} holds half of a Unicode character.") from error
+    if not is_encodable(value):
+        raise invalid(f"{name} holds half of a Unicode character.")
     return value
 
 
