@@ -83,9 +83,9 @@ def test_no_byte_is_lost_and_what_is_forwarded_ends_with_a_frame(
         whole = splitter.feed_whole(chunk)
         assert not whole or whole.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
         sent += whole
-        assert splitter.pending <= len(stream)
+        assert len(splitter._rest) <= len(stream)
     assert stream.startswith(sent)
-    assert splitter.pending == len(stream) - len(sent)
+    assert len(splitter._rest) == len(stream) - len(sent)
 
 
 @settings(deadline=None)

@@ -378,7 +378,8 @@ class HttpAgents:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise AgentUnreachableError("The agent does not answer.") from error
         try:
-            yield sockets.Peer(opened, _socket_broken)
+            broken = partial(AgentUnreachableError, "The connection to the agent broke.")
+            yield sockets.Peer(opened, broken)
         finally:
             await opened.close()
 
@@ -569,10 +570,6 @@ def _port_answers() -> Iterator[None]:
         yield
     except forwarding.UnansweredError as error:
         raise RefusalError("What is to be shown does not answer.", "port_silent") from error
-
-
-def _socket_broken() -> GreylagError:
-    return AgentUnreachableError("The connection to the agent broke.")
 
 
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:

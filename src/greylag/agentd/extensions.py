@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from greylag.agentd.agent.extensions import CONFIGURED, DEFAULT_SECONDS
@@ -64,11 +64,31 @@ class ExtensionService:
             raise agent_failed(error, _NO_EXTENSIONS) from error
 
     def _shown(self, entry: dict[str, Any]) -> tuple[AgentExtension, str, dict[str, Any]]:
-        extension, key = _extension(entry)
-        state = self._agent.extension_state(key)
-        if not extension.enabled or state is None:
-            return extension, key, entry
-        return replace(extension, state=state.status, state_detail=state.detail), key, entry
+        extension: dict[str, Any] = entry["extension"]
+        server: dict[str, Any] = extension.get("server") or {}
+        kind = str(extension.get("type", ""))
+        if kind == "mcp":
+            kind = "streamable_http" if server.get("type") == "http" else "stdio"
+        name = str(extension.get("name") or server.get("name") or entry["configKey"])
+        key = str(entry.get("configKey") or re.sub(r"\s+", "", name).lower())
+        state = self._agent.extension_state(key) if entry["enabled"] else None
+        shown = AgentExtension(
+            name=name,
+            display_name=extension.get("display_name"),
+            type=kind,
+            extension_type=kind,  # the older page reads this name
+            enabled=bool(entry["enabled"]),
+            timeout=extension.get("timeout"),
+            cmd=server.get("command"),
+            args=list(server.get("args") or []),
+            uri=server.get("url"),
+            bundled=extension.get("bundled"),
+            description=extension.get("description"),
+            env_keys=list(extension.get("envKeys") or []),
+            state=None if state is None else state.status,
+            state_detail=None if state is None else state.detail,
+        )
+        return shown, key, entry
 
     async def _find(self, name: str) -> tuple[AgentExtension, str, dict[str, Any]]:
         """Return the extension of that name (or of that key of goose's), its key and entry."""
@@ -127,30 +147,6 @@ class ExtensionService:
             await self._agent.call(method, params)
         except AgentError as error:
             raise agent_failed(error, _NO_EXTENSIONS) from error
-
-
-def _extension(entry: dict[str, Any]) -> tuple[AgentExtension, str]:
-    extension: dict[str, Any] = entry["extension"]
-    server: dict[str, Any] = extension.get("server") or {}
-    kind = str(extension.get("type", ""))
-    if kind == "mcp":
-        kind = "streamable_http" if server.get("type") == "http" else "stdio"
-    name = str(extension.get("name") or server.get("name") or entry["configKey"])
-    shown = AgentExtension(
-        name=name,
-        display_name=extension.get("display_name"),
-        type=kind,
-        extension_type=kind,  # the older page reads this name
-        enabled=bool(entry["enabled"]),
-        timeout=extension.get("timeout"),
-        cmd=server.get("command"),
-        args=list(server.get("args") or []),
-        uri=server.get("url"),
-        bundled=extension.get("bundled"),
-        description=extension.get("description"),
-        env_keys=list(extension.get("envKeys") or []),
-    )
-    return shown, str(entry.get("configKey") or re.sub(r"\s+", "", name).lower())
 
 
 def extension_definition(body: dict[str, Any]) -> ExtensionDefinition:

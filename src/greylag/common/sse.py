@@ -69,11 +69,6 @@ class FrameSplitter:
         self._rest = bytearray()
         self._limit = limit
 
-    @property
-    def pending(self) -> int:
-        """How many bytes of an unfinished frame are held."""
-        return len(self._rest)
-
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Take ``chunk`` and yield each frame that it completes, with its closing blank line."""
         whole = self.feed_whole(chunk)

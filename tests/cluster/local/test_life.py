@@ -371,7 +371,7 @@ async def test_a_port_that_a_tool_has_forged_does_no_harm(tmp_path: Path) -> Non
     async with open_local(tmp_path) as cluster:
         await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
-        listening = folder_of(tmp_path, PROJECT).listening
+        listening = folder_of(tmp_path, PROJECT).volume / "state/listening.json"
         deep = "[" * 4096
         for forged in ("[]", '{"port": true}', '{"port": 70000}', '{"port": "1"}', "{", "", deep):
             listening.write_text(forged)
@@ -385,7 +385,8 @@ async def test_a_port_that_is_nested_too_deep_to_be_read_keeps_no_stop_off(tmp_p
     async with open_local(tmp_path) as cluster:
         await cluster.start(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.READY)
-        folder_of(tmp_path, PROJECT).listening.write_text("[" * 4096)
+        listening = folder_of(tmp_path, PROJECT).volume / "state/listening.json"
+        listening.write_text("[" * 4096)
         await cluster.stop(PROJECT.environment)
         await reaches(cluster, PROJECT, Observed.STOPPED)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
-from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
+from greylag.cluster.local.folders import NAME, SETTINGS, EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.removal import empty_removed
 from greylag.cluster.local.sandbox import (
@@ -111,7 +111,7 @@ class LocalCluster:
             self._observed[environment.ref] = seen
         if seen.state is not Observed.READY:
             return seen
-        started = await self._threads.run(handle.folder.read_settings)
+        started = await self._threads.run(lambda: handle.folder.noted(SETTINGS))
         return replace(seen, outdated=None if started == self._settings else self._settings)
 
     async def prepare(self, environment: Environment) -> None:
@@ -241,7 +241,7 @@ def _told(folder: Folder, record: EnvironmentRecord) -> FoundEnvironment:
         ),
         record_id=fence.record_id if fence else None,
         claim=fence.number if fence else 0,
-        name=folder.read_name(),
+        name=folder.noted(NAME),
         wanted=record.phase is Phase.RUNNING,
     )
 

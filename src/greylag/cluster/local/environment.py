@@ -19,7 +19,7 @@ from pathlib import Path
 
 from greylag import __version__
 from greylag.cluster.local import launch
-from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
+from greylag.cluster.local.folders import SETTINGS, EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.logfile import rotate
 from greylag.cluster.local.processes import (
     MARK,
@@ -290,7 +290,7 @@ class Spawner:
             OSError: the system starts no more processes, or the disk is full.
         """
         rotate(folder.log)
-        folder.note_settings(self.settings)
+        folder.note(SETTINGS, self.settings)
         self.sandbox.write(folder.seccomp)
         for_child, ours = os.pipe()
         # The launcher waits for leave: a byte in the pipe, or its end when we refuse or are killed.

@@ -32,7 +32,8 @@ _STATE = "state"
 _LISTENING = "listening.json"
 _LISTENING_BYTES = 4096
 _LOCKS = ".locks"
-_NAME, _SETTINGS = "name", "settings"
+NAME, SETTINGS = "name", "settings"
+"""Notes beside the record: the project's name, and with which settings it was started."""
 _LOCK_SECONDS = 10.0
 _FENCE_BYTES = 4096
 _LOCK_POLL_SECONDS = 0.01
@@ -110,11 +111,6 @@ class Folder:
         """The filter of system calls for its sandbox."""
         return self.path / "seccomp"
 
-    @property
-    def listening(self) -> Path:
-        """Where agentd writes its port once it listens. See ``read_listening``."""
-        return self.volume / _STATE / _LISTENING
-
     @classmethod
     def of(cls, root: Path, names: EnvironmentNames) -> Self:
         """Return the folder for ``names``.
@@ -160,25 +156,15 @@ class Folder:
 
     def note_name(self, name: str) -> None:
         """Write the project's name, for whoever finds the environment without its record."""
-        if name and name != self.read_name():
-            self._note(_NAME, name)
+        if name and name != self.noted(NAME):
+            self.note(NAME, name)
 
-    def read_name(self) -> str:
-        """Return the project's name, empty where it was never written."""
-        return self._noted(_NAME)
-
-    def note_settings(self, digest: str) -> None:
-        """Write with which settings the environment is started."""
-        self._note(_SETTINGS, digest)
-
-    def read_settings(self) -> str:
-        """Return with which settings it was started, empty where that was never written."""
-        return self._noted(_SETTINGS)
-
-    def _note(self, kind: str, text: str) -> None:
+    def note(self, kind: str, text: str) -> None:
+        """Write a note of a kind: ``NAME``, or ``SETTINGS``."""
         (self.path / kind).write_text(text, "utf-8", "backslashreplace")
 
-    def _noted(self, kind: str) -> str:
+    def noted(self, kind: str) -> str:
+        """Return a note, empty where it was never written."""
         try:
             return (self.path / kind).read_text("utf-8", "replace")
         except OSError:
@@ -192,7 +178,7 @@ class Folder:
             return None
 
     def read_listening(self) -> bytes:
-        """Return the beginning of ``listening``.
+        """Return the beginning of the file in which agentd says where it listens.
 
         Without a sandbox tools can put a link or a pipe in its place, or in the place of the
         folder that it is in: no link is followed, and nothing is waited for.
@@ -206,7 +192,7 @@ class Folder:
                 return file.read(_LISTENING_BYTES) or b""
 
     def forget_listening(self) -> None:
-        """Remove ``listening``, which a former agentd may have left; follows no link either."""
+        """Remove that file, which a former agentd may have left; follows no link either."""
         with suppress(FileNotFoundError, NotADirectoryError), self._state() as state:
             os.unlink(_LISTENING, dir_fd=state)
 
