@@ -209,21 +209,16 @@ async def _content(reader: Reader, length: int | None) -> AsyncIterator[bytes]:
         ProtocolError, ExecutionRefusedError: it has no such end, or not ``length`` bytes.
     """
     left = length
-    while (came := await read_frame(reader)) is not None:
-        kind, body = came
-        if kind is FrameKind.JSON:
-            agreed(came)
-            if left:
-                break
-            return
-        if kind is not FrameKind.STDOUT:
-            raise ProtocolError(f"{kind.name} has no place here")
+    while (came := await read_frame(reader)) and came[0] is FrameKind.STDOUT:
         if left is not None:
-            left -= len(body)
+            left -= len(came[1])
             if left < 0:
                 raise ProtocolError("there is more content than was asked for")
-        yield body
-    raise ProtocolError("the content broke off")
+        yield came[1]
+    if came is not None:
+        agreed(came)
+    if came is None or left:
+        raise ProtocolError("the content broke off")
 
 
 # What execd says is another's word.

@@ -42,7 +42,6 @@ from greylag.execd.protocol import (
     Writer,
     json_frame,
     read_frame,
-    read_object,
 )
 from greylag.execd.snapshots import FILE_HEAD, MOST_KEPT, RECORD, SENT, UNREADABLE
 
@@ -102,16 +101,11 @@ class Capture:
         asked = self._asked("list")
         async with asked as (reader, writer), asyncio.timeout(_LIST_SECONDS):
             await send_content(writer, _as_many(self._store.kept()))
-            while True:
-                kind, body = _there(await read_frame(reader))
-                if kind is FrameKind.JSON:
-                    break
-                if kind is not FrameKind.STDOUT:
-                    raise ProtocolError(f"{kind.name} has no place here")
-                data += body
+            while (came := await read_frame(reader)) and came[0] is FrameKind.STDOUT:
+                data += came[1]
                 if len(data) > _MOST_LISTED:
                     raise _too_many()
-            began = agreed((kind, body))["began"]
+            began = agreed(came)["began"]
             return await asyncio.to_thread(_records, data), _whole(began)
 
     async def _read(self, batch: Mapping[str, Seen]) -> None:
@@ -122,7 +116,7 @@ class Capture:
             for seen in batch.values():
                 await self._read_one(stream, keeping, seen)
             await keeping.flush()
-            agreed(_there(await stream.frame()))
+            agreed(await stream.frame())
 
     async def _read_one(self, stream: "_ContentStream", keeping: "_Keeping", seen: Seen) -> None:
         how, size = FILE_HEAD.unpack(await stream.exactly(FILE_HEAD.size))
@@ -153,7 +147,7 @@ class Capture:
                 if step.do == "file":
                     await send_content(writer, self._content(step.pieces), _STEP_SECONDS)
                 async with asyncio.timeout(_STEP_SECONDS):
-                    said = agreed(_there(await read_frame(reader)))
+                    said = agreed(await read_frame(reader))
                 if said["code"] is not None:
                     refused.setdefault(step.path, str(said["code"])[:100])
         return refused
@@ -198,10 +192,11 @@ class _ContentStream:
 
     async def exactly(self, length: int) -> bytes:
         while len(self._data) < length:
-            kind, body = _there(await self.frame())
-            if kind is not FrameKind.STDOUT:
-                raise ProtocolError(f"{kind.name} has no place here")
-            self._data += body
+            came = await self.frame()
+            if came is None or came[0] is not FrameKind.STDOUT:
+                agreed(came)  # a refusal says more
+                raise ProtocolError("the content ended too early")
+            self._data += came[1]
         found = bytes(self._data[:length])
         del self._data[:length]
         return found
@@ -258,14 +253,6 @@ def _batches(plan: Plan) -> Iterator[dict[str, Seen]]:
             batch, size = {}, 0
     if batch:
         yield batch
-
-
-def _there(came: tuple[FrameKind, bytes] | None) -> tuple[FrameKind, bytes]:
-    if came is None:
-        raise ProtocolError("the connection ended too early")
-    if came[0] is FrameKind.JSON and read_object(came[1]).get("ok") is not True:
-        agreed(came)
-    return came
 
 
 # What a list must be.
