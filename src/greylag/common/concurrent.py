@@ -1,4 +1,4 @@
-"""What goes on at once, until the first of it ends, and what is not broken off."""
+"""What goes on at once, beside a block or until one of it ends, and what is not broken off."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
