@@ -15,7 +15,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from greylag.common.sqlite import NewerFileError, SqlThread, migrate, transaction
+from greylag.common.sqlite import NewerFileError, SqlThread, migrate
 
 _HEADING = 80  # characters
 
@@ -201,12 +201,7 @@ class Records:
 
     async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run ``work`` in the file's thread, inside one transaction, and return its result."""
-
-        def transacted(sql: sqlite3.Connection) -> _T:
-            with transaction(sql, "BEGIN"):
-                return work(sql)
-
-        return await self._thread.run(transacted)
+        return await self._thread.transact(work)
 
     async def execute(self, statement: str, *values: str | float | None) -> list[sqlite3.Row]:
         """Run one statement with ``values`` bound to its marks, and return its rows."""

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSSLError
+    from aiohttp import ClientResponse, ClientSSLError, StreamReader
     from aiohttp.web import Application, Request, StreamResponse
 
 HOP_BY_HOP = frozenset(
@@ -147,15 +147,7 @@ def bears(authorization: str, token: str) -> bool:
     return hmac.compare_digest(given, f"Bearer {token}".encode())
 
 
-class ExactReader(Protocol):
-    """A stream of asyncio's or aiohttp's."""
-
-    async def readexactly(self, n: int, /) -> bytes:
-        """Return so many bytes; ``IncompleteReadError`` has what there is at the end."""
-        ...
-
-
-async def beginning(stream: ExactReader, most: int) -> bytes:
+async def beginning(stream: "asyncio.StreamReader | StreamReader", most: int) -> bytes:
     """Return all that a stream says to its end, or the first ``most`` bytes of it."""
     try:
         return await stream.readexactly(most)

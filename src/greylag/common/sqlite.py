@@ -162,6 +162,15 @@ class SqlThread:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._work, work)
 
+    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``work`` returns, done in one transaction; as ``run``."""
+
+        def transacted(sql: sqlite3.Connection) -> T:
+            with transaction(sql, "BEGIN"):
+                return work(sql)
+
+        return await self.run(transacted)
+
     async def close(self) -> None:
         """Close the connection after all work that came before. A second call does nothing."""
         if self._closed:

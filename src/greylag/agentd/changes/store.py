@@ -125,13 +125,8 @@ class SnapshotStore:
 
         It finds all that ``run`` has written before the call.
         """
-
-        def transacted(sql: sqlite3.Connection) -> T:
-            with transaction(sql, "BEGIN"):
-                return work(sql)
-
         await self._opened()
-        return await self._reading.run(transacted)
+        return await self._reading.transact(work)
 
     async def _opened(self) -> None:
         async with self._opening:

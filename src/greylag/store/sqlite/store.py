@@ -438,11 +438,7 @@ class SqliteStore(ProjectStore):
             self._hub.fail(error)
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def run(sql: sqlite3.Connection) -> T:
-            with transaction(sql, "BEGIN"):
-                return work(sql)
-
-        return await self._reader.run(run)
+        return await self._reader.transact(work)
 
     async def _write(self, work: Callable[[Write], T], audit: AuditEvent | None = None) -> T:
         """Do ``work`` in one transaction, with the entry of ``audit`` if it changes something."""
