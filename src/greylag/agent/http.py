@@ -28,6 +28,7 @@ from greylag.common.agent_api import (
     Socket,
     Turn,
 )
+from greylag.common.concurrent import beside
 from greylag.common.git import CAUSES, SETUP, CloneState, GitSetup
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import (
@@ -122,8 +123,8 @@ _COMPLETE = b'"type":"complete"'
 _LAST_FRAME = 4096
 
 
-@contextmanager
-def silence_watched(response: aiohttp.ClientResponse) -> Iterator[asyncio.Event]:
+@asynccontextmanager
+async def silence_watched(response: aiohttp.ClientResponse) -> AsyncIterator[asyncio.Event]:
     """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most.
 
     The reader sets the event that it gets for all that it hears.
@@ -137,11 +138,8 @@ def silence_watched(response: aiohttp.ClientResponse) -> Iterator[asyncio.Event]
             await asyncio.sleep(SILENCE_SECONDS)
         response.close()  # whoever reads gets an error
 
-    looking = asyncio.create_task(look(), name="silence")
-    try:
+    async with beside(look(), "silence"):
         yield heard
-    finally:
-        looking.cancel()
 
 
 async def whole_frames(
@@ -450,7 +448,7 @@ class HttpAgents:
                 raise TurnOverError("Nothing follows that event: the turn is over.")
             if response.status != 200:  # noqa: PLR2004 - HTTP's OK
                 raise AgentFailedError("The agent's stream is not one of events.")
-            with silence_watched(response) as heard:
+            async with silence_watched(response) as heard:
                 yield whole_frames(response, heard)
 
     async def cancel_turn(self, at: AgentAddress, turn_id: str) -> Turn:
