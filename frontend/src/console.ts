@@ -413,7 +413,7 @@ class Console {
   }
 
   #shows({ turn_id, message_id }: Pick<TurnState, "turn_id" | "message_id">): boolean {
-    const known = `[data-turn="${CSS.escape(turn_id)}"], [data-message-id="${CSS.escape(message_id)}"]`;
+    const known = `:is([data-turn="${CSS.escape(turn_id)}"], [data-message-id="${CSS.escape(message_id)}"]):not([data-kept])`;
     return this.#others.isComing(turn_id) || this.#stream?.pending.messageId === message_id || this.#conversation.querySelector(known) !== null;
   }
 

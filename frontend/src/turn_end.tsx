@@ -30,8 +30,9 @@ export function showTurnEnd(article: HTMLElement, ends: TurnEnds): void {
     article.append(place);
   }
   const known: TurnChanges | null = JSON.parse(changes ?? "null");
+  const kept = "kept" in article.dataset;
   const answered = article.querySelector(".prose") !== null;
-  render(<TurnEnd ends={ends} turn={turn} answered={answered} failed={turnStatus === "error"} known={known} ask={changes === "null"} />, place);
+  render(<TurnEnd ends={ends} turn={turn} answered={answered} failed={turnStatus === "error"} known={known} ask={changes === "null" && !kept} kept={kept} />, place);
 }
 
 interface TurnEndProps {
@@ -41,9 +42,10 @@ interface TurnEndProps {
   failed: boolean;
   known: TurnChanges | null;
   ask: boolean; // what it changed was not known at its end
+  kept: boolean; // nobody can be asked: its environment sleeps
 }
 
-function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
+function TurnEnd({ ends, turn, answered, failed, known, ask, kept }: TurnEndProps) {
   const [changes, setChanges] = useState(known);
   const { said, say, attempt } = useAttempt(refusalOf);
   const { log, mayWrite } = ends;
@@ -63,6 +65,7 @@ function TurnEnd({ ends, turn, answered, failed, known, ask }: TurnEndProps) {
     say(copied ? "Copied." : "The browser does not let this page copy. Select the answer, and copy it yourself.");
   };
   const message = async () => (await log.turn(turn)).message;
+  if (kept) return changes !== null && changes.files > 0 ? <div class="turn-actions"><Summary changes={changes} /></div> : null;
   return (
     <>
       <div class="turn-actions" role="group" aria-label="This turn">

@@ -22,6 +22,7 @@ from greylag.archives import DATABASE, place_of, shell
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.audit_copy import AuditCopy
 from greylag.common.clock import SystemClock
+from greylag.common.concurrent import cancel_all
 from greylag.common.net import proxy_variables
 from greylag.common.sealing import Sealing
 from greylag.common.token_file import SECRET_KEY, ensure_token
@@ -45,7 +46,7 @@ from greylag.reconcile.worker import Worker
 from greylag.services.access import Gate
 from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
-from greylag.services.agents import Agents, Transcripts
+from greylag.services.agents import Agents
 from greylag.services.audit import Audit
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
@@ -56,6 +57,7 @@ from greylag.services.secrets import Secrets
 from greylag.services.shares import Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import DeviceLogins, Tokens
+from greylag.services.transcripts import Transcripts
 from greylag.services.use_cases import DEMONSTRATION, OPEN_TO_ALL, ModelInUse, Platform, UseCases
 from greylag.store.people import RecentPeople
 from greylag.store.sqlite.archive import is_there
@@ -224,9 +226,7 @@ async def assembled(
         try:
             yield greylag
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.wait(beside)
+            await cancel_all(beside)
             await greylag.use_cases.close()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ import pytest_asyncio
 from playwright.async_api import Route, expect
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.web.server import Site, site
+
+from greylag.common.agent_api import TurnChanges
+from greylag.domain.project import ProjectRef
+from greylag.domain.users import OPERATOR
 
 FROM_END = "one => one.scrollHeight - one.clientHeight - one.scrollTop"
 AT_END = "scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop < 2"
@@ -591,6 +596,49 @@ async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(
     assert before is not None
     assert after is not None
     assert abs(before["y"] - after["y"]) < 2
+
+
+async def test_the_steps_are_read_asleep_as_they_were_and_are_there_once_when_it_wakes(
+    running: Site, person: Person
+) -> None:
+    path = await running.project("steps", active=True)
+    page = person.page
+    await person.open_project(path)
+    thought = ("thinking", {"message": "Let me look."})
+    await told(person, thought, *shell("ls", result="a.txt\nCommand exited with code 3\n"))
+    await person.say("run: make")
+    await page.get_by_role("button", name="Decline").click()
+    await person.answered()
+    steps = page.locator(".turn .step")
+    await expect(steps).to_have_count(3)
+    awake = await steps.all_text_contents()
+    newest = page.locator(".turn").last
+    at = await running.house.use_cases.agents.address(OPERATOR, ProjectRef("ada", "steps"))
+    first, _ = running.house.gateway._at(at).runs.values()
+    first.turn = replace(first.turn, changes=TurnChanges(3, 48, 2))
+    await running.ask("POST", f"{path}/deactivate")
+    await page.reload()
+    await expect(page.locator("#kept-at")).to_be_visible()
+    await expect(newest.locator(".step")).to_have_count(1)  # as of an awake one, at once
+    await expect(steps).to_have_count(1)
+    await page.get_by_role("button", name="Show the steps").click()
+    await expect(steps).to_have_text(awake)
+    await steps.nth(1).locator("summary").click()
+    await expect(steps.nth(1)).to_contain_text("a.txt")
+    # It is only read: nobody is there who could be asked for more.
+    await expect(page.locator(".turn-line")).to_have_text(["3 files changed +48 \u22122", ""])
+    await expect(page.locator(".turn-line button")).to_have_count(0)
+    for name in ("Allow", "Decline"):
+        await expect(page.get_by_role("button", name=name)).to_have_count(0)
+    await expect(page.locator("#stop")).to_be_hidden()
+    await person.picture("conversation-asleep-steps")
+    await running.ask("POST", f"{path}/activate")
+    await expect(page.locator("[data-kept], #kept-at")).to_have_count(0)
+    await expect(page.locator(".turn")).to_have_count(2)
+    await expect(newest.locator(".step")).to_have_count(1)
+    await page.get_by_role("button", name="Show the steps").click()
+    await expect(steps).to_have_text(awake)
+    await expect(page.get_by_role("button", name="Edit and resend")).to_have_count(2)
 
 
 @needs_axe

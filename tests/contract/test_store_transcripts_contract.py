@@ -32,6 +32,14 @@ async def test_parts_are_kept_replaced_and_removed(store: ProjectStore) -> None:
     assert [await kept(store, part) for part in (LIST, ONE, OTHER)] == [None] * 3
 
 
+async def test_a_thousand_parts_are_kept_beside_each_other(store: ProjectStore) -> None:
+    held = await claimed(store)
+    names = [f"{ONE}/{number:0300}" for number in range(1000)]
+    await store.keep_transcript(held, dict.fromkeys(names[:20], b"steps"))
+    await store.keep_transcript(held, {LIST: b"list"}, only={LIST, *names[10:]})
+    assert [await kept(store, name) for name in names[8:12]] == [None, None, b"steps", b"steps"]
+
+
 async def test_a_copy_is_its_owners_and_its_projects(store: ProjectStore) -> None:
     held = await claimed(store)
     await claimed(store, 1, "second")

@@ -26,6 +26,9 @@ async def test_the_main_path_by_http(tmp_path: Path) -> None:
         status, project = await up.call("POST", f"{path}/deactivate")
         assert (status, project["status"], project["endpoint"]) == (200, "inactive", None)
         assert not up.processes()
+        told = [event for event in events if event.id is not None]
+        assert await up.rest_of(path, told[0].content["turn_id"]) == told  # read asleep
+        assert await up.status(path) == "inactive"
         events = await up.say(path, "[[tool cat kept.txt]] [[text still there]]")
         said = next(event.content for event in events if event.type == "tool_response")
         assert said["result"]["Ok"][0]["text"].startswith("kept")

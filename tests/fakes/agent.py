@@ -166,7 +166,11 @@ class _Environment:
     def counted(self, session: Session) -> Session:
         said = self.history(session).messages
         title = session.title or (said[0].content[:80] if said else "")
-        return replace(session, message_count=len(said), title=title)
+        moments = [
+            run.turn.ended_at or run.turn.started_at for run in self.runs_of(session.session_id)
+        ]
+        updated_at = max([session.updated_at, *moments])
+        return replace(session, message_count=len(said), title=title, updated_at=updated_at)
 
     def history(self, session: Session) -> History:
         said = list(_messages(self.runs_of(session.session_id)))

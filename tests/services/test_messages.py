@@ -59,7 +59,7 @@ async def test_who_resumes_a_turn_whose_environment_was_lost_is_told_why() -> No
                 await news.changed(5)
         with pytest.raises(NotActiveError, match=r"is activating, not active\. It was evicted\."):
             await house.ask(agent_api.LIST_SESSIONS)
-        opening = await house.use_cases.agents.stream_turn(OPERATOR, REF, "a-turn", None)
+        opening, _ = await house.use_cases.agents.stream_turn(OPERATOR, REF, "a-turn", None)
         async with opening as frames:
             assert b"It was evicted." in await anext(frames)
         assert project.error is not None
@@ -138,7 +138,7 @@ async def test_a_turn_waits_for_an_environment_that_is_started_again() -> None:
         with pytest.raises(NotActiveError) as refused:
             await house.ask(agent_api.LIST_SESSIONS)
         assert refused.value.info.hint == "It is being started: ask again in a moment."
-        opening = await house.use_cases.agents.stream_turn(OPERATOR, REF, turn, None)
+        opening, _ = await house.use_cases.agents.stream_turn(OPERATOR, REF, turn, None)
         async with opening as frames:
             first = await anext(frames)
             assert b'"type":"status"' in first

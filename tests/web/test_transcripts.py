@@ -1,6 +1,7 @@
 """Conversations that are read while their environment sleeps: by whom, and how that is marked."""
 
 import html
+import json
 import re
 from typing import Any
 
@@ -11,9 +12,12 @@ from tests.web.server import ADA, Site, served, settings
 from tests.web.test_audit import entries
 from tests.web.test_people_api import people_at_work
 
+from greylag.common import sse
 from greylag.common.agent_api import KEPT_AT
+from greylag.domain.errors import RefusalError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR
+from greylag.ports import AgentAddress
 from greylag.reconcile import transcripts
 from greylag.web.app import create_app
 
@@ -24,7 +28,15 @@ PAGE = NOTES.removeprefix("/api")
 
 async def get(running: Site, path: str, **options: Any) -> tuple[int, Any, str | None]:
     async with running.http.get(path, **options) as answer:
-        return answer.status, await answer.json(content_type=None), answer.headers.get(KEPT_AT)
+        text = await answer.text()
+        said = text if answer.content_type == sse.MEDIA_TYPE else json.loads(text or "null")
+        return answer.status, said, answer.headers.get(KEPT_AT)
+
+
+def turn_of(running: Site) -> str:
+    """Return the newest turn of the one environment that there is."""
+    (here,) = running.house.gateway._environments.values()
+    return [*here.runs][-1]
 
 
 async def talk(running: Site, *messages: str, session: str | None = None) -> str:
@@ -47,6 +59,9 @@ async def test_it_is_told_as_it_was_and_marked_as_a_copy(running: Site) -> None:
     await running.project(active=True)
     session = await talk(running, "one", "two", "three")
     places = ["/sessions", f"/sessions/{session}"] + [
+        f"/sessions/{session}/turns{query}" for query in ("", "?limit=1", "?limit=200")
+    ]
+    places += [
         f"/sessions/{session}/messages{query}"
         for query in ("", "?limit=1", "?limit=400", "?limit=2&before=3", "?limit=3&before=1")
     ]
@@ -69,7 +84,7 @@ async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent
     await running.project(active=True)
     session = await talk(running, "hello")
     await sleep(running)
-    for place in ("unknown", "unknown/messages", f"{session}/export", f"{session}/turns"):
+    for place in ("unknown", "unknown/messages", "unknown/turns", f"{session}/export"):
         status, told, mark = await get(running, f"{NOTES}/sessions/{place}")
         assert (status, told["code"], mark) == (409, "environment_not_active", None)
     for query in ("limit=0", "limit=401", "limit=-1", "limit=x", "limit=", "limit=1&before=0"):
@@ -85,10 +100,37 @@ async def test_what_is_not_kept_is_refused_as_ever_and_a_bad_page_as_by_an_agent
         assert (status, told["code"]) == (409, "environment_not_active")
 
 
+async def test_the_steps_are_told_as_while_it_was_awake_and_from_any_event_on(
+    running: Site,
+) -> None:
+    await running.project(active=True)
+    await talk(running, 'events: [["thinking", {"message": "id: \\n\\n"}], ["status", {}]]')
+    turn = turn_of(running)
+    places = [f"/turns/{turn}/events{after}" for after in ("", f"?after={turn}-0")]
+    awake = [await get(running, NOTES + place) for place in places]
+    assert [(status, kept_at) for status, _, kept_at in awake] == [(200, None)] * 2
+    await sleep(running)
+    asleep = [await get(running, NOTES + place) for place in places]
+    assert [one[:2] for one in asleep] == [one[:2] for one in awake]
+    assert all((kept_at or "").endswith("Z") for _, _, kept_at in asleep)
+    resumed = await get(running, NOTES + places[0], headers={"last-event-id": f"{turn}-2"})
+    assert resumed[1].startswith(f"id: {turn}-3\ndata: ")
+    last = {"last-event-id": f"{turn}-3"}
+    assert (await get(running, NOTES + places[0], headers=last))[0] == 204
+    for wrong in (f"{turn}-4", f"{turn}-", turn[1:] + "-0", "thinking"):
+        status, told, _ = await get(running, NOTES + places[0], headers={"last-event-id": wrong})
+        assert (status, told["code"]) == (422, "invalid_request")
+    status, told, mark = await get(running, f"{NOTES}/turns/unknown/events")
+    assert (status, told["code"], mark) == (409, "environment_not_active", None)
+    for place in (f"/turns/{turn}", f"/turns/{turn}/changes"):
+        assert (await get(running, NOTES + place))[0] == 409
+
+
 async def test_each_role_reads_it_as_while_it_is_awake() -> None:
     async with people_at_work() as (running, who):
         await running.ask("POST", f"{NOTES}/activate", headers=BEARER)
         session = await talk(running, "hello")
+        turn = turn_of(running)
         made = {"name": "reader", "scopes": ["projects:read"], "user": "ada"}
         _, narrow = await running.ask("POST", "/api/tokens", json=made, headers=BEARER)
         await running.ask("POST", f"{NOTES}/deactivate", headers=BEARER)
@@ -103,7 +145,14 @@ async def test_each_role_reads_it_as_while_it_is_awake() -> None:
             "nobody": ({}, 401),
         }
         for role, (headers, status) in wanted.items():
-            for place in ("sessions", f"sessions/{session}", f"sessions/{session}/messages"):
+            own = f"sessions/{session}"
+            for place in (
+                "sessions",
+                own,
+                f"{own}/messages",
+                f"{own}/turns",
+                f"turns/{turn}/events",
+            ):
                 found, _, mark = await get(running, f"{NOTES}/{place}", headers=headers)
                 assert (found, mark is not None) == (status, status == 200), (role, place)
         (read,) = await entries(running, action="agent.read", user="boss", result="done")
@@ -141,6 +190,37 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     assert "what was said before shows once it is active" in unknown
 
 
+async def test_a_page_offers_the_steps_of_those_turns_that_have_them(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project(active=True)
+    session = await talk(running, "fail: no key", "one")
+    first, second = [*next(iter(running.house.gateway._environments.values())).runs]
+    original = running.house.gateway.stream_turn
+
+    def failing(at: AgentAddress, turn_id: str, after: str | None) -> Any:
+        if turn_id == second:
+            raise RefusalError("Its events are gone.", "turn_not_found")
+        return original(at, turn_id, after)
+
+    monkeypatch.setattr(running.house.gateway, "stream_turn", failing)
+    await sleep(running)
+    page = await running.page(PAGE)
+    assert f'data-kept data-turn="{first}" data-turn-status="error"' in page
+    assert ("It ended in an error." in page, page.count("data-kept"), second in page) == (
+        True,
+        2,
+        False,
+    )
+    del running.house.store._tables.transcripts[REF][f"{session}/"]
+    page = await running.page(PAGE)
+    assert (page.count("data-kept"), "data-turn=" in page, "You said: one" in page) == (
+        2,
+        False,
+        True,
+    )
+
+
 async def test_a_page_says_what_a_copy_lacks(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +247,7 @@ async def test_switched_off_nothing_is_kept_or_shown() -> None:
         await talk(running, "hello")
         await sleep(running)
         assert (await get(running, f"{NOTES}/sessions"))[0] == 409
+        assert (await get(running, f"{NOTES}/turns/{turn_of(running)}/events"))[0] == 409
         page = await running.page(PAGE)
         assert "Sessions show while the project is awake" in page
         assert "as of" not in page

@@ -803,6 +803,7 @@ LIST_TURNS = Operation(
     tag="sessions",
     answer=TurnList,
     query=(_limit("The most turns to list.", TURNS, MOST_TURNS),),
+    kept=True,
 )
 SHOW_TURN = Operation(
     name="show_turn",

@@ -19,6 +19,7 @@ from greylag.common import agent_api
 from greylag.common.agent_api import TurnState
 from greylag.common.backoff import Pauses
 from greylag.common.clock import parse_rfc3339
+from greylag.common.concurrent import cancel_all
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import GreylagError
 from greylag.domain.project import Project, Status
@@ -149,10 +150,7 @@ class Activities:
         """Hear of nothing any more."""
         tasks = [one.task for one in self._watched.values() if one.task is not None]
         self._watched.clear()
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(tasks)
 
     async def _hear(self, watched: _Watched) -> None:
         pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)

@@ -1,41 +1,31 @@
 """What runs in a project's environment: its agent's API and turns, its log, and talking to it: a
 message wakes the environment if it sleeps, and is answered.
 
-While an environment cannot be asked, what was said there is told from the copy that workers keep.
+While an environment cannot be asked, what was said and done there is told from the copy that
+workers keep (`transcripts.py`).
 """
 
 import asyncio
-import json
 import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import KW_ONLY, asdict, dataclass
-from datetime import datetime
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from greylag.common import sse
 from greylag.common.agent_api import (
-    JSON,
-    KEPT_AT,
-    LIST_SESSIONS,
-    MOST_BEFORE,
-    MOST_MESSAGES,
-    SHOW_SESSION,
     TERMINALS,
     Decision,
     ForwardedAnswer,
     ForwardedRequest,
     ForwardedSocket,
-    History,
     OpenSocket,
     Operation,
-    SessionList,
     Socket,
     Turn,
 )
-from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.concurrent import merged
 from greylag.domain.audit import name_of
 from greylag.domain.errors import (
@@ -46,7 +36,7 @@ from greylag.domain.errors import (
     RefusalError,
 )
 from greylag.domain.project import Desired, Event, Project, ProjectRef, Status
-from greylag.domain.transcript import SESSIONS, KeptSession, Transcript, unpack, unpack_messages
+from greylag.domain.transcript import KeptSession
 from greylag.domain.users import Action, Principal
 from greylag.ports import (
     AgentAddress,
@@ -55,86 +45,14 @@ from greylag.ports import (
     AgentRequest,
     AgentStatus,
     Cluster,
-    TranscriptStore,
 )
 from greylag.services.projects import Projects
+from greylag.services.transcripts import Transcripts
 
 MAX_LOG_LINES = 10_000
 MAX_MESSAGE_ID_LENGTH = 128
 MESSAGE_ID_FORM = rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_MESSAGE_ID_LENGTH}}}$"
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Transcripts:
-    """Answers in an agent's place. Whoever asks may read the project's conversations."""
-
-    store: TranscriptStore
-
-    async def kept_at(self, project: Project, session_id: str) -> datetime | None:
-        """Return of when the copy of a session is, ``None`` where there is none."""
-        known = await self._known(project)
-        one = known and known.find(session_id)
-        return parse_rfc3339(one.copied_at) if one and one.copied_at else None
-
-    async def answer(self, project: Project, request: AgentRequest) -> AgentAnswer | None:
-        """Return what is kept of what is asked for, marked as a copy; ``None`` where that is
-        nothing, which does not mean that there is nothing.
-
-        Raises:
-            InvalidRequestError: no agent would take this query.
-        """
-        known = await self._known(project) if request.operation.kept else None
-        if known is None:
-            return None
-        if request.operation is LIST_SESSIONS:
-            sessions = [one.session for one in known.sessions]
-            return _copied(SessionList(sessions, known.total), rfc3339(known.kept_at))
-        one = known.find(request.parts["session"])
-        if one is None:
-            return None
-        if request.operation is SHOW_SESSION:
-            return _copied(one.session, rfc3339(known.kept_at))
-        return await self._messages(project, one, request.query)
-
-    async def _messages(
-        self, project: Project, one: KeptSession, query: Mapping[str, str]
-    ) -> AgentAnswer | None:
-        limit = _whole_number(query, "limit", MOST_MESSAGES)
-        before = _whole_number(query, "before", MOST_BEFORE)
-        part = await self._part(project, one.session.session_id)
-        if part is None or one.copied_at is None:
-            return None
-        said = await asyncio.to_thread(unpack_messages, part)
-        if limit is not None:
-            end = before or MOST_BEFORE
-            said = [message for message in said if message.message_index < end][-limit:]
-        history = History(one.session.session_id, list(said), one.session.message_count)
-        return _copied(history, one.copied_at)
-
-    async def _known(self, project: Project) -> Transcript | None:
-        return unpack(await self._part(project, SESSIONS))
-
-    async def _part(self, project: Project, part: str) -> bytes | None:
-        return await self.store.transcript(project.user_id, project.project_id, part)
-
-
-def _whole_number(query: Mapping[str, str], name: str, most: int) -> int | None:
-    """Return a number of a query as agents take it, ``None`` where it is not given."""
-    value = query.get(name)
-    if value is None:
-        return None
-    digits = value.isascii() and value.isdigit() and len(value) <= len(str(most))
-    if not digits or not 1 <= int(value) <= most:
-        raise InvalidRequestError(f"{name} must be a whole number from 1 to {most}.")
-    return int(value)
-
-
-def _copied(told: Any, kept_at: str) -> AgentAnswer:
-    async def body() -> AsyncIterator[bytes]:
-        yield json.dumps(asdict(told), ensure_ascii=False, separators=(",", ":")).encode()
-
-    return AgentAnswer(200, {"content-type": JSON, KEPT_AT: kept_at}, body())
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +136,14 @@ class Agents:
         )
         return _opened(answer, doing)
 
-    async def kept_at(
+    async def kept(
         self, principal: Principal, ref: ProjectRef, session_id: str
-    ) -> datetime | None:
-        """Return of when the copy is in which a session is read while nobody can be asked."""
+    ) -> KeptSession | None:
+        """Return what the copy has of a session that is read in it while nobody can be asked."""
         project = await self.projects.get(principal, ref, Action.AGENT_READ)
         if self.transcripts is None or project.status is Status.ACTIVE:
             return None
-        return await self.transcripts.kept_at(project, session_id)
+        return await self.transcripts.kept(project, session_id)
 
     async def socket(
         self, principal: Principal, ref: ProjectRef, socket: Socket, parts: Mapping[str, str]
@@ -296,17 +214,23 @@ class Agents:
 
     async def stream_turn(
         self, principal: Principal, ref: ProjectRef, turn_id: str, after: str | None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a turn's events again, as whole SSE frames, from the one after id ``after``.
+    ) -> tuple[AbstractAsyncContextManager[AsyncIterator[bytes]], str | None]:
+        """Open a turn's events again, as whole SSE frames, from the one after id ``after``; also
+        return of when the copy is that tells them of an environment that does not run.
 
-        An environment that is being started again is waited for, and ``status`` frames say so.
+        Where there is none, an environment that is being started again is waited for, and
+        ``status`` frames say so.
         """
         project = await self.projects.get(principal, ref, Action.AGENT_READ)
+        if self.transcripts is not None and project.status is not Status.ACTIVE:
+            copy = await self.transcripts.events(project, turn_id, after)
+            if copy is not None:
+                return copy
         if not _coming(project):
-            return self.gateway.stream_turn(await self.reach(project), turn_id, after)
+            return self.gateway.stream_turn(await self.reach(project), turn_id, after), None
         words = f"The environment of {project.name} is being started: the turn is shown then."
         answer = partial(self.gateway.stream_turn, turn_id=turn_id, after=after)
-        return nullcontext(self._once_awake(project, words + _why(project), answer))
+        return nullcontext(self._once_awake(project, words + _why(project), answer)), None
 
     async def _once_awake(
         self,

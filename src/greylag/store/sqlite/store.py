@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from greylag.common.concurrent import cancel_all
 from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
@@ -423,8 +424,7 @@ class SqliteStore(ProjectStore):
         """Finish what was begun and close the file; see the port."""
         task, self._following = self._following, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+            await cancel_all([task])
         await self._writer.close()
         await self._reader.close()
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import Header, Query, Response
 
-from greylag.common.agent_api import IN_PATHS, Turn
+from greylag.common.agent_api import IN_PATHS, KEPT_AT, Turn
 from greylag.domain.names import SEGMENT_FORM
 from greylag.domain.users import Action
 from greylag.services.agents import MAX_LOG_LINES, NewMessage
+from greylag.web.api.relay import COPIED
 from greylag.web.deps import PROJECT, ProjectCallDep, api_router, events, path_id, problems, text
 from greylag.web.schemas import AgentOut, ConfirmationIn, MessageIn
 
@@ -106,7 +107,7 @@ async def send_message(
     response_class=Response,
     responses={
         **_RESPONSES,
-        **_TURN_EVENTS,
+        200: {**_TURN_EVENTS[200], "headers": COPIED},
         204: {"description": "Nothing follows the event that was named: the turn is over."},
     },
 )
@@ -122,10 +123,16 @@ async def follow_turn(
 ) -> Any:
     """Every event of the turn after the one named, then each as it comes, until `complete`.
 
-    After `complete` there is nothing: 204, at which a standard EventSource stops.
+    After `complete` there is nothing: 204, at which a standard EventSource stops. While the
+    environment does not run, turns that had ended are told from a copy, where it has them.
     """
-    opening = await call.use_cases.agents.stream_turn(*call.at, turn, last_event_id or after)
-    return call.streams.events(call.ref, opening, Action.AGENT_READ)
+    opening, kept_at = await call.use_cases.agents.stream_turn(
+        *call.at, turn, last_event_id or after
+    )
+    answer = call.streams.events(call.ref, opening, Action.AGENT_READ)
+    if kept_at is not None:
+        answer.headers[KEPT_AT] = kept_at
+    return answer
 
 
 @turns_router.post(f"{TURN}/cancel", summary="Cancel a turn", responses=_RESPONSES)

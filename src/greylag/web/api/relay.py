@@ -184,7 +184,7 @@ def _is(operation: Operation[Any], where: re.Pattern[str], method: str, path: st
 
 
 _FILE = {"type": "string", "format": "binary"}
-_COPIED = {
+COPIED = {
     agent_api.KEPT_AT: {
         "description": "Only while the environment does not run: the answer is from a copy that "
         "is kept of its conversations, as they were then (RFC 3339). Without a copy it is a 409.",
@@ -226,7 +226,7 @@ def _responses(operation: Operation[Any]) -> Responses:
     statuses += [410] if operation.tag == "changes" else []
     refused = problems(*statuses)
     if operation.kept:
-        return {**refused, operation.status: {"description": operation.text, "headers": _COPIED}}
+        return {**refused, operation.status: {"description": operation.text, "headers": COPIED}}
     if operation.answer is NoneType:
         return {**refused, operation.status: {"description": "It is done."}}
     if operation.answer in {str, bytes}:

@@ -16,9 +16,11 @@ from starlette.responses import Response
 
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import MOST_BEFORE, AgentSetting, ChatMessage, Session, Turn
+from greylag.common.clock import parse_rfc3339
 from greylag.common.typed import parse_json
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError, NotActiveError
 from greylag.domain.project import ProjectRef
+from greylag.domain.transcript import KeptSession
 from greylag.services.agents import NewMessage
 from greylag.web.addresses import project_url
 from greylag.web.api.relay import ask
@@ -307,18 +309,33 @@ async def _read_kept(
         if selected is None:
             return ConversationView(sessions=sessions)
         said = (await ask(call, agent_api.LIST_MESSAGES, session=selected)).messages
-        kept_at = await call.use_cases.agents.kept_at(*call.at, selected)
+        kept = await call.use_cases.agents.kept(*call.at, selected)
     except NotActiveError:
         return ConversationView(sessions=sessions, selected=_chosen(wanted, sessions or ()))
-    found = [one for one in pair(said, ()) if one.index < before]
+    turns = await _kept_turns(call, kept, selected)
+    found = [one for one in pair(said, turns) if one.index < before]
     return ConversationView(
         sessions=sessions,
         selected=selected,
         turns=tuple(found[-shown:]),
         before=found[-shown].index if len(found) > shown else 0,
-        kept_at=None if kept_at is None else moment(kept_at),
+        kept_at=moment(parse_rfc3339(kept.copied_at)) if kept and kept.copied_at else None,
         left_out=said[0].message_index if said else 0,
     )
+
+
+async def _kept_turns(
+    call: RequestContext, kept: KeptSession | None, session: str
+) -> Sequence[Turn]:
+    """Return those turns of a session whose steps can be shown from the copy."""
+    if kept is None or not kept.turns:
+        return ()
+    newest = {"limit": str(agent_api.MOST_TURNS)}
+    try:
+        turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
+    except GreylagError:  # what was said is shown all the same
+        return ()
+    return [one for one in turns if kept.turns.get(one.turn_id)]
 
 
 async def _set_up(call: RequestContext) -> tuple[Mapping[str, AgentSetting], tuple[str, ...]]:
