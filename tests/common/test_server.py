@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from greylag.agentd.main import http_server
 from greylag.common.net import network_of
 from greylag.common.server import TUNNEL, HttpServer, ServerLimits, addresses_of, listen
+from greylag.common.sockets import LEFT
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -135,6 +136,7 @@ class Bounded:
             WebSocketRoute("/socket", self._echo),
             WebSocketRoute("/who", self._greet),
             WebSocketRoute("/taken", self._taken),
+            WebSocketRoute("/deaf", self._deaf),
         ]
         app = Starlette(routes=routes)
         self.server = (
@@ -185,6 +187,13 @@ class Bounded:
         while data := await reader.read(100):
             writer.write(data.upper())
         writer.close()
+        self.left.set()
+
+    async def _deaf(self, socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.receive_bytes()
+        self.asked.set()
+        await socket.scope["extensions"][LEFT]["wait"]()
         self.left.set()
 
     async def _flood(self, _: Request) -> StreamingResponse:
@@ -520,6 +529,24 @@ async def test_a_websocket_that_was_taken_is_bytes_and_ends_with_the_server() ->
         one.server.finish()
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
+
+
+async def test_a_client_that_left_is_noticed_though_its_messages_are_not_received() -> None:
+    message = b"\x82\x84" + bytes(4) + b"some"
+    async with bounded() as one:
+        reader, writer = await one.ask(SOCKET.replace(b"/socket", b"/deaf") + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(20):
+            writer.write(message * 1000)
+            await one.asked.wait()
+            for _ in range(5):
+                one.pass_time(0)
+            assert not one.left.is_set()
+            writer.close()
+            await writer.wait_closed()
+            while not one.left.is_set():
+                one.pass_time(0)
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

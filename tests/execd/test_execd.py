@@ -25,10 +25,20 @@ from greylag.agentd.execution import (
     RemoteProcess,
 )
 from greylag.execd.processes import birth, process_clock
-from greylag.execd.protocol import GROUP, FrameKind, frame, json_frame, read_frame, read_object
+from greylag.execd.protocol import (
+    GROUP,
+    MOST_DATA,
+    MOST_INPUT,
+    FrameKind,
+    frame,
+    json_frame,
+    read_frame,
+    read_object,
+)
 from greylag.execd.server import to_its_end
 
 ENV = {"PATH": os.environ["PATH"]}
+SIZE = (24, 80)
 EXECD = (sys.executable, "-m", "greylag.execd")
 # Without a process namespace of its own execd sees what tests beside this one run.
 GROUP_G, GROUP_H = secrets.token_hex(8), secrets.token_hex(8)
@@ -255,6 +265,92 @@ async def test_what_is_pasted_into_a_terminal_waits_for_its_program(tmp_path: Pa
         async with asyncio.timeout(20):
             while any(birth(one.pid) is not None for one in sleeping):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
+
+
+async def test_what_reads_nothing_of_its_input_is_signalled_all_the_same(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client, asyncio.timeout(20):
+        process = await shell(client, "echo begun; exec sleep 600", tmp_path, paced=True)
+        assert await process.stdout.read(100) == b"begun\n"
+        process.write(b"x" * 1_000_000)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == -signal.SIGTERM
+        await process.drain()  # there is nobody to wait for any more
+        await process.end()
+
+
+async def test_of_input_that_is_not_read_so_much_is_sent_and_no_more(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    async with execution(tmp_path) as client, asyncio.timeout(20):
+        process = await shell(client, f"read -r _ < {go}; exec wc -c", tmp_path, paced=True)
+        process.write(b"x" * 1_000_000)
+        process.end_input()
+        process.send_signal(signal.SIGCONT)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.drain(), 0.5)
+        assert MOST_INPUT <= process._on_way < MOST_INPUT + MOST_DATA
+        await asyncio.to_thread(go.write_text, "go\n")
+        await process.drain()
+        assert (await all_of(process)).strip() == b"1000000"
+        await process.end()
+
+
+async def test_paced_input_comes_whole_and_in_order(tmp_path: Path) -> None:
+    sent = os.urandom(3_000_000)
+    async with execution(tmp_path) as client, asyncio.timeout(30):
+        process = await shell(client, "cat; echo over; exit 3", tmp_path, paced=True)
+        process.write(sent)
+        process.end_input()
+        process.write(b"what comes after its end")
+        assert await all_of(process) == sent + b"over\n"
+        await process.drain()
+        assert await process.wait() == 3
+        await process.end()
+
+
+@pytest.mark.parametrize("typed", [20_000, 150_000])
+async def test_a_program_that_reads_nothing_of_what_is_typed_can_be_interrupted(
+    typed: int, tmp_path: Path
+) -> None:
+    async with execution(tmp_path) as client, asyncio.timeout(20):
+        deaf = "trap : INT; stty -echo; (echo begun; exec sleep 600); echo on"
+        script = f"{deaf}; read -r line; echo it is $line; read -r more"
+        process = await shell(client, script, tmp_path, terminal=SIZE, paced=True)
+        assert await process.stdout.read(100) == b"begun\r\n"
+        process.write(b"pasted\n" * (typed // 7))
+        process.write(b"\x03")
+        assert await process.stdout.read(100) == b"on\r\n"
+        process.write(b"typed\n")
+        assert await process.stdout.read(100) == b"it is typed\r\n"
+        await process.end()
+
+
+async def test_a_program_that_takes_keys_as_they_are_gets_each(tmp_path: Path) -> None:
+    async with execution(tmp_path) as client, asyncio.timeout(20):
+        script = "stty raw -echo; echo begun; sleep 0.5; head -c 5 | od -An -c"
+        process = await shell(client, script, tmp_path, terminal=SIZE, paced=True)
+        assert await process.stdout.read(100) == b"begun\n"
+        process.write(b"ab\x03cd")
+        assert (await process.stdout.read(100)).split() == [b"a", b"b", b"003", b"c", b"d"]
+        await process.end()
+
+
+async def test_an_execd_that_paces_nothing_is_sent_all(tmp_path: Path) -> None:
+    got = asyncio.Event()
+
+    async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_frame(FrameKind.JSON, {"ok": True, "pid": 7}))
+        await reader.readuntil(b"the end")
+        got.set()
+
+    server = await asyncio.start_unix_server(older, tmp_path / "s", limit=1 << 22)
+    async with server, asyncio.timeout(20):
+        process = await Execution(tmp_path / "s").run(
+            ("a",), env={}, cwd=tmp_path, group=GROUP_G, paced=True
+        )
+        process.write(b"x" * 1_000_000 + b"the end")
+        await got.wait()
+        await process.end()
 
 
 async def test_a_terminal_has_a_size_and_signals(tmp_path: Path) -> None:

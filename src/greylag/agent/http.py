@@ -6,7 +6,7 @@ end, and of its headers only those about content pass.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -268,6 +268,7 @@ def _check_answer(response: aiohttp.ClientResponse, operation: Operation[Any]) -
 # The gateway.
 
 _HEARTBEAT_SECONDS = 30.0
+_PARTING_SECONDS = 2.0
 _MOST_MESSAGE = 2 * 64 * 1024
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -379,7 +380,9 @@ class HttpAgents:
             broken = partial(AgentUnreachableError, "The connection to the agent broke.")
             yield sockets.Peer(opened, broken)
         finally:
-            await opened.close()
+            with suppress(TimeoutError):  # one that takes nothing cannot even be told
+                async with asyncio.timeout(_PARTING_SECONDS):
+                    await opened.close()
 
     @asynccontextmanager
     async def forward(

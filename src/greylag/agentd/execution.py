@@ -18,9 +18,12 @@ from greylag.common.backoff import backoff
 from greylag.common.concurrent import cancel_all
 from greylag.common.typed import encodable
 from greylag.execd.protocol import (
-    MOST_DATA,
+    FRAME_HEAD,
+    MOST_INPUT,
+    MOST_JSON,
     VERSION,
     FrameKind,
+    HeldBytes,
     ProtocolError,
     Reader,
     Writer,
@@ -33,7 +36,6 @@ from greylag.execd.protocol import (
     send_data,
 )
 
-_MOST_HELD = 4 * MOST_DATA
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 10.0
@@ -66,44 +68,8 @@ class ExecutionRefusedError(ExecutionError):
         self.code = code
 
 
-class RemoteOutput:
+class RemoteOutput(HeldBytes):
     """What a process says on one of its outputs; a slow reader holds the process back."""
-
-    def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
-        self._held = 0
-        self._over = False
-        self._changed = asyncio.Condition()
-
-    async def feed(self, data: bytes) -> None:
-        """Take what came, once there is room for it; after the end it is dropped."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._held < _MOST_HELD or self._over)
-            if self._over or not data:
-                return
-            self._chunks.append(data)
-            self._held += len(data)
-            self._changed.notify_all()
-
-    async def end(self) -> None:
-        """Say that nothing more will come."""
-        async with self._changed:
-            self._over = True
-            self._changed.notify_all()
-
-    async def read(self, most: int) -> bytes:
-        """Return up to ``most`` bytes as soon as there are some, b"" at the end."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._chunks or self._over)
-            if not self._chunks:
-                return b""
-            data = self._chunks.popleft()
-            if len(data) > most:
-                self._chunks.appendleft(data[most:])
-                data = data[:most]
-            self._held -= len(data)
-            self._changed.notify_all()
-            return data
 
 
 class RemoteProcess:
@@ -114,19 +80,23 @@ class RemoteProcess:
         stdout, stderr: what it says; a terminal has no stderr.
     """
 
-    def __init__(self, pid: int, reader: Reader, writer: Writer) -> None:
+    def __init__(self, pid: int, reader: Reader, writer: Writer, *, paced: bool = False) -> None:
         self.pid = pid
         self.stdout = RemoteOutput()
         self.stderr = RemoteOutput()
         self._reader = reader
         self._writer = writer
+        self._paced = paced
+        self._unsent: deque[bytes] = deque()
+        self._on_way = 0
+        self._moved = asyncio.Event()
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pumping = asyncio.create_task(self._pump(), name=f"execd process {pid}")
 
     def write(self, data: bytes) -> None:
         """Send to its stdin; ``drain`` waits for room."""
-        for one in frames(FrameKind.STDIN, data):
-            self._send(one)
+        self._unsent.extend(frames(FrameKind.STDIN, data))
+        self._send_input()
 
     async def drain(self) -> None:
         """Wait until more may be written.
@@ -134,11 +104,23 @@ class RemoteProcess:
         Raises:
             OSError: execd is gone.
         """
+        while self._unsent and not self._pumping.done():
+            self._moved.clear()
+            await self._moved.wait()
         await self._writer.drain()
 
     def end_input(self) -> None:
-        """Close its stdin."""
-        self._send(frame(FrameKind.STDIN_END))
+        """Close its stdin, once it has read all that was written."""
+        self._unsent.append(frame(FrameKind.STDIN_END))
+        self._send_input()
+
+    def _send_input(self) -> None:
+        """Send as much of its input as may be on its way."""
+        while self._unsent and (not self._paced or self._on_way < MOST_INPUT):
+            one = self._unsent.popleft()
+            self._on_way += len(one) - FRAME_HEAD
+            self._send(one)
+        self._moved.set()
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal."""
@@ -189,6 +171,7 @@ class RemoteProcess:
         except (ProtocolError, OSError) as error:
             reason = f"execd does not keep to the protocol: {error}"
         finally:
+            self._moved.set()
             await self.stdout.end()
             await self.stderr.end()
             if not self._exit.done():
@@ -209,6 +192,10 @@ class RemoteProcess:
                     self._exit.set_result(code)
                 await self.stdout.end()
                 await self.stderr.end()
+            case FrameKind.TAKEN:
+                taken = whole_number(read_object(body).get("bytes"), MOST_JSON)
+                self._on_way = max(0, self._on_way - taken)
+                self._send_input()
             case _:
                 raise ProtocolError(f"{kind.name} has no place here")
 
@@ -238,6 +225,7 @@ class Execution:
         group: str,
         terminal: tuple[int, int] | None = None,
         private: bool = False,
+        paced: bool = False,
     ) -> RemoteProcess:
         """Start a process.
 
@@ -249,6 +237,8 @@ class Execution:
             terminal: rows and columns, for a process that gets a terminal; None: pipes.
             private: whether no other process may open its stdin and stdout: they are sockets then,
                 which programs that open ``/dev/stdout`` do not take.
+            paced: whether input that it does not read waits here, so that signals and sizes reach
+                it all the same. Its output must be read meanwhile, as that is what tells of room.
 
         Raises:
             ExecutionRefusedError: it cannot be started.
@@ -261,12 +251,14 @@ class Execution:
             group=group,
             terminal=None if terminal is None else list(terminal),
             private=private,
+            paced=paced,
         )
         pid = facts.get("pid")
         if type(pid) is not int:
             writer.transport.abort()
             raise ExecutionError("execd told no process id.")
-        return RemoteProcess(pid, reader, writer)
+        # An execd of an older version paces nothing.
+        return RemoteProcess(pid, reader, writer, paced=facts.get("paced") is True)
 
     async def end_matching(self, group: str, environ: Mapping[str, str], since: float) -> None:
         """Kill what in a group has these variables and has begun since then.

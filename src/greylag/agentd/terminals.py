@@ -317,7 +317,9 @@ class Terminals:
     ) -> RemoteProcess:
         env = _environment(self._setup, argv[0])
         group = secrets.token_hex(8)
-        return await self._execution.run(argv, env=env, cwd=folder, group=group, terminal=size)
+        return await self._execution.run(
+            argv, env=env, cwd=folder, group=group, terminal=size, paced=True
+        )
 
 
 def _environment(setup: AgentSetup, program: str) -> Mapping[str, str]:

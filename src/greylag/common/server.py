@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import json
 import resource
+import select
 import signal
 import socket
 from collections import Counter
@@ -30,11 +31,13 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from greylag.common.net import is_loopback, unmapped
+from greylag.common.sockets import LEFT
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
 _FEWEST_CONNECTIONS = 16
 _MOST_PARTS = 1024
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
 MOST_MESSAGE = 64 * 1024
 _OTHER_FILES = 64
 _ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
@@ -447,7 +450,9 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, left: Callable[[], None], **given: Any) -> None:
         super().__init__(**given)
         self._left = left
+        self._lost = asyncio.Event()
         self._taken = False
+        self._hung_up = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection over."""
@@ -458,7 +463,10 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
         """Let the application begin, which may take the connection over."""
         super().handle_connect(event)
         if not self.close_sent:
-            self.scope["extensions"] |= {TUNNEL: {"take": self._take}}
+            self.scope["extensions"] |= {
+                TUNNEL: {"take": self._take},
+                LEFT: {"wait": self._lost.wait},
+            }
 
     def _take(self) -> Stream:
         """Return the connection as the bytes of its frames, right after it was accepted; nothing
@@ -484,7 +492,20 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._left()
+        self._lost.set()
         super().connection_lost(exc)
+
+    async def receive(self) -> Any:
+        """Give the application what came next."""
+        self._hung_up = False
+        return await super().receive()
+
+    def look(self) -> None:
+        """End the connection whose client has gone while the application takes no message."""
+        unheard = self.read_paused and not self._taken and _is_hung_up(self.transport)
+        if unheard and self._hung_up:  # for the second time: the last words may just be on the way
+            self.transport.abort()
+        self._hung_up = unheard
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a request that the library can only drop is refused."""
@@ -533,6 +554,13 @@ class _Taken(asyncio.StreamReaderProtocol):
         """Forget the connection."""
         super().connection_lost(exc)
         self._lost(exc)
+
+
+def _is_hung_up(transport: asyncio.Transport) -> bool:
+    """Tell whether the other side has ended a connection, though what it said is not read yet."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _HANG_UP)
+    return bool(poll.poll(0))
 
 
 def _unmapped(client: tuple[str, int] | None) -> tuple[str, int] | None:
@@ -613,9 +641,14 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def look(self, now: float) -> None:
-        """End the connections that are past a limit at ``now``, on the loop's clock."""
+        """End the connections that are past a limit at ``now``, on the loop's clock, and those of
+        WebSockets whose clients have gone.
+        """
         for connection in self._connections.limited():
             connection.look(now)
+        for one in list(self._connections.connections):
+            if isinstance(one, _LimitedWebSocket):
+                one.look()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

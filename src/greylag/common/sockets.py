@@ -1,5 +1,6 @@
 """WebSockets as agentd and the web both use them: messages both ways, until one side ends."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
@@ -12,6 +13,11 @@ from greylag.common.concurrent import until_one_ends
 
 NORMAL, GOING_AWAY, WRONG, FAILED = 1000, 1001, 1008, 1011
 """Why a connection is closed (RFC 6455, section 7.4.1)."""
+LEFT = "greylag.left"
+"""The ASGI extension of a WebSocket whose ``wait`` returns once its connection is lost, also while
+nobody receives what the client has said before that.
+"""
+_LAST_WORDS_SECONDS = 1.0
 
 
 class RedirectedError(aiohttp.ClientError):
@@ -46,6 +52,18 @@ async def received(socket: WebSocket) -> bytes | str:
         raise SocketClosedError
     data = message.get("bytes")
     return message.get("text", "") if data is None else bytes(data)
+
+
+async def left(socket: WebSocket) -> NoReturn:
+    """Wait until the client has gone, also while nobody receives what it said before.
+
+    Raises:
+        SocketClosedError: it has, and has had a moment for its last words to be received.
+    """
+    extension = socket.scope.get("extensions", {}).get(LEFT)
+    await (asyncio.Event().wait() if extension is None else extension["wait"]())
+    await asyncio.sleep(_LAST_WORDS_SECONDS)
+    raise SocketClosedError
 
 
 async def send(socket: WebSocket, content: bytes | str) -> None:
@@ -130,7 +148,7 @@ async def join(client: WebSocket, other: OpenSocket) -> int:
         while True:
             await other.send(await received(client))
 
-    await until_one_ends(output=towards_client(), input=towards_other())
+    await until_one_ends(output=towards_client(), input=towards_other(), left=left(client))
     return code_after(other.close_code)
 
 

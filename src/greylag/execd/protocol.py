@@ -10,8 +10,10 @@ operation    request                                     after the answer
 hello        -                                           (answer: ``pid``, ``python``)
 run          ``argv``, ``env`` (over execd's own),       frames both ways until ``EXIT``; when the
              ``cwd``, ``group``, ``terminal``            connection ends, all of it is killed
-             (``[rows, columns]`` or null),
-             ``private`` (sockets, not pipes)
+             (``[rows, columns]`` or null),              (answer: ``pid``, ``paced``)
+             ``private`` (sockets, not pipes),
+             ``paced`` (input is told of by
+             ``TAKEN`` as it is read)
 end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways
@@ -23,6 +25,9 @@ files        ``verb``, ``root``, and what it takes       as ``greylag.execd.file
 snapshots    ``verb``, ``root``, and what it takes       as ``greylag.execd.snapshots`` says
 ===========  ==========================================  =========================================
 
+Of the input of a process that is paced at most ``MOST_INPUT`` bytes, and a frame, are on their way,
+so that whatever is said to it besides is heard at once, though it reads nothing.
+
 A frame is its kind (one byte), the length of its body (four bytes, big-endian), and the body. What
 comes from execd is another's word: agentd bounds every length before it reads.
 """
@@ -30,6 +35,7 @@ comes from execd is another's word: agentd bounds every length before it reads.
 import asyncio
 import json
 import struct
+from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any
@@ -43,7 +49,11 @@ GROUP = "GREYLAG_PROCESS_GROUP"
 
 MOST_DATA = 64 * 1024
 MOST_JSON = 1024 * 1024
+MOST_INPUT = 4 * MOST_DATA
+_MOST_HELD = 4 * MOST_DATA
 _HEADER = struct.Struct("!BI")
+FRAME_HEAD = _HEADER.size
+"""How many bytes a frame has beside its body."""
 
 
 class FrameKind(IntEnum):
@@ -58,6 +68,7 @@ class FrameKind(IntEnum):
     RESIZE = 7
     KILL = 8
     ACCEPTED = 9
+    TAKEN = 10
 
 
 class RefusedError(Exception):
@@ -150,6 +161,54 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ProtocolError("a frame is no JSON object")
     return found
+
+
+class HeldBytes:
+    """What comes piece by piece, kept for who reads it; a slow reader holds the other side back."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._over = False
+        self._changed = asyncio.Condition()
+
+    async def feed(self, data: bytes) -> None:
+        """Take what came, once there is room for it; after the end it is dropped."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._held < _MOST_HELD or self._over)
+            if self._over or not data:
+                return
+            self._chunks.append(data)
+            self._held += len(data)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """Say that nothing more will come."""
+        async with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    async def read(self, most: int) -> bytes:
+        """Return up to ``most`` bytes as soon as there are some, b"" at the end."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._chunks or self._over)
+            if not self._chunks:
+                return b""
+            data = self._chunks.popleft()
+            if len(data) > most:
+                self._chunks.appendleft(data[most:])
+                data = data[:most]
+            self._held -= len(data)
+            self._changed.notify_all()
+            return data
+
+    async def drop(self) -> int:
+        """Forget what nobody has read yet, and return how many bytes that was."""
+        async with self._changed:
+            dropped, self._held = self._held, 0
+            self._chunks.clear()
+            self._changed.notify_all()
+            return dropped
 
 
 async def agree(writer: Writer, **facts: Any) -> None:

@@ -11,7 +11,7 @@ import struct
 import termios
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greylag.execd import file_server, ports, processes, snapshots
 from greylag.execd.protocol import (
@@ -19,6 +19,7 @@ from greylag.execd.protocol import (
     MOST_DATA,
     VERSION,
     FrameKind,
+    HeldBytes,
     ProtocolError,
     Reader,
     RefusedError,
@@ -43,6 +44,7 @@ _MOST_PORTS = 200
 _REQUEST_SECONDS = 10.0
 _LINGER_SECONDS = 5.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
+_KEYS = (termios.VINTR, termios.VQUIT, termios.VSUSP)
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 T = TypeVar("T")
@@ -147,8 +149,9 @@ class ExecServer:
         try:
             started = await _started(request, group, self._environ)
             self._owned.add(started.process.pid)
-            await agree(writer, pid=started.process.pid)
-            await _attend(started, reader, writer)
+            paced = request.get("paced") is True
+            await agree(writer, pid=started.process.pid, paced=paced)
+            await _attend(started, reader, writer, paced=paced)
         finally:
             self._runs -= 1
             if started is not None:
@@ -204,12 +207,18 @@ class ExecServer:
         await _joined(near, (reader, writer))
 
 
+class _Terminal(NamedTuple):
+    """A pseudo-terminal: our side, open, and the path of its process's."""
+
+    near: int
+    far: str
+
+
 class _Started:
     """A process that runs, with our ends of its pipes, its sockets or its terminal.
 
     Attributes:
         spoke: when it said something last, on the loop's clock.
-        close: lets go of our ends.
     """
 
     def __init__(
@@ -217,27 +226,63 @@ class _Started:
         process: asyncio.subprocess.Process,
         stdin: Writer,
         outputs: list[tuple[FrameKind, Reader]],
-        terminal: int | None,
+        terminal: _Terminal | None,
         ends: ExitStack,
     ) -> None:
         self.process = process
         self.outputs = outputs
         self.spoke = 0.0
-        self.close = ends.close
-        self._stdin = stdin
+        self._ends = ends
+        self._stdin: Writer | None = stdin
         self._terminal = terminal
 
     def resize(self, rows: int, columns: int) -> None:
         if self._terminal is not None:
-            _set_size(self._terminal, rows, columns)
+            _set_size(self._terminal.near, rows, columns)
 
     async def write(self, data: bytes) -> None:
-        self._stdin.write(data)
-        await self._stdin.drain()
+        if self._stdin is None and self._terminal is not None:
+            self._stdin = await _writer_to(self._terminal.near)
+        if self._stdin is not None:
+            self._stdin.write(data)
+            await self._stdin.drain()
+
+    def interrupts(self, typed: bytes) -> int:
+        """Return where the last key is at which a terminal signals its program; -1: nowhere."""
+        if self._terminal is None:
+            return -1
+        with suppress(termios.error):  # nobody has it open any more
+            _, _, _, flags, _, _, keys = termios.tcgetattr(self._terminal.near)
+            if flags & termios.ISIG and not flags & termios.NOFLSH:
+                signalling = {keys[one] for one in _KEYS} - {b"\0"}
+                return max((typed.rfind(key) for key in signalling), default=-1)
+        return -1
+
+    def forget_typed(self) -> None:
+        """Throw away what was typed and not read, as the terminal does once such a key comes to be
+        looked at: behind more than it holds, which nobody reads, it never would.
+        """
+        if self._stdin is not None:
+            self._stdin.transport.abort()
+            self._stdin = None
+        if self._terminal is None:
+            return
+        # Ours alone would leave what its program could read already.
+        with suppress(OSError, termios.error):
+            theirs = os.open(self._terminal.far, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                termios.tcflush(theirs, termios.TCIFLUSH)
+            finally:
+                os.close(theirs)
 
     def end_input(self) -> None:
-        if self._terminal is None:
+        if self._terminal is None and self._stdin is not None:
             self._stdin.close()
+
+    def close(self) -> None:
+        if self._terminal is not None and self._stdin is not None:
+            self._stdin.transport.abort()
+        self._ends.close()
 
 
 async def _started(request: dict[str, Any], group: str, environ: Mapping[str, str]) -> _Started:
@@ -291,7 +336,7 @@ async def _socket(ours: ExitStack, theirs: ExitStack) -> tuple[int, Reader, Writ
 
 async def _terminal(
     size: Any, ours: ExitStack, theirs: ExitStack
-) -> tuple[int, int, Reader, Writer]:
+) -> tuple[_Terminal, int, Reader, Writer]:
     """Return a terminal of this size, a process's end of it, and what it says and is told."""
     rows, columns = _size(size)
     near, far = os.openpty()
@@ -302,13 +347,19 @@ async def _terminal(
     await loop.connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(near), "rb", buffering=0)
     )
-    # It waits for room: a program that reads nothing takes little.
+    writer = await _writer_to(near)
+    ours.callback(writer.transport.abort)
+    return _Terminal(near, os.ttyname(far)), far, reader, writer
+
+
+async def _writer_to(terminal: int) -> Writer:
+    """Return a writer that waits for room: a program that reads nothing takes little."""
+    loop = asyncio.get_running_loop()
     transport, protocol = await loop.connect_write_pipe(
         lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()),
-        os.fdopen(os.dup(near), "wb", buffering=0),
+        os.fdopen(os.dup(terminal), "wb", buffering=0),
     )
-    ours.callback(transport.abort)
-    return near, far, reader, asyncio.StreamWriter(transport, protocol, None, loop)
+    return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 async def _linger(reader: Reader, writer: Writer) -> None:
@@ -326,20 +377,22 @@ async def _linger(reader: Reader, writer: Writer) -> None:
                 pass
 
 
-async def _attend(started: _Started, reader: Reader, writer: Writer) -> None:
+async def _attend(started: _Started, reader: Reader, writer: Writer, *, paced: bool) -> None:
     """Carry what is said both ways until the process has ended or the connection does."""
     outputs = [
         asyncio.create_task(_carry(kind, output, writer, started), name=f"carry {kind.name}")
         for kind, output in started.outputs
     ]
-    inputs = asyncio.create_task(_take_input(started, reader, _hung_up(writer)), name="input")
+    stdin = _Input(started, writer, paced=paced)
+    inputs = asyncio.create_task(_take_input(started, reader, stdin), name="input")
+    feeding = asyncio.create_task(stdin.feed(), name="feed")
     exited = asyncio.create_task(_exited(started, outputs, writer), name="exit")
     try:
         await asyncio.wait({inputs, exited}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (inputs, exited, *outputs):
+        for task in (inputs, feeding, exited, *outputs):
             task.cancel()
-        await asyncio.wait({inputs, exited, *outputs})
+        await asyncio.wait({inputs, feeding, exited, *outputs})
 
 
 async def _exited(started: _Started, outputs: list[asyncio.Task[None]], writer: Writer) -> None:
@@ -365,16 +418,57 @@ async def _carry(kind: FrameKind, output: Reader, writer: Writer, started: _Star
             started.spoke = asyncio.get_running_loop().time()
 
 
-async def _take_input(started: _Started, reader: Reader, hung_up: Callable[[], object]) -> None:
+class _Input:
+    """What a process is told, kept until it reads it, so that it holds back nothing else."""
+
+    def __init__(self, started: _Started, writer: Writer, *, paced: bool) -> None:
+        self._started = started
+        self._writer = writer
+        self._paced = paced
+        self._waiting = HeldBytes()
+        self._over = False
+        self._hung_up = _hung_up(writer)
+
+    async def take(self, data: bytes) -> bool:
+        """Keep input once there is room for it; return whether there was any as long as agentd is
+        connected. For what is paced there is.
+        """
+        if self._over:
+            self._told(len(data))
+            return True
+        at = self._started.interrupts(data)
+        if at >= 0:
+            self._started.forget_typed()
+            self._told(await self._waiting.drop() + at)
+        return await _while_asked(self._waiting.feed(data[max(at, 0) :]), self._hung_up)
+
+    async def end(self) -> None:
+        """Let it hear of the input's end, after all of it."""
+        self._over = True
+        await self._waiting.end()
+
+    async def feed(self) -> None:
+        """Tell it all, as it reads it."""
+        while data := await self._waiting.read(MOST_DATA):
+            with suppress(OSError):  # it reads no more; its end will be told
+                await self._started.write(data)
+            self._told(len(data))
+        self._started.end_input()
+
+    def _told(self, taken: int) -> None:
+        if self._paced and taken:
+            self._writer.write(json_frame(FrameKind.TAKEN, {"bytes": taken}))
+
+
+async def _take_input(started: _Started, reader: Reader, stdin: _Input) -> None:
     while (came := await read_frame(reader)) is not None:
         kind, body = came
         match kind:
             case FrameKind.STDIN:
-                with suppress(OSError):  # it reads no more; its end will be told
-                    if not await _while_asked(started.write(body), hung_up):
-                        return
+                if not await stdin.take(body):
+                    return
             case FrameKind.STDIN_END:
-                started.end_input()
+                await stdin.end()
             case FrameKind.RESIZE:
                 started.resize(*_size(read_object(body).get("size")))
             case FrameKind.KILL:
@@ -386,7 +480,7 @@ async def _take_input(started: _Started, reader: Reader, hung_up: Callable[[], o
 
 async def _while_asked(work: "Coroutine[Any, Any, None]", hung_up: Callable[[], object]) -> bool:
     """Do the work, as long as somebody waits for it; return whether it was done."""
-    doing = asyncio.create_task(work, name="write")
+    doing = asyncio.create_task(work, name="take")
     try:
         while not doing.done():
             await asyncio.wait({doing}, timeout=_LOOK_SECONDS)

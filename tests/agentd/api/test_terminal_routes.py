@@ -275,6 +275,34 @@ async def test_no_message_is_taken_before_there_is_room_for_the_last_one(
             assert len(sent) == 10
 
 
+async def test_a_command_that_reads_nothing_of_its_input_is_signalled(tmp_path: Path) -> None:
+    async with site(tmp_path) as api, connected(api, "/api/v1/commands") as socket:
+        await socket.send_str(json.dumps({"run": {"argv": ["sleep", "600"]}}))
+        for _ in range(8):
+            await socket.send_bytes(b"x" * 32_000)
+        await socket.send_str(json.dumps({"signal": 15}))
+        assert (await rest(socket))[2] == [{"exit": -15}]
+
+
+async def test_who_left_is_noticed_though_the_command_reads_nothing_and_says_nothing(
+    tmp_path: Path,
+) -> None:
+    async with site(tmp_path) as api:
+        socket = await api.http.ws_connect(f"{api.base}/api/v1/commands", max_msg_size=0)
+        run = {"argv": ["sh", "-c", "echo $$; exec sleep 600"]}
+        await socket.send_str(json.dumps({"run": run}))
+        pid = int((await until(socket, b"\n")).replace(b"\1", b""))
+        for _ in range(30):  # far more than is kept for it
+            await socket.send_bytes(b"x" * 32_000)
+        connection = socket._response.connection
+        assert connection is not None
+        assert connection.transport is not None
+        connection.transport.abort()
+        await eventually(lambda: birth(pid) is None)
+        await eventually(lambda: not api.services.terminals._commands)
+        await socket.close()
+
+
 async def test_a_message_is_bounded_and_the_token_wanted(tmp_path: Path) -> None:
     token = AgentdToken("a-token-of-this-agent")
     async with site(tmp_path, token=token) as api:

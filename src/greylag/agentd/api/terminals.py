@@ -67,7 +67,9 @@ class TerminalRoutes:
                 size = {"rows": terminal.rows, "columns": terminal.columns}
                 await _tell(socket, attached={**size, "replay": reader.replay})
                 await until_one_ends(
-                    output=_show(socket, terminal, reader), input=_type(socket, terminal)
+                    output=_show(socket, terminal, reader),
+                    input=_type(socket, terminal),
+                    left=sockets.left(socket),
                 )
 
     async def _command(self, socket: WebSocket) -> None:
@@ -77,7 +79,9 @@ class TerminalRoutes:
                     process = await self._started(socket)
                     try:
                         await until_one_ends(
-                            output=_say(socket, process), input=_pass_input(socket, process)
+                            output=_say(socket, process),
+                            input=_pass_input(socket, process),
+                            left=sockets.left(socket),
                         )
                     finally:
                         await process.end()
