@@ -3,15 +3,17 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from typing import Any, cast
 
 import pytest
 from tests.cluster.environments import PATIENCE, until
 
+from greylag.agentd import preview
 from greylag.agentd.execution import Execution, joined
 from greylag.agentd.preview import Previews
+from greylag.agentd.problems import RequestError
 from greylag.execd.protocol import Reader, Writer
 
 
@@ -81,3 +83,27 @@ async def test_who_is_cancelled_twice_leaves_no_connection_open() -> None:
     assert all(writer.transport.is_closing() for _, writer in sides)
     for _, end in (near, far):
         end.close()
+
+
+async def test_strangers_have_some_of_the_places_and_the_others_of_them_wait_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preview, "_MOST_SHARED", 2)
+    monkeypatch.setattr(preview, "_MOST_STRANGERS", 4)
+    async with previews() as (made, _), AsyncExitStack() as held, asyncio.timeout(PATIENCE):
+        first = made.place_for_stranger(socket=False)
+        await first.__aenter__()
+        await held.enter_async_context(made.place_for_stranger(socket=False))
+        await held.enter_async_context(made.place_for_stranger(socket=True))
+        waiting = asyncio.ensure_future(made.place_for_stranger(socket=False).__aenter__())
+        await asyncio.sleep(0)
+        for socket_ in (True, False):
+            with pytest.raises(RequestError, match="as much open as may be"):
+                await made.place_for_stranger(socket=socket_).__aenter__()
+        assert not waiting.done()
+        await first.__aexit__(None, None, None)
+        await waiting
+        monkeypatch.setattr(preview, "_PLACE_SECONDS", 0)
+        with pytest.raises(RequestError, match="as much open as may be"):
+            await made.place_for_stranger(socket=False).__aenter__()
+        await held.enter_async_context(made.place_for_stranger(socket=True))

@@ -25,6 +25,7 @@ from tests.web.test_relay_api import Elsewhere
 from yarl import URL
 
 from greylag.agent.http import HttpAgents
+from greylag.agentd import preview as agentd_preview
 from greylag.agentd.config import Secret
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole, Role
@@ -353,6 +354,58 @@ async def test_strangers_whose_answers_last_leave_the_owner_connections(
         async with asyncio.timeout(20):
             while (await shown.ask(home, jar=stranger))[0] == 429:
                 pass
+
+
+async def test_strangers_leave_the_owner_connections_however_many_processes_hand_them_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agentd_preview, "_MOST_SHARED", 1)
+    monkeypatch.setattr(agentd_preview, "_PLACE_SECONDS", 0)
+    async with (
+        application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
+        _web(api.base) as running,  # by itself it would hand on many more
+    ):
+        shown = Shown(running, await running.project(active=True), port)
+        home, stranger = await shown.opened(share_seconds=3600)
+        _, owner = await shown.opened()
+        async with _streaming(shown, home, stranger):
+            assert (await shown.ask(home, jar=stranger))[0] == 429
+            assert (await shown.ask(home, jar=owner, x_greylag_shared="1"))[0] == 200
+        monkeypatch.setattr(agentd_preview, "_PLACE_SECONDS", 20)
+        status, _, told = await shown.ask(home, jar=stranger)
+        assert status == 200
+        assert "x-greylag-shared" not in dict(json.loads(told)["headers"])
+
+
+async def test_strangers_who_are_slow_to_take_a_file_leave_others_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PLACE_SECONDS", 0)
+    async with _one_place(tmp_path) as (shown, _, _):
+        with (tmp_path / "workspace" / "large.bin").open("wb") as file:
+            file.truncate(100_000_000)
+        (tmp_path / "workspace" / "small.txt").write_text("small")
+
+        async def opened(**share: int) -> tuple[URL, dict[str, str]]:
+            where, jar = f"{shown.path}/files/preview", dict[str, str]()
+            _, made = await shown.running.ask("POST", where, json={"path": "small.txt", **share})
+            link = URL(made["url"], encoded=True)
+            assert (await shown.ask(link, jar=jar))[0] == 303
+            return link.with_path("/small.txt").with_query(None), jar
+
+        small, stranger = await opened(share_seconds=3600)
+        _, owner = await opened()
+        cookie = "; ".join(f"{name}={value}" for name, value in stranger.items())
+        headers = {"host": small.authority, "cookie": cookie}
+        async with (
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+            http.get(
+                small.with_path("/large.bin").with_host("127.0.0.1"), headers=headers
+            ) as answer,
+        ):
+            assert answer.status == 200
+            assert (await shown.ask(small, jar=stranger))[0] == 429
+            assert (await shown.ask(small, jar=owner))[0] == 200
 
 
 @asynccontextmanager

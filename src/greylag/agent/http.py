@@ -80,6 +80,7 @@ _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     503: AgentUnreachableError,
 }
 _UNAUTHORIZED = 401
+_TOO_MANY = 429
 _NO_SUCH_ROUTE = {"not_found", "method_not_allowed"}
 _LONGEST_WORDS = 1000
 
@@ -396,9 +397,7 @@ class HttpAgents:
                 await stack.aclose()
                 answer = await stack.enter_async_context(self._forwarded(other, port, request))
             if _is_of_agent(answer):
-                silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
-                unknown = answer.status == _UNAUTHORIZED
-                raise refusal(answer.status, {}, None) if unknown else silent
+                raise _not_forwarded(answer.status, port)
             yield replace(answer, headers=forwarding.put_back(answer.headers))
 
     @asynccontextmanager
@@ -563,6 +562,13 @@ def _forwarded_headers(at: AgentAddress, request: ForwardedRequest) -> list[tupl
 def _is_of_agent(answer: ForwardedAnswer) -> bool:
     """Tell whether agentd itself has answered, and nobody at the port."""
     return agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers)
+
+
+def _not_forwarded(status: int, port: int) -> GreylagError:
+    if status == _TOO_MANY:
+        return LimitExceededError("Shared previews of this project have as much open as may be.")
+    silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
+    return refusal(status, {}, None) if status == _UNAUTHORIZED else silent
 
 
 @contextmanager

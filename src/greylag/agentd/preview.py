@@ -5,7 +5,8 @@ Whoever asks was let in by the platform; what answers is the agent's, and believ
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -16,6 +17,13 @@ from greylag.common import agent_api
 from greylag.execd.protocol import Reader, Writer
 
 _MOST_CONNECTIONS = 100
+_MOST_SHARED = 64
+"""How many of them those have at most who were given a link: some are left to the project's people,
+however many processes of the platform hand requests on.
+"""
+_MOST_STRANGERS = 256
+"""How many of those may ask at once, with WebSockets: half of what agentd's own server takes."""
+_PLACE_SECONDS = 30.0
 
 
 class NotListeningError(aiohttp.ClientOSError):
@@ -34,6 +42,8 @@ class Previews:
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
+        self._strangers = 0
+        self._shared = asyncio.Semaphore(_MOST_SHARED)
         self.http = aiohttp.ClientSession(
             connector=_Tunnels(self.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -62,6 +72,36 @@ class Previews:
             return await self._execution.connect(port)
         except ExecutionError as error:
             raise NotListeningError(str(error)) from error
+
+    @asynccontextmanager
+    async def place_for_stranger(self, *, socket: bool) -> AsyncIterator[None]:
+        """Hold a place of those to whom a preview is shared; who asks for more than that waits.
+
+        Args:
+            socket: whether it is for a WebSocket, which takes none of ``http``'s connections.
+
+        Raises:
+            RequestError: limit_exceeded: for a while there was none.
+        """
+        full = RequestError("limit_exceeded", "Shared previews have as much open as may be.")
+        if self._strangers >= _MOST_STRANGERS:
+            raise full
+        self._strangers += 1
+        try:
+            if socket:
+                yield
+                return
+            try:
+                async with asyncio.timeout(_PLACE_SECONDS):
+                    await self._shared.acquire()
+            except TimeoutError as error:
+                raise full from error
+            try:
+                yield
+            finally:
+                self._shared.release()
+        finally:
+            self._strangers -= 1
 
     async def close(self) -> None:
         """End all connections."""

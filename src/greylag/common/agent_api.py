@@ -1307,6 +1307,8 @@ APART = "x-greylag-apart"
 """A header of a request for a preview whose answer's headers are to come apart from those of what
 is between, and of an answer of which they do: an older agentd does not know of it.
 """
+SHARED = "x-greylag-shared"
+"""A header of a request for a preview that is shared: such ones never have all the places."""
 THEIRS = "x-greylag-theirs-"
 """What the names of such headers begin with."""
 TERMINAL_SOCKET = Socket("terminal", "/terminals/{terminal}")

@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketState
 from greylag.common import agent_api, forwarding
 from greylag.common.agent_api import (
     FORWARDED_AUTHORIZATION,
+    SHARED,
     ForwardedAnswer,
     ForwardedRequest,
     Operation,
@@ -65,6 +66,7 @@ _OUR_REQUEST = (
     *forwarding.TOLD_BY_PROXIES,
     b"x-greylag-agent-token",
     FORWARDED_AUTHORIZATION.encode(),
+    SHARED.encode(),
 )
 _NEVER_ANSWERED = frozenset(
     {
@@ -215,7 +217,8 @@ class PreviewSite:
                 yield AgentAnswer(answer.status, _file_headers(answer, path, preview), body)
 
         try:
-            await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
+            async with self._place(preview):
+                await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
         except ConflictError:
             listing = await self._asked(preview, agent_api.LIST_FILES, scope, path=path, limit="1")
             listed = await read_whole(listing, agent_api.LIST_FILES)
@@ -311,7 +314,7 @@ def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
     headers = Headers(scope=scope)
     kept = "; ".join(f"{name}={value}" for name, value in cookies(scope) if name not in _NAMES)
     own = _own_origin(scope)
-    more = {"cookie": kept}
+    more = {"cookie": kept, SHARED: "1" if preview.shared else ""}
     if scope["client"]:
         more["x-forwarded-for"] = scope["client"][0]
     if (origin := headers.get("origin")) is not None:

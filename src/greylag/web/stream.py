@@ -234,8 +234,9 @@ class Streams:
     async def request(self, ref: ProjectRef) -> AsyncIterator[None]:
         """Hold a place among the requests that a project's shared previews may have at once.
 
-        An environment has a hundred connections for all its previews: strangers whose answers last
-        are not to have them all. A page asks for much at once, so that who finds no place waits.
+        Strangers whose answers last are not to have all that there is; the environment bounds them
+        too, however many processes hand them on. A page asks for much at once, so that who finds no
+        place waits.
 
         Raises:
             LimitExceededError: for ``PLACE_SECONDS`` there was none.

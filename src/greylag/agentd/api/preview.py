@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -19,9 +19,10 @@ from greylag.common import agent_api, forwarding
 from greylag.common.agent_api import ForwardedAnswer, ForwardedRequest
 
 _ROOT = agent_api.ROOT + agent_api.PREVIEW
-_PLACE = re.compile(rf"{_ROOT}/(\d{{1,5}})(/.*)?")
+_PATH = re.compile(rf"{_ROOT}/(\d{{1,5}})(/.*)?")
 _THEIRS = agent_api.FORWARDED_AUTHORIZATION.encode()
 _APART = agent_api.APART.encode()
+_SHARED = agent_api.SHARED.encode()
 _FOR = b"x-forwarded-for"
 _OWN = (
     b"authorization",
@@ -30,6 +31,7 @@ _OWN = (
     b"host",
     _THEIRS,
     _APART,
+    _SHARED,
     _FOR,
     *forwarding.TOLD_BY_PROXIES,
 )
@@ -57,26 +59,31 @@ class PreviewRoutes:
         askers = [value.partition(b",")[0] for name, value in scope["headers"] if name == _FOR]
         headers += [(_FOR, value) for value in askers[:1]]
         try:
-            base, target = _place(scope)
-            if scope["type"] == "websocket":
-                offered = scope["subprotocols"]
-                connecting = self._previews.connect(int(base.rpartition(":")[2]))
-                socket = forwarding.socket_opened(connecting, base + target, headers, offered)
-                await forwarding.hand_on(WebSocket(scope, receive, send), socket)
-            else:
-                await forwarding.forward(
-                    scope,
-                    receive,
-                    send,
-                    target,
-                    headers,
-                    partial(self._asked, base, apart=_APART in dict(scope["headers"])),
-                )
+            async with self._place(scope):
+                await self._handed_on(scope, receive, send, headers)
         except (forwarding.UnansweredError, RequestError) as error:
             known = error if isinstance(error, RequestError) else _unanswered(error)
             response = refusal(known)
             response.headers[agent_api.NOT_FORWARDED] = known.code
             await response(scope, receive, send)
+
+    def _place(self, scope: Scope) -> AbstractAsyncContextManager[None]:
+        if _SHARED not in dict(scope["headers"]):
+            return nullcontext()
+        return self._previews.place_for_stranger(socket=scope["type"] == "websocket")
+
+    async def _handed_on(
+        self, scope: Scope, receive: Receive, send: Send, headers: forwarding.Headers
+    ) -> None:
+        base, target = _parts(scope)
+        if scope["type"] == "websocket":
+            offered = scope["subprotocols"]
+            connecting = self._previews.connect(int(base.rpartition(":")[2]))
+            socket = forwarding.socket_opened(connecting, base + target, headers, offered)
+            await forwarding.hand_on(WebSocket(scope, receive, send), socket)
+            return
+        opening = partial(self._asked, base, apart=_APART in dict(scope["headers"]))
+        await forwarding.forward(scope, receive, send, target, headers, opening)
 
     @asynccontextmanager
     async def _asked(
@@ -91,9 +98,9 @@ def _unanswered(error: forwarding.UnansweredError) -> RequestError:
     return RequestError("not_answered", f"What listens there does not answer: {error}")
 
 
-def _place(scope: Scope) -> tuple[str, str]:
+def _parts(scope: Scope) -> tuple[str, str]:
     """Return what a request's path begins with at the port, and the rest of it with its query."""
-    match = _PLACE.fullmatch(scope["raw_path"].decode("latin-1"))
+    match = _PATH.fullmatch(scope["raw_path"].decode("latin-1"))
     if match is None:
         raise invalid("A preview's path names a port.")
     query = scope["query_string"].decode("latin-1")
