@@ -13,6 +13,9 @@ from greylag.agentd.agent.types import (
     PromptResult,
     TurnSink,
 )
+from greylag.agentd.changes import spans
+from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.states import Snapshot
 from greylag.agentd.turns import engine
 from greylag.common.clock import parse_rfc3339
 
@@ -149,6 +152,34 @@ async def test_cancel_ends_a_turn_for_which_the_agent_does_not_get_ready_and_the
         events = await api.events(turn)
         assert events[-1]["content"]["stop_reason"] == "cancelled"
         assert (agent.prompts, agent.given_up) == ([], 1)
+
+
+async def test_cancel_ends_a_turn_at_once_while_the_state_before_it_is_being_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def take(_: Capture, listed: asyncio.Event | None = None) -> Snapshot:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError(listed)
+
+    async with serving(tmp_path) as api:
+        with monkeypatch.context() as patched:
+            patched.setattr(Capture, "take", take)
+            session = await api.session()
+            turn = await api.turn("hello", session)
+            async with asyncio.timeout(10):  # a third of what a state may take
+                await begun.wait()
+                assert (await api.json("POST", f"/api/v1/turns/{turn}/cancel"))[0] == 202
+                events = await api.events(turn)
+        assert events[-1]["content"]["stop_reason"] == "cancelled"
+        assert events[-1]["content"]["changes"] is None
+        assert api.agent.prompts == []
+        changes = api.services.changes
+        assert await changes._store.run(spans.left_turns) == []
+        await api.events(await api.turn("again", session))
+        assert [text for _, text in api.agent.prompts] == ["again"]
 
 
 async def test_an_agent_that_does_not_count_its_messages_is_asked_all_the_same(

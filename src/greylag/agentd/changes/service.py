@@ -102,7 +102,8 @@ class ChangeService:
     async def begin(self, span_id: str, session_id: str) -> None:
         """Keep the state before a turn; return as soon as the agent may change it.
 
-        If that takes too long, none is kept: it would hold what the agent has done by then.
+        If that takes too long, none is kept: it would hold what the agent has done by then. Whoever
+        is cancelled meanwhile asks the agent nothing: then there is no turn to tell of, or to end.
         """
         if self._stopped:
             return
@@ -110,12 +111,21 @@ class ChangeService:
         listed = asyncio.Event()
         task = self._start(self._begin(span_id, session_id, listed), f"state before {span_id}")
         waiting = self._start(listed.wait(), "workspace listed")
-        await asyncio.wait({task, waiting}, timeout=_LISTED_WITHIN, return_when="FIRST_COMPLETED")
-        waiting.cancel()
-        if not listed.is_set() and not task.done():
-            _log.warning("snapshot_too_slow", span_id=span_id)
+        both = {task, waiting}
+        try:
+            await asyncio.wait(both, timeout=_LISTED_WITHIN, return_when="FIRST_COMPLETED")
+            if not listed.is_set() and not task.done():
+                _log.warning("snapshot_too_slow", span_id=span_id)
+                task.cancel()
+            await asyncio.wait({task}, timeout=_READ_WITHIN)
+        except asyncio.CancelledError:
             task.cancel()
-        await asyncio.wait({task}, timeout=_READ_WITHIN)
+            self._running.discard(span_id)
+            forgetting = self._tried(lambda sql: spans.remove(sql, span_id), otherwise=None)
+            self._start(forgetting, f"no turn {span_id}")
+            raise
+        finally:
+            waiting.cancel()
 
     async def _begin(self, span_id: str, session_id: str, listed: asyncio.Event) -> None:
         try:
@@ -133,9 +143,9 @@ class ChangeService:
 
     async def end(self, span_id: str) -> TurnChanges | None:
         """Keep the state after a turn; return how much changed, ``None`` if that takes longer."""
-        self._running.discard(span_id)
-        if self._stopped:
+        if self._stopped or span_id not in self._running:
             return None
+        self._running.discard(span_id)
         task = self._start(self._end(span_id), f"state after {span_id}")
         self._ending[span_id] = task
         await asyncio.wait({task}, timeout=_END_WITHIN)

@@ -63,6 +63,12 @@ def add(sql: sqlite3.Connection, span: Span) -> None:
     )
 
 
+def remove(sql: sqlite3.Connection, span_id: str) -> None:
+    """Forget a span, in which nothing was done."""
+    sql.execute("DELETE FROM spans WHERE span_id = ?", (span_id,))
+    sql.execute("DELETE FROM touched WHERE span_id = ?", (span_id,))
+
+
 def newest(sql: sqlite3.Connection) -> int:
     """Return the number of the newest state, 0 when there is none."""
     return int(sql.execute("SELECT coalesce(max(number), 0) FROM snapshots").fetchone()[0])

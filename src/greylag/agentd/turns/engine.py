@@ -43,7 +43,7 @@ from greylag.agentd.turns.errors import RESTARTED, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import RunningTurn, TurnPolicy
 from greylag.common.agent_api import Question, TurnChanges
-from greylag.common.concurrent import beside
+from greylag.common.concurrent import beside, until_one_ends
 
 T = TypeVar("T")
 Acceptance = Literal["accepted", "settled_otherwise", "unknown"]
@@ -315,13 +315,7 @@ class TurnEngine:
         result: PromptResult | None = None
         error: TurnError | None = None
         try:
-            await self._changes.begin(turn.record.turn_id, turn.record.session_id)
-            # Not before: a history that was left uncut has been cut by now.
-            session = await self._sessions.get(turn.record.session_id)
-            if session is None:  # it was deleted meanwhile
-                result = PromptResult("cancelled", None)
-            else:
-                result = await self._ask(turn, session.agent_session_id)
+            result = await self._answered(turn)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
@@ -333,6 +327,16 @@ class TurnEngine:
         self.activity.end(entry, failed=outcome.status == "error")
         _log.info("turn_ended", status=outcome.status, code=outcome.error_code)
         await self._make_room()
+
+    async def _answered(self, turn: RunningTurn) -> PromptResult:
+        """Keep the state before the turn, and have the agent answer; a cancel waits for neither."""
+        keeping = self._changes.begin(turn.record.turn_id, turn.record.session_id)
+        await until_one_ends(state=keeping, cancelled=turn.cancelled.wait())
+        # Not before: a history that was left uncut has been cut by now.
+        session = await self._sessions.get(turn.record.session_id)
+        if session is None or turn.cancelled.is_set():  # it was deleted, or cancelled meanwhile
+            return PromptResult("cancelled", None)
+        return await self._ask(turn, session.agent_session_id)
 
     async def _ask(self, turn: RunningTurn, agent_session_id: str | None) -> PromptResult:
         """Give the agent the turn's message, in the agent's own session, made if need be."""
