@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from greylag.agentd.agent import agent as agent_module
+from greylag.agentd.agent import process
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.process import AgentProcess, agent_environment
 from greylag.agentd.agent.types import (
@@ -225,3 +227,51 @@ async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, execution: Ex
     run.cancel()
     with suppress(asyncio.CancelledError):
         await run
+
+
+GOOSE = """
+import json, sys, time
+for line in sys.stdin:
+    asked = json.loads(line)
+    time.sleep(float(sys.argv[1]) if asked["method"] == "initialize" else 0)
+    said = {"id": asked["id"], "result": {"value": "1", "sessionId": "1"}}
+    print(json.dumps(said), flush=True)
+"""
+
+
+@asynccontextmanager
+async def slow_goose(folder: Path, execution: Execution, seconds: float) -> AsyncIterator[Agent]:
+    """Run what answers as goose does, and takes some seconds to start."""
+    command = AgentCommand("goose", (sys.executable, "-I", "-c", GOOSE, str(seconds)))
+    agent = Agent(command, AgentSetup(folder, folder, folder), execution)
+    run = asyncio.create_task(agent.run(), name="agent")
+    try:
+        yield agent
+    finally:
+        run.cancel()
+        await asyncio.wait({run})
+
+
+async def test_an_agent_starts_though_its_configuration_was_others_for_longer_than_that_may_take(
+    tmp_path: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_START_SECONDS", 5)
+    async with slow_goose(tmp_path, execution, 0) as agent, asyncio.timeout(30):
+        async with agent._configuring:
+            await asyncio.sleep(5.5)
+            with pytest.raises(AgentUnavailableError, match="is starting"):
+                await agent.wait_ready(0)
+        await agent.wait_ready(4)
+
+
+async def test_what_a_change_of_the_configuration_waited_for_in_vain_is_told(
+    tmp_path: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_CALL_SECONDS", 0.5)
+    read = ("_goose/unstable/config/read", {"key": "x"})
+    async with slow_goose(tmp_path, execution, 60) as agent:
+        with pytest.raises(AgentUnavailableError, match="one for this alone did not start within"):
+            await agent.call(*read)
+        async with agent._configuring:
+            with pytest.raises(AgentUnavailableError, match="Others did not leave"):
+                await agent.call(*read)

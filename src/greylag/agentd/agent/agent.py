@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -217,13 +218,18 @@ class Agent:
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as ``_goose/unstable/config/read``)."""
-        async with _patience():
+        async with _patience() as waiting:
             if not method.startswith(_CONFIGURATION):
                 return await self._living().peer.request(method, params)
+            answering = waiting.words
+            waiting.words = "Others did not leave the agent's configuration"
             async with self._configuring:
+                waiting.words = answering
                 if self._ready.is_set():
                     return await self._living().peer.request(method, params)
+                waiting.words = "The agent is not ready, and one for this alone did not start"
                 async with self._another() as peer:
+                    waiting.words = answering
                     return await peer.request(method, params)
 
     async def try_extension(self, entry: dict[str, Any]) -> ExtensionState:
@@ -344,13 +350,21 @@ class Agent:
         self._state = AgentState(self._command.kind, status, self._state.version, detail)
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """What a call waits for, as it is told if that does not come."""
+
+    words: str = "The agent did not answer"
+
+
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
+async def _patience() -> AsyncIterator[_Waiting]:
     """Bound a call to the agent: ``AgentUnavailableError`` when it takes too long."""
+    waiting = _Waiting()
     try:
         with understood():
             async with asyncio.timeout(_CALL_SECONDS):
-                yield
+                yield waiting
     except TimeoutError as error:
-        reason = f"The agent did not answer within {_CALL_SECONDS:g} seconds."
+        reason = f"{waiting.words} within {_CALL_SECONDS:g} seconds."
         raise AgentUnavailableError(reason) from error

@@ -6,8 +6,8 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import structlog
@@ -88,7 +88,10 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
 
 
 async def make_ready(
-    peer: AcpPeer, setup: AgentSetup, kind: AgentKind, configuring: asyncio.Lock
+    peer: AcpPeer,
+    setup: AgentSetup,
+    kind: AgentKind,
+    configuring: AbstractAsyncContextManager[None],
 ) -> str:
     """Bring a fresh agent to where it can take sessions, and prove that it can.
 
@@ -117,6 +120,17 @@ async def make_ready(
     await peer.request("session/delete", {"sessionId": session})
     info = answer.get("agentInfo") or {}
     return str(info.get("version", "unknown"))
+
+
+@asynccontextmanager
+async def _uncounted(lock: asyncio.Lock, limit: asyncio.Timeout) -> AsyncIterator[None]:
+    """Hold a lock; how long others have it before is no part of a limit, and bounded by theirs."""
+    loop = asyncio.get_running_loop()
+    left = (limit.when() or loop.time()) - loop.time()
+    limit.reschedule(None)
+    async with lock:
+        limit.reschedule(loop.time() + left)
+        yield
 
 
 async def _store_defaults(peer: AcpPeer, defaults: Mapping[str, str]) -> None:
@@ -240,10 +254,12 @@ class AgentProcess:
             self._say(f"The agent was stopped: {error}.")
 
     async def _make_ready(self, configuring: asyncio.Lock, on_ready: Callable[[str], None]) -> None:
+        limit = asyncio.timeout(_START_SECONDS)
         try:
             with understood():
-                async with asyncio.timeout(_START_SECONDS):
-                    version = await make_ready(self.peer, self._setup, self._kind, configuring)
+                async with limit:
+                    alone = _uncounted(configuring, limit)
+                    version = await make_ready(self.peer, self._setup, self._kind, alone)
         except AgentRefusedError as error:
             self._say(f"The agent could not start: {error.words}.")
         except TimeoutError:
