@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.agentd.changes.rig import closed, look, rig
 
-from greylag.agentd.changes import report, service, store
+from greylag.agentd.changes import plan, report, service, store
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import Change, SnapshotError, TreeEntry, split
 from greylag.agentd.problems import RequestError
@@ -973,3 +973,66 @@ async def test_a_turn_waits_for_no_counting_of_what_a_start_found_without_an_end
         while not (found := await made.service.totals(["left"])):
             pass  # it is counted beside all else
         assert found["left"].files == 1
+
+
+async def test_a_turn_waits_for_no_comparison_of_an_undo_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        async with made.turn("t"):
+            (made.root / "file").touch()
+        compared, done = _slow_report(monkeypatch)
+        undoing = asyncio.create_task(made.undo("t"))
+        try:
+            await asyncio.to_thread(compared.wait)
+            assert not (made.root / "file").exists()
+            await made.service.begin("next", "s")
+            await made.service.notes("s")
+            told = (await made.service.totals(["t"]))["t"]
+            assert (told.undo_id is None, told.undone_files) == (False, 1)
+        finally:
+            done.set()
+        assert (await undoing).undo_id == told.undo_id
+
+
+async def test_what_was_changed_is_compared_before_others_wait_for_an_undo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, done = threading.Event(), threading.Event()
+
+    def slow(*asked: Any) -> Any:
+        compared.set()
+        done.wait()
+        return plan.asked_of(*asked)
+
+    async with rig(tmp_path) as made, asyncio.timeout(30):
+        async with made.turn("t"):
+            (made.root / "one").touch()
+            (made.root / "two").touch()
+        monkeypatch.setattr(service, "asked_of", slow)
+        undoing = asyncio.create_task(made.undo("t"))
+        try:
+            await asyncio.to_thread(compared.wait)
+            async with made.turn("next"):
+                (made.root / "one").write_text("again")
+        finally:
+            done.set()
+        undone = await undoing
+        assert {one.path: one.reason for one in undone.kept} == {"one": "changed_since"}
+        assert [path.name for path in made.root.iterdir()] == ["one"]
+
+
+async def test_an_undo_whose_states_have_made_room_by_then_is_told_without_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> Any:
+        raise SnapshotError("A kept content is not what it was.")
+
+    async with rig(tmp_path) as made:
+        async with made.turn("t"):
+            (made.root / "file").touch()
+        monkeypatch.setattr(service, "report", gone)
+        undone = await made.undo("t")
+        assert (undone.changes.changes, undone.changes.total) == ([], 1)
+        assert not (made.root / "file").exists()
+        assert (await made.service.totals(["t"]))["t"].undo_id == undone.undo_id

@@ -126,21 +126,32 @@ class Undo:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def undo_of(sql: sqlite3.Connection, extent: Extent, now: str) -> Undo:
-    """Decide what an undo puts back, when the workspace's tree is ``now``."""
+def asked_of(sql: sqlite3.Connection, extent: Extent) -> Differences:
+    """Return what was changed of what is to be undone, whatever the workspace holds now."""
+    ordered = sorted(extent.only or ())
+
+    def is_asked(path: str, change: Change) -> bool:
+        before, _ = change
+        return (
+            extent.only is None
+            or among(path, extent.only)
+            or (_kind(before) == "d" and _is_above(path, ordered))
+        )
+
+    found = differences(sql, extent.before, extent.after)
+    known, unknown = ({p: c for p, c in one.items() if is_asked(p, c)} for one in found)
+    return Differences(known, unknown)
+
+
+def undo_of(sql: sqlite3.Connection, extent: Extent, asked: Differences, now: str) -> Undo:
+    """Decide what an undo puts back of what is ``asked``, when the workspace's tree is ``now``."""
     undo, state = Undo(), State(sql, now)
     since = differences(sql, extent.after, now).known
-    found = differences(sql, extent.before, extent.after)
-    ordered = sorted(extent.only or ())
-    for path, (before, _) in (*found.known.items(), *found.unknown.items()):
-        if extent.only is not None and not (
-            among(path, extent.only) or (_kind(before) == "d" and _is_above(path, ordered))
-        ):
-            continue
+    for path, (before, _) in (*asked.known.items(), *asked.unknown.items()):
         present = state.kept(path)
         if (present and present.itself) == (before and before.itself):
             continue
-        if path in found.unknown or _kind(present) == "x":
+        if path in asked.unknown or _kind(present) == "x":
             undo.kept[path] = "left_out"
         elif path in since and not extent.override:
             undo.kept[path] = "changed_since"

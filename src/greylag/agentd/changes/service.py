@@ -13,6 +13,7 @@ import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,7 +21,15 @@ import structlog
 
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
-from greylag.agentd.changes.plan import Extent, State, rest_of, steps_of, undo_of
+from greylag.agentd.changes.plan import (
+    Differences,
+    Extent,
+    State,
+    asked_of,
+    rest_of,
+    steps_of,
+    undo_of,
+)
 from greylag.agentd.changes.report import TOTALS_SECONDS, diff_of, notes_of, report, totals
 from greylag.agentd.changes.spans import Ends, Span
 from greylag.agentd.changes.states import RestoreStep, Snapshot, SnapshotError, TreeEntry, split
@@ -42,6 +51,16 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Forget = Callable[[HistoryCut], Awaitable[None]]
 Cutting = AbstractAsyncContextManager[HistoryCut | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """An undo that was done: the states around it, and what it kept as it is, with the reasons."""
+
+    undo: Span
+    before: Snapshot
+    after: Snapshot
+    kept: Mapping[str, str]
 
 
 class ChangeService:
@@ -274,25 +293,29 @@ class ChangeService:
             cutting: tells what the agent is to forget; no turn of its begins meanwhile.
         """
         ends = await self._ends(span_id)
-        undoing = self._undo_cutting(span_id, ends, wish, cutting or nullcontext())
+        only = None if wish.paths is None else frozenset(wish.paths)
+        extent = Extent(ends.before.root, ends.after.root, ends.shared, wish.override, only)
+        asked = await self._read(lambda sql: asked_of(sql, extent))
+        undoing = self._undo_cutting(span_id, extent, asked, cutting or nullcontext())
         return await self._settled(self._start(undoing, f"undo of {span_id}"))
 
     async def _undo_cutting(
-        self, span_id: str, ends: Ends, wish: UndoWish, cutting: Cutting
+        self, span_id: str, extent: Extent, asked: Differences, cutting: Cutting
     ) -> Undone | SnapshotError | RequestError:
         try:
             async with cutting as cut:
-                return await self._alone(lambda: self._undo(span_id, ends, wish, cut))
+                done = await self._alone(lambda: self._undo(span_id, extent, asked, cut))
         except RequestError as error:
             return error
+        # Beside all else: it takes its time, and nothing of it can change any more.
+        return await self._undone(done) if isinstance(done, _Done) else done
 
     async def _undo(
-        self, span_id: str, ends: Ends, wish: UndoWish, cut: HistoryCut | None
-    ) -> Undone:
-        only = None if wish.paths is None else frozenset(wish.paths)
-        extent = Extent(ends.before.root, ends.after.root, ends.shared, wish.override, only)
+        self, span_id: str, extent: Extent, asked: Differences, cut: HistoryCut | None
+    ) -> "_Done":
         now = await self._capture.take()
-        undo = await self._store.run(lambda sql: undo_of(sql, extent, now.root))
+        # Not behind what others compare: all that comes next waits for this.
+        undo = await self._store.run(lambda sql: undo_of(sql, extent, asked, now.root))
         undone = await self._store.run(lambda sql: spans.find(sql, span_id))
         if undone is None:
             raise SnapshotError("The turn's states are no longer kept.")
@@ -306,12 +329,22 @@ class ChangeService:
         except SnapshotError as error:
             self._start(self.recover(), f"rest of {one.span_id}")
             raise SnapshotError(f"{error} The undo goes on by itself.") from error
-        kept = [Kept(path, reason) for path, reason in sorted((undo.kept | refused).items())]
-        changes = await self._store.run(lambda sql: report(sql, Ends(now, after)))
-        await self._store.run(lambda sql: spans.set_totals(sql, one.span_id, totals(changes)))
-        _log.info("undo_ended", undo_id=one.span_id, kept=len(kept))
-        forgotten = 0 if cut is None else cut.turns
-        return Undone(one.span_id, changes, kept[:_MOST_KEPT], len(kept), forgotten)
+        _log.info("undo_ended", undo_id=one.span_id, kept=len(undo.kept | refused))
+        return _Done(one, now, after, undo.kept | refused)
+
+    async def _undone(self, done: "_Done") -> Undone:
+        """Tell what an undo did, and remember how much that was."""
+        undo_id, ends = done.undo.span_id, Ends(done.before, done.after)
+        try:
+            changes = await self._store.compare(lambda sql: report(sql, ends))
+            await self._store.run(lambda sql: spans.set_totals(sql, undo_id, totals(changes)))
+        except SnapshotError as error:  # the states have made room for others by now
+            _log.warning("changes_not_counted", span_id=undo_id, error=str(error))
+            numbers, count = (done.before.number, done.after.number), len(done.undo.paths)
+            changes = Changes(*numbers, [], count, 0, 0, [], 0)
+        kept = [Kept(path, reason) for path, reason in sorted(done.kept.items())]
+        forgotten = 0 if done.undo.cut is None else done.undo.cut.turns
+        return Undone(undo_id, changes, kept[:_MOST_KEPT], len(kept), forgotten)
 
     async def _cut_left(self) -> None:
         """Cut the histories that undos which have begun want cut."""
@@ -345,6 +378,9 @@ class ChangeService:
         def ended(sql: sqlite3.Connection) -> None:
             spans.touch(sql, {undo.span_id}, refused)  # no work of its, to be undone with it
             spans.set_after(sql, after.number, undo.span_id)
+            # By this the turn is told to be undone; how much it was exactly is counted later.
+            count = len(set(undo.paths) - refused.keys())
+            spans.set_totals(sql, undo.span_id, TurnChanges(count, 0, 0))
 
         await self._store.run(ended)
         return after, refused
@@ -392,7 +428,7 @@ class ChangeService:
 
             wanted = await self._store.run(rest)
         await self._bring_back(undo, now, wanted)
-        await self._count(undo.span_id)  # by this the turn is told to be undone
+        self._start(self._count_all([undo.span_id]), f"counting of {undo.span_id}")
         _log.warning("undo_ended_after_restart", undo_id=undo.span_id)
 
     # How things are done.
