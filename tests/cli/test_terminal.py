@@ -1,7 +1,10 @@
 """What a person types to a shell, and to the program that carries it."""
 
+import asyncio
+
 import pytest
 
+from greylag.cli import terminal
 from greylag.cli.terminal import Escape
 
 
@@ -26,3 +29,31 @@ def test_a_tilde_at_a_line_s_begin_is_for_the_program_itself(
     assert whole.passed(typed) == passed
     assert b"".join(by_key.passed(bytes([key])) for key in typed if not by_key.left) == passed
     assert (whole.left, by_key.left) == (left, left)
+
+
+async def test_no_more_is_sent_ahead_of_what_the_command_has_read_than_is_kept_for_it() -> None:
+    ahead = terminal._Ahead()
+    async with asyncio.timeout(20):
+        for _ in range(8):
+            await ahead.room(32 * 1024)
+        ahead.tell(0)
+        more = asyncio.create_task(ahead.room(32 * 1024))
+        await asyncio.sleep(0)
+        assert not more.done()
+        ahead.tell(20_000)
+        await asyncio.sleep(0)
+        assert not more.done()
+        ahead.tell(40_000)
+        await more
+
+
+async def test_a_server_that_tells_nothing_of_what_is_read_is_sent_all_and_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(terminal, "_OLDER_SECONDS", 0)
+    ahead = terminal._Ahead()
+    async with asyncio.timeout(20):
+        await ahead.room(1_000_000)
+    monkeypatch.setattr(terminal, "_OLDER_SECONDS", 60)
+    async with asyncio.timeout(20):
+        await ahead.room(1_000_000)

@@ -342,6 +342,8 @@ async def test_an_execd_that_paces_nothing_is_sent_all(tmp_path: Path) -> None:
         writer.write(json_frame(FrameKind.JSON, {"ok": True, "pid": 7}))
         await reader.readuntil(b"the end")
         got.set()
+        writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_unix_server(older, tmp_path / "s", limit=1 << 22)
     async with server, asyncio.timeout(20):

@@ -78,6 +78,8 @@ class RemoteProcess:
     Attributes:
         pid: its id in execd's own process namespace.
         stdout, stderr: what it says; a terminal has no stderr.
+        is_paced: whether it is told how much of its input is read.
+        written, taken: how many bytes its input has, and how many of them it has read.
     """
 
     def __init__(self, pid: int, reader: Reader, writer: Writer, *, paced: bool = False) -> None:
@@ -86,15 +88,18 @@ class RemoteProcess:
         self.stderr = RemoteOutput()
         self._reader = reader
         self._writer = writer
-        self._paced = paced
+        self.written = self.taken = 0
+        self.is_paced = paced
         self._unsent: deque[bytes] = deque()
         self._on_way = 0
         self._moved = asyncio.Event()
+        self._over = False
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pumping = asyncio.create_task(self._pump(), name=f"execd process {pid}")
 
     def write(self, data: bytes) -> None:
         """Send to its stdin; ``drain`` waits for room."""
+        self.written += len(data)
         self._unsent.extend(frames(FrameKind.STDIN, data))
         self._send_input()
 
@@ -104,10 +109,14 @@ class RemoteProcess:
         Raises:
             OSError: execd is gone.
         """
-        while self._unsent and not self._pumping.done():
-            self._moved.clear()
-            await self._moved.wait()
+        while self._unsent and not self._over:
+            await self.input_moved()
         await self._writer.drain()
+
+    async def input_moved(self) -> None:
+        """Wait until some of its input was written or taken."""
+        self._moved.clear()
+        await self._moved.wait()
 
     def end_input(self) -> None:
         """Close its stdin, once it has read all that was written."""
@@ -116,7 +125,7 @@ class RemoteProcess:
 
     def _send_input(self) -> None:
         """Send as much of its input as may be on its way."""
-        while self._unsent and (not self._paced or self._on_way < MOST_INPUT):
+        while self._unsent and (not self.is_paced or self._on_way < MOST_INPUT):
             one = self._unsent.popleft()
             self._on_way += len(one) - FRAME_HEAD
             self._send(one)
@@ -171,6 +180,7 @@ class RemoteProcess:
         except (ProtocolError, OSError) as error:
             reason = f"execd does not keep to the protocol: {error}"
         finally:
+            self._over = True
             self._moved.set()
             await self.stdout.end()
             await self.stderr.end()
@@ -195,6 +205,7 @@ class RemoteProcess:
             case FrameKind.TAKEN:
                 taken = whole_number(read_object(body).get("bytes"), MOST_JSON)
                 self._on_way = max(0, self._on_way - taken)
+                self.taken += taken
                 self._send_input()
             case _:
                 raise ProtocolError(f"{kind.name} has no place here")

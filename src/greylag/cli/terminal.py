@@ -25,6 +25,8 @@ _IN, _OUT, _ERR = 0, 1, 2
 _STDERR = b"\x02"  # what begins a message of a command's stderr
 _AT_ONCE = 32 * 1024
 _MOST_COMMAND = 63 * 1024  # of a message of 64 KiB
+_MOST_AHEAD = 256 * 1024
+_OLDER_SECONDS = 2.0  # in which a server tells what was read that tells it at all
 _SIGNALLED = 128
 _LOST = 255
 # Shows the cursor, and ends the alternate screen, the mouse's reports, marked pastes and colours:
@@ -123,28 +125,60 @@ async def _talk(socket: ServerSocket, *, on_terminal: bool, marked: bool) -> int
         on_terminal: whether this terminal is the other side's.
         marked: whether what comes begins with the byte that tells stdout from stderr.
     """
+    ahead = _Ahead()
     if not on_terminal:
-        return await _carry(socket, _sending(socket), marked=marked)
+        return await _carry(socket, _sending(socket, ahead), ahead, marked=marked)
     with _raw():
-        return await _carry(socket, _typing(socket), marked=marked)
+        return await _carry(socket, _typing(socket), ahead, marked=marked)
 
 
-async def _carry(socket: ServerSocket, sending: Any, *, marked: bool) -> int:
+class _Ahead:
+    """How far what is sent may be ahead of what the command has read: what is behind that, a ping's
+    answer or our leaving, would not be heard.
+    """
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._read: int | None = None
+        self._is_told = asyncio.Event()
+        self._all = False
+
+    def tell(self, read: int) -> None:
+        """Take how much it has read."""
+        self._read, self._all = read, False
+        self._is_told.set()
+
+    async def room(self, size: int) -> None:
+        """Return once so much more may be sent: at once where an older server tells nothing."""
+        self._sent += size
+        while self._sent - (self._read or 0) > _MOST_AHEAD and not self._all:
+            within = _OLDER_SECONDS if self._read is None else None
+            self._is_told.clear()
+            try:
+                async with asyncio.timeout(within):
+                    await self._is_told.wait()
+            except TimeoutError:
+                self._all = True
+
+
+async def _carry(socket: ServerSocket, sending: Any, ahead: _Ahead, *, marked: bool) -> int:
     async with task_group() as tasks:
         inputs = tasks.create_task(sending, name="input")
-        code = await _printing(socket, marked=marked)
+        code = await _printing(socket, ahead, marked=marked)
         inputs.cancel()
     if code is None:
         raise CliError("How it ended is not known: the environment lost it.")
     return code if code >= 0 else _SIGNALLED - code
 
 
-async def _printing(socket: ServerSocket, *, marked: bool) -> int | None:
+async def _printing(socket: ServerSocket, ahead: _Ahead, *, marked: bool) -> int | None:
     while True:
         came = await socket.receive()
         if isinstance(came, bytes):
             to = _ERR if marked and came[:1] == _STDERR else _OUT
             await asyncio.to_thread(_print, to, came[1:] if marked else came)
+        elif isinstance(taken := came.get("taken"), int):
+            ahead.tell(taken)
         elif "exit" in came:
             code: int | None = came["exit"]
             return code
@@ -156,8 +190,9 @@ def _print(descriptor: int, data: bytes) -> None:
             data = data[os.write(descriptor, data) :]
 
 
-async def _sending(socket: ServerSocket) -> None:
+async def _sending(socket: ServerSocket, ahead: _Ahead) -> None:
     async for data in _input():
+        await ahead.room(len(data))
         await socket.send(data)
     await socket.send({"end_input": True})
 

@@ -281,7 +281,26 @@ async def test_a_command_that_reads_nothing_of_its_input_is_signalled(tmp_path: 
         for _ in range(8):
             await socket.send_bytes(b"x" * 32_000)
         await socket.send_str(json.dumps({"signal": 15}))
-        assert (await rest(socket))[2] == [{"exit": -15}]
+        assert (await rest(socket))[2][-1] == {"exit": -15}
+
+
+async def test_who_is_ahead_of_a_command_is_told_how_far_it_has_read(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    async with site(tmp_path) as api, connected(api, "/api/v1/commands") as socket:
+        run = {"argv": ["sh", "-c", f"read -r _ < {go}; exec wc -c"]}
+        await socket.send_str(json.dumps({"run": run}))
+        for _ in range(8):
+            await socket.send_bytes(b"x" * 32_000)
+        read = (await told(socket))["taken"]
+        assert read < 256_000
+        await asyncio.to_thread(go.write_text, "go\n")
+        while read < 256_000 - 64 * 1024:
+            before, read = read, (await told(socket))["taken"]
+            assert read - before >= 64 * 1024
+        await socket.send_str(json.dumps({"end_input": True}))
+        out, _, messages, _ = await rest(socket)
+        assert (out.strip(), messages) == (b"256000", [{"exit": 0}])
 
 
 async def test_who_left_is_noticed_though_the_command_reads_nothing_and_says_nothing(

@@ -81,6 +81,7 @@ class TerminalRoutes:
                         await until_one_ends(
                             output=_say(socket, process),
                             input=_pass_input(socket, process),
+                            taken=_tell_taken(socket, process),
                             left=sockets.left(socket),
                         )
                     finally:
@@ -186,6 +187,21 @@ async def _pass_input(socket: WebSocket, process: RemoteProcess) -> None:
                 raise invalid("A message is not of the form that it must have.")
         with suppress(OSError):  # it has ended, which is told
             await process.drain()
+
+
+async def _tell_taken(socket: WebSocket, process: RemoteProcess) -> None:
+    """Tell a client that is ahead of the command how far that is: who sends much more before it has
+    read keeps us from hearing what comes behind, be it a signal or the connection's end.
+    """
+    told: int | None = None
+    while process.is_paced:
+        news = process.written - process.taken if told is None else process.taken - told
+        if news < MOST_DATA:
+            await process.input_moved()
+            continue
+        told = process.taken
+        await _tell(socket, taken=told)
+    await asyncio.Event().wait()  # an execd of an older version tells nothing
 
 
 # What a message may be.
