@@ -153,6 +153,25 @@ async def test_a_session_asks_again_though_what_goose_keeps_was_changed(
     assert len(sink.questions) == 1
 
 
+async def test_a_goose_that_starts_anew_asks_though_a_tool_wrote_what_it_asks_about_no_more(
+    start_agent: StartAgent, goose_command: AgentCommand, make_sink: Any
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "approve"})
+    folder = agent._setup.home / ".config" / "goose"
+    lists = "always_allow: [shell, developer__shell]\n  ask_before: []\n  never_allow: []"
+    (folder / "permission.yaml").write_text(f"user:\n  {lists}\n")
+    folder.chmod(0o500)
+    agent.give_up()
+    while agent.state.status == "ready":  # noqa: ASYNC110 - nobody tells us of its end
+        await asyncio.sleep(0.01)
+    await agent.wait_ready(30)
+    session = await agent.new_session("A test")
+    await agent.configure(session, {"mode": "approve"})
+    sink = make_sink("reject_once")
+    await agent.prompt(session, "[[tool touch unasked]]", sink)
+    assert len(sink.questions) == 1
+
+
 async def test_text_and_thinking_arrive_in_order(
     agent: Agent, session: str, make_sink: Any
 ) -> None:

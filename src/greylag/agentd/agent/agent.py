@@ -18,7 +18,13 @@ import structlog
 from greylag.agentd.agent import history
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.extensions import ExtensionStarter, new_session
-from greylag.agentd.agent.process import INITIALIZE, AgentProcess, agent_environment, make_folders
+from greylag.agentd.agent.process import (
+    INITIALIZE,
+    AgentProcess,
+    agent_environment,
+    forget_allowed,
+    make_folders,
+)
 from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
@@ -323,6 +329,8 @@ class Agent:
     async def _live(self, relay_url: str) -> str:
         environment = agent_environment(self._setup, os.environ, relay_url, self._relay.token)
         await make_folders(self._execution, self._setup)
+        if self._command.kind == "goose":
+            await forget_allowed(self._execution, self._setup)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         self._process = process
         try:

@@ -4,6 +4,7 @@ that it made.
 
 import asyncio
 import math
+import os
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -42,6 +43,11 @@ _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
 _START_SECONDS = 60.0
+_FORGET_SECONDS = 10.0
+_FORGET = """
+cd "${XDG_CONFIG_HOME:-$HOME/.config}/goose" 2>/dev/null || exit 0
+chmod u+rwx . && rm -f ./permission.yaml
+"""
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
 _log = structlog.get_logger(__name__)
@@ -85,6 +91,26 @@ async def make_folders(execution: Execution, setup: AgentSetup) -> None:
         await execution.make_folders(setup.folders)
     except ExecutionError as error:
         raise AgentUnavailableError(f"The agent's folders cannot be made: {error}") from error
+
+
+async def forget_allowed(execution: Execution, setup: AgentSetup) -> None:
+    """Take away what goose keeps of tools that it asks about no more, and reads when it starts.
+
+    Tools can write that. We never have goose keep any: what holds in a session is kept by agentd.
+    """
+    env = base_environment(setup, os.environ)
+    argv = ("/bin/sh", "-c", _FORGET)
+    try:
+        process = await execution.run(argv, env=env, cwd=setup.home, group=secrets.token_hex(8))
+        try:
+            async with asyncio.timeout(_FORGET_SECONDS):
+                code: int | str = await process.wait()
+        finally:
+            await to_its_end(process.end(), "forget")
+    except (ExecutionError, TimeoutError) as error:
+        code = str(error) or "it took too long"
+    if code != 0:
+        _log.warning("allowed_tools_not_forgotten", reason=code)
 
 
 async def make_ready(
