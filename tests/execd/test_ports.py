@@ -1,8 +1,11 @@
 """Of who listens on the loopback only the environment's own processes are reached."""
 
+import asyncio
+import queue
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,8 +47,7 @@ def _listening(port: int, *addresses: str) -> Iterator[None]:
 
 
 def _addresses(port: int) -> tuple[str, ...]:
-    found = ports.listener(port)
-    return () if found is None else found.addresses
+    return next((one.addresses for one in ports.listeners() if one.port == port), ())
 
 
 @needs_linux
@@ -70,3 +72,34 @@ def test_a_port_is_reached_at_all_addresses_at_which_it_is_our_own() -> None:
         assert _addresses(port) == ("127.0.0.1", "::1")
     with _listening(port, "::", "only", "127.0.0.1", "both"):
         assert set(_addresses(port)) == {"127.0.0.1", "::1"}
+
+
+async def test_many_who_ask_who_listens_cost_one_look_that_begins_after_they_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: queue.Queue[threading.Event] = queue.Queue()
+
+    def listeners() -> list[ports.Listener]:
+        go_on = threading.Event()
+        begun.put(go_on)
+        go_on.wait()
+        return [ports.Listener(8000, ("127.0.0.1",), "app")]
+
+    monkeypatch.setattr(ports, "listeners", listeners)
+    looks = ports.Looks()
+    async with asyncio.timeout(20):
+        first = asyncio.create_task(looks.listener(8000))
+        look = await asyncio.to_thread(begun.get)
+        others = [asyncio.create_task(looks.listener(8000)) for _ in range(50)]
+        left = asyncio.create_task(looks.listeners())
+        await asyncio.sleep(0)
+        left.cancel()
+        look.set()
+        assert await first is not None
+        (await asyncio.to_thread(begun.get)).set()
+        found = await asyncio.gather(*others)
+        assert [one and one.process for one in found] == ["app"] * 50
+        assert begun.empty()
+        again = asyncio.create_task(looks.listener(1))
+        (await asyncio.to_thread(begun.get)).set()
+        assert await again is None

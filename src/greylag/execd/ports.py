@@ -4,6 +4,7 @@ Others are not told of, and not connected to: what else listens there, agentd's 
 or this machine's services beside a laptop's sandbox, is not the agent's to show.
 """
 
+import asyncio
 import ipaddress
 import os
 import re
@@ -42,9 +43,32 @@ def listeners() -> list[Listener]:
     return [by_port[port] for port in sorted(by_port)]
 
 
-def listener(port: int) -> Listener | None:
-    """Return who listens on a port, if that is one of ours."""
-    return next((one for one in listeners() if one.port == port), None)
+class Looks:
+    """Looks who listens, in one thread at a time: once for all who ask before that is begun.
+
+    A look costs some hundredths of a second for all processes that there are, and who shows a port
+    to many is asked for many connections at once: by looks of their own these took the threads of
+    all else that execd does.
+    """
+
+    def __init__(self) -> None:
+        self._looking = asyncio.Lock()
+        self._next: asyncio.Task[list[Listener]] | None = None
+
+    async def listeners(self) -> list[Listener]:
+        """Return who listens, as it was at some time after the call."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._look(), name="look who listens")
+        return await asyncio.shield(self._next)
+
+    async def listener(self, port: int) -> Listener | None:
+        """Return who listens on a port, if that is one of ours."""
+        return next((one for one in await self.listeners() if one.port == port), None)
+
+    async def _look(self) -> list[Listener]:
+        async with self._looking:
+            self._next = None
+            return await asyncio.to_thread(listeners)
 
 
 def _on_linux() -> Iterator[Listener]:

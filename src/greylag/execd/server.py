@@ -68,6 +68,7 @@ class ExecServer:
         self._owned: set[int] = set()
         self._waiting: dict[int, tuple[Reader, Writer, Writer]] = {}
         self._accepted = 0
+        self._looks = ports.Looks()
         self._operations: dict[str, Callable[[dict[str, Any], Reader, Writer], Awaitable[None]]] = {
             "hello": self._hello,
             "run": self._run,
@@ -76,7 +77,7 @@ class ExecServer:
             "accept": self._accept,
             "connect": self._connect,
             "folders": _folders,
-            "ports": _ports,
+            "ports": self._ports,
             "files": file_server.answer,
             "snapshots": snapshots.answer,
         }
@@ -201,10 +202,14 @@ class ExecServer:
 
     async def _connect(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
         port = request.get("port")
-        found = await asyncio.to_thread(ports.listener, port) if type(port) is int else None
+        found = await self._looks.listener(port) if type(port) is int else None
         near = await _connected(found)
         await agree(writer)
         await _joined(near, (reader, writer))
+
+    async def _ports(self, _request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
+        found = (await self._looks.listeners())[:_MOST_PORTS]
+        await agree(writer, ports=[{"port": one.port, "process": one.process} for one in found])
 
 
 class _Terminal(NamedTuple):
@@ -510,11 +515,6 @@ async def _folders(request: dict[str, Any], _reader: Reader, writer: Writer) -> 
             reason = getattr(error, "strerror", None) or str(error)
             raise RefusedError("not_made", f"{path}: {reason}.") from error
     await agree(writer)
-
-
-async def _ports(_request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
-    found = (await asyncio.to_thread(ports.listeners))[:_MOST_PORTS]
-    await agree(writer, ports=[{"port": one.port, "process": one.process} for one in found])
 
 
 async def _connected(found: ports.Listener | None) -> tuple[Reader, Writer]:
