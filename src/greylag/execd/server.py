@@ -354,7 +354,14 @@ async def _terminal(
     )
     writer = await _writer_to(near)
     ours.callback(writer.transport.abort)
-    return _Terminal(near, os.ttyname(far)), far, reader, writer
+    return _Terminal(near, _name_of(far)), far, reader, writer
+
+
+def _name_of(terminal: int) -> str:
+    """Return a terminal's path; "" where it has none here."""
+    with suppress(OSError):
+        return os.ttyname(terminal)
+    return ""
 
 
 async def _writer_to(terminal: int) -> Writer:
