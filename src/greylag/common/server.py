@@ -558,8 +558,11 @@ class _Taken(asyncio.StreamReaderProtocol):
 
 def _is_hung_up(transport: asyncio.Transport) -> bool:
     """Tell whether the other side has ended a connection, though what it said is not read yet."""
+    connection = transport.get_extra_info("socket")
+    if transport.is_closing() or connection is None or connection.fileno() < 0:
+        return False
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), _HANG_UP)
+    poll.register(connection.fileno(), _HANG_UP)
     return bool(poll.poll(0))
 
 
