@@ -1,5 +1,6 @@
 """Conversations: ours are UUIDs, the agent has ids of its own (and uses them again)."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from greylag.agentd.problems import RequestError, agent_failed, not_found
 from greylag.agentd.records import HistoryCut, Records, SessionRecord, TurnRecord, session_title
 from greylag.agentd.turns.engine import TurnEngine
 
+_AGENT_WITHIN = 15.0
+"""How long the agent may take over its half of a new session, which nobody needs at once."""
 _CANNOT = "The agent that runs here cannot cut its history."
 
 _log = structlog.get_logger(__name__)
@@ -46,9 +49,11 @@ class SessionService:
         agent_session_id: str | None = None
         if self._agent.state.status == "ready":
             try:
-                agent_session_id = await self._agent.new_session(title)
-            except AgentError as error:
-                _log.warning("agent_session_later", session_id=session_id, error=str(error))
+                async with asyncio.timeout(_AGENT_WITHIN):
+                    agent_session_id = await self._agent.new_session(title)
+            except (AgentError, TimeoutError) as error:
+                reason = str(error) or "it took too long"
+                _log.warning("agent_session_later", session_id=session_id, error=reason)
         now = time.time()
         session = SessionRecord(session_id, agent_session_id, title, now, now, 0)
         await self._sessions.add(session)

@@ -188,6 +188,19 @@ async def test_an_agent_that_reads_nothing_is_given_up_with_all_that_waits_for_i
         await agent.wait_ready(20)
 
 
+async def test_who_deletes_a_session_does_not_wait_long_for_an_agent_that_does_not_answer(
+    start_agent: Callable[..., Awaitable[Agent]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "_PUT_AWAY_SECONDS", 0.1)
+    agent = await start_agent(find_agent("scripted", {}))
+    session = await agent.new_session("A test")
+    assert agent._process is not None
+    os.kill(agent._process.remote.pid, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        with pytest.raises(AgentUnavailableError, match=r"within 0\.1 seconds"):
+            await agent.forget_session(session)
+
+
 @pytest.mark.parametrize(
     "answers", ["null", '{}|{"value": 1}|{"sessionId": "1", "_meta": {"extensionResults": [1]}}']
 )

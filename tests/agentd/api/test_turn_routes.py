@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
 
+from greylag.agentd import sessions
 from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentRefusedError,
@@ -152,6 +153,17 @@ async def test_cancel_ends_a_turn_for_which_the_agent_does_not_get_ready_and_the
         events = await api.events(turn)
         assert events[-1]["content"]["stop_reason"] == "cancelled"
         assert (agent.prompts, agent.given_up) == ([], 1)
+
+
+async def test_a_session_is_made_though_the_agent_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_AGENT_WITHIN", 0.01)
+    agent = Hanging("new_session")
+    async with serving(tmp_path, agent) as api, asyncio.timeout(20):
+        session = await api.session()
+        assert agent.hangs.is_set()
+        assert (await api.json("GET", f"/api/v1/sessions/{session}"))[0] == 200
 
 
 async def test_cancel_ends_a_turn_at_once_while_the_state_before_it_is_being_kept(

@@ -54,6 +54,7 @@ _UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _SUBAGENT = re.compile(r"subagent:(\d{8}_\d{1,9})")
 _MOST_SUBAGENTS = 1000
 _CALL_SECONDS = 60.0
+_PUT_AWAY_SECONDS = 15.0  # nobody needs it: who deletes a session waits for no more
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
 _STABLE_SECONDS = 10.0
@@ -134,10 +135,11 @@ class Agent:
         """Have a session work with these options from now on."""
         if self._command.kind != "goose":
             return  # the scripted agent has none
-        for option, value in options.items():
-            # Also what it was told before: tools can change what goose keeps.
-            params = {"sessionId": agent_session_id, "configId": option, "value": value}
-            await self.call("session/set_config_option", params)
+        async with _patience():
+            for option, value in options.items():
+                # Also what it was told before: tools can change what goose keeps.
+                params = {"sessionId": agent_session_id, "configId": option, "value": value}
+                await self.call("session/set_config_option", params)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
@@ -220,7 +222,8 @@ class Agent:
 
     async def _put_away(self, agent_session_id: str) -> None:
         # Not deleted: goose gives the id of a deleted session to the next one.
-        await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
+        async with _patience(_PUT_AWAY_SECONDS):
+            await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as ``_goose/unstable/config/read``)."""
@@ -366,13 +369,13 @@ class _Waiting:
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[_Waiting]:
+async def _patience(seconds: float | None = None) -> AsyncIterator[_Waiting]:
     """Bound a call to the agent: ``AgentUnavailableError`` when it takes too long."""
-    waiting = _Waiting()
+    waiting, seconds = _Waiting(), _CALL_SECONDS if seconds is None else seconds
     try:
         with understood():
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(seconds):
                 yield waiting
     except TimeoutError as error:
-        reason = f"{waiting.words} within {_CALL_SECONDS:g} seconds."
+        reason = f"{waiting.words} within {seconds:g} seconds."
         raise AgentUnavailableError(reason) from error
