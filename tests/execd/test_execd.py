@@ -223,9 +223,27 @@ async def test_only_what_began_since_then_and_has_the_variables_is_killed(tmp_pa
         process.write(b"go\n")
         new = int(await process.stdout.read(100))
         await has_begun(new, b"sleep")
-        await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
+        await client.end_matching(GROUP_G, {"SESSION": ["a"]}, since)
         await gone(new)
         assert birth(old) is not None
+        await process.end()
+
+
+async def test_what_has_any_of_many_values_is_killed_at_once_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client, asyncio.timeout(20):
+        script = "; ".join(f"SESSION={one} sleep 600 & echo $!" for one in ("a", "b1", "b"))
+        process = await shell(client, f"{script}; wait", tmp_path)
+        said = b""
+        while said.count(b"\n") < 3:
+            said += await process.stdout.read(100)
+        pids = [int(one) for one in said.split()]
+        for pid in pids:
+            await has_begun(pid, b"sleep")
+        values = ["a", "b", *(str(one) for one in range(1000))]
+        await client.end_matching(GROUP_G, {"SESSION": values}, 0.0)
+        assert [birth(pid) is None for pid in pids] == [True, False, True]
         await process.end()
 
 
@@ -240,7 +258,7 @@ async def test_what_an_older_process_starts_through_one_that_tells_nothing_is_le
         since = process_clock()
         process.write(b"go\n")
         started = int(await process.stdout.read(100))
-        await client.end_matching(GROUP_G, {"SESSION": "a"}, since)
+        await client.end_matching(GROUP_G, {"SESSION": ["a"]}, since)
         assert birth(started) is not None
         await process.end()
 

@@ -271,15 +271,20 @@ class Execution:
         # An execd of an older version paces nothing.
         return RemoteProcess(pid, reader, writer, paced=facts.get("paced") is True)
 
-    async def end_matching(self, group: str, environ: Mapping[str, str], since: float) -> None:
+    async def end_matching(
+        self, group: str, environ: Mapping[str, Sequence[str]], since: float
+    ) -> None:
         """Kill what in a group has these variables and has begun since then.
 
         Args:
             group: of the run that it belongs to.
-            environ: further environment variables that it has.
+            environ: further environment variables that it has, each with the values it may have;
+                an execd of an older version looks for the first ones alone.
             since: a value of ``process_clock``.
         """
-        async with self.exchange("end", group=group, environ=dict(environ), since=since):
+        firsts = {name: values[0] for name, values in environ.items()}
+        every = {name: list(values) for name, values in environ.items()}
+        async with self.exchange("end", group=group, environ=firsts, since=since, any=every):
             return
 
     async def make_folders(self, paths: Sequence[Path]) -> None:

@@ -71,8 +71,9 @@ def process_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if _LINUX else time.time()
 
 
-def has_variables(pid: int, wanted: Mapping[str, str]) -> bool:
-    """Tell whether the process ``pid`` began with all of ``wanted`` as environment variables.
+def has_variables(pid: int, wanted: Mapping[str, str | frozenset[str]]) -> bool:
+    """Tell whether the process ``pid`` began with all of ``wanted`` as environment variables, of
+    which each has one value, or any of some.
 
     What cannot be seen is not there: in processes of other users, and on Linux after a mebibyte. By
     that bound a tool that hands its children hundreds of thousands of variables slows nobody down.
@@ -81,9 +82,10 @@ def has_variables(pid: int, wanted: Mapping[str, str]) -> bool:
         import psutil  # noqa: PLC0415 - only where there is no /proc
 
         try:
-            return wanted.items() <= psutil.Process(pid).environ().items()
+            found = psutil.Process(pid).environ()
         except (psutil.Error, OSError):
             return False
+        return all(found.get(name) in _values(value) for name, value in wanted.items())
     try:
         with Path(f"/proc/{pid}/environ").open("rb") as file:
             block = b"\0" + file.read(_LONGEST_ENVIRON)
@@ -91,8 +93,20 @@ def has_variables(pid: int, wanted: Mapping[str, str]) -> bool:
         return False
     return all(
         b"\0%b=%b\0" % (os.fsencode(name), os.fsencode(value)) in block
+        if isinstance(value, str)
+        else _has_any(block, os.fsencode(name), value)
         for name, value in wanted.items()
     )
+
+
+def _has_any(block: bytes, name: bytes, values: frozenset[str]) -> bool:
+    """Tell whether an environment has a variable with one of some values, however many they are."""
+    found = (one for one in block.split(b"\0") if one.startswith(name + b"="))
+    return any(os.fsdecode(one[len(name) + 1 :]) in values for one in found)
+
+
+def _values(value: str | frozenset[str]) -> frozenset[str]:
+    return frozenset({value}) if isinstance(value, str) else value
 
 
 def adopt_orphans() -> None:
@@ -141,14 +155,14 @@ def end_group(group: str, root: int | None, alone: Callable[[], bool]) -> list[i
     return _kill_until_none(find)
 
 
-def end_matching(wanted: Mapping[str, str], since: float) -> list[int]:
+def end_matching(wanted: Mapping[str, str | frozenset[str]], since: float) -> list[int]:
     """Kill what has ``wanted`` in its environment and has begun since then.
 
     What older ones among them go on starting is left alone: a loop in the background of an earlier
     turn may start a process every moment.
 
     Args:
-        wanted: environment variables, all of which must be there.
+        wanted: environment variables, all of which must be there (see ``has_variables``).
         since: seconds on the clock of ``process_clock``.
 
     Returns:

@@ -14,7 +14,9 @@ run          ``argv``, ``env`` (over execd's own),       frames both ways until 
              ``private`` (sockets, not pipes),
              ``paced`` (input is told of by
              ``TAKEN`` as it is read)
-end          ``group``, ``environ``, ``since``           (answer: ``left``, pids that live on)
+end          ``group``, ``environ``, ``since``,          (answer: ``left``, pids that live on)
+             ``any`` (of which each has one
+             of some values)
 listen       -                                           (answer: ``port``), ``ACCEPTED`` frames
 accept       ``number``                                  raw bytes both ways
 ports        -                                           (answer: ``ports``, each with ``port``

@@ -137,7 +137,9 @@ class ExecServer:
         await agree(writer, pid=os.getpid(), python=platform.python_version())
 
     async def _end(self, request: dict[str, Any], _reader: Reader, writer: Writer) -> None:
-        wanted = {**_texts(request, "environ"), GROUP: text_in(request, "group")}
+        wanted: dict[str, str | frozenset[str]] = {**_texts(request, "environ")}
+        wanted |= _choices(request.get("any", {}))
+        wanted[GROUP] = text_in(request, "group")
         since = request.get("since")
         if not isinstance(since, int | float):
             raise RefusedError("invalid_request", "since is not a number.")
@@ -589,6 +591,13 @@ def _texts(request: dict[str, Any], name: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise RefusedError("invalid_request", f"{name} is not an object of texts.")
     return value
+
+
+def _choices(value: Any) -> dict[str, frozenset[str]]:
+    lists = value.values() if isinstance(value, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(v, str) for v in one) for one in lists):
+        raise RefusedError("invalid_request", "any is not an object of lists of texts.")
+    return {name: frozenset(values) for name, values in value.items()}
 
 
 def _size(size: Any) -> tuple[int, int]:

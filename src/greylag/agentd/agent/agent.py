@@ -167,8 +167,7 @@ class Agent:
             del self._turns[agent_session_id]
             if began is not None and turn.cancelled:
                 self._stop_model(agent_session_id)  # of a subagent that was told of since
-                for one in self._family(agent_session_id):
-                    await process.kill_tools(one, began)
+                await process.kill_tools(self._family(agent_session_id), began)
 
     async def _prepare(self, agent_session_id: str) -> None:
         await make_folders(self._execution, self._setup)
@@ -189,10 +188,11 @@ class Agent:
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""
         self._extensions.close(agent_session_id)
-        for one in self._family(agent_session_id):
+        family = self._family(agent_session_id)
+        for one in family:
             self._relay.forget(one)
-            if self._process is not None:
-                await self._process.kill_tools(one, 0.0)
+        if self._process is not None:
+            await self._process.kill_tools(family, 0.0)
         self._subagents.pop(agent_session_id, None)
         await self._put_away(agent_session_id)
 

@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
@@ -342,12 +342,13 @@ class AgentProcess:
         # Whoever stops us must not leave anything alive.
         await to_its_end(self.remote.end(), "agent-kill")
 
-    async def kill_tools(self, session: str, since: float) -> None:
-        """Kill what the session's tools have started since then (``process_clock``).
+    async def kill_tools(self, sessions: Sequence[str], since: float) -> None:
+        """Kill what the tools of sessions have started since then (``process_clock``), at once: any
+        extension can make them many.
 
         goose ends only the shell itself when a turn is cancelled, not what the shell had started.
         """
         try:
-            await self._execution.end_matching(self._mark, {_SESSION: session}, since)
+            await self._execution.end_matching(self._mark, {_SESSION: sessions}, since)
         except ExecutionError as error:
             _log.warning("agent_tools_not_killed", error=str(error))
