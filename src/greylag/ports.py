@@ -145,8 +145,17 @@ class PeopleStore(Protocol):
             (0: when anything is kept there).
         """
 
-    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
-        """Remove what is kept under ``key``; return whether there was something."""
+    async def remove(
+        self,
+        kind: type[Kept],
+        key: str,
+        *,
+        only: Mapping[str, str] | None = None,
+        audit: AuditEvent | None = None,
+    ) -> bool:
+        """Remove what is kept under ``key``, with ``only`` if it has these values; return whether
+        there was something.
+        """
 
 
 class Attempts:

@@ -4,8 +4,20 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
+from tests.contract.store_adapters import at, claim, make_project
+
 from greylag.common.clock import SystemClock
-from greylag.domain.users import Identity, Role, Session, Share, User, of_project
+from greylag.domain.users import (
+    Identity,
+    Member,
+    MemberRole,
+    Role,
+    Session,
+    Share,
+    User,
+    of_project,
+    of_user,
+)
 from greylag.ports import ProjectStore
 from greylag.services.people import People
 
@@ -92,3 +104,28 @@ async def test_a_share_is_found_by_its_project_until_it_is_ended_or_has_run_out(
     # Each store forgets in its own time what has run out; another is found as before.
     await store.put(replace(long, key="d"), now + timedelta(hours=1))
     assert "d" in [one.key for one in await store.labelled(Share, of_n)]
+
+
+async def test_what_has_other_values_than_are_named_is_not_removed(store: ProjectStore) -> None:
+    member = Member("ada", "n", "1", "bob", MemberRole.VIEWER)
+    assert await store.put(member, at(0))
+    assert not await store.remove(Member, member.key, only={"record_id": "2"})
+    assert await store.labelled(Member, of_user("bob")) == [replace(member, version=1)]
+    assert await store.remove(Member, member.key, only={"record_id": "1"})
+    assert not await store.remove(Member, member.key, only={"record_id": "1"})
+    assert await store.labelled(Member, of_user("bob")) == []
+
+
+async def test_members_and_links_go_with_the_record_of_their_project(store: ProjectStore) -> None:
+    project = make_project(due_at=at(0))
+    await store.create(project)
+    now = SystemClock().now()
+    later = now + timedelta(days=1)
+    link = Share("a", "ada", "demo", project.id, 80, "/", "http://h:1", None, now, later)
+    member = Member("ada", "demo", project.id, "bob", MemberRole.VIEWER)
+    others = (replace(link, key="b", record_id="2"), replace(member, user_id="eve", record_id="2"))
+    for one in (link, member, *others):
+        assert await store.put(one, now)
+    await store.forget(await claim(store, 0))
+    kept = [*await store.labelled(Share), *await store.labelled(Member)]
+    assert kept == [replace(one, version=1) for one in others]

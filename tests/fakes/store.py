@@ -202,6 +202,9 @@ class MemoryStore(ProjectStore):
         ref, tables = claim.project.ref, self._tables
         del tables.records[ref], tables.events[ref]
         tables.transcripts.pop(ref, None)
+        for place, body in list(tables.people.items()):
+            if place[0] in people.OF_PROJECTS and body["record_id"] == claim.project.id:
+                del tables.people[place], tables.labels[place]
         tables.keys = {name: key for name, key in tables.keys.items() if key.ref != ref}
         self._hub.signal(ref)
 
@@ -287,10 +290,19 @@ class MemoryStore(ProjectStore):
         self._append(audit)
         return True
 
-    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
-        self._open().labels.pop((kind, key), None)
-        if self._open().people.pop((kind, key), None) is None:
+    async def remove(
+        self,
+        kind: type[Kept],
+        key: str,
+        *,
+        only: Mapping[str, str] | None = None,
+        audit: AuditEvent | None = None,
+    ) -> bool:
+        tables, place = self._open(), (kind, key)
+        body = tables.people.get(place)
+        if body is None or not (only or {}).items() <= body.items():
             return False
+        del tables.people[place], tables.labels[place]
         self._append(audit)
         return True
 

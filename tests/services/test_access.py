@@ -1,7 +1,7 @@
 """Who may do what: every use case asks first, and the one table decides."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -26,6 +26,7 @@ from greylag.domain.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
     LimitExceededError,
+    MissingError,
     ProjectNotFoundError,
     StoreUnavailableError,
     UnauthorizedError,
@@ -203,6 +204,86 @@ async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_
         with pytest.raises(UserNotFoundError):
             await projects.get(ZOE, REF)
         assert await gate.members(OPERATOR, REF) == []
+
+
+@asynccontextmanager
+async def _made_anew(
+    house: House, left: Member | None = None
+) -> AsyncIterator[tuple[Project, Project]]:
+    """Have what is shared deleted and made anew, with what is ``left`` of a member."""
+    projects = house.use_cases.projects
+    before = await house.store.get("ada", "demo")
+    async with house.working():
+        await projects.settled(await projects.want(OPERATOR, REF, Desired.DELETED))
+        after = (await projects.create(OPERATOR, "ada", NewProject("Another", "demo"))).project
+        if left is not None:
+            assert await house.store.put(replace(left, version=0), house.clock.now())
+        yield before, after
+
+
+@pytest.mark.parametrize("left", ["", "demo", "gone"])
+async def test_who_was_a_member_of_a_project_that_is_gone_sees_nothing_of_its_owner(
+    left: str,
+) -> None:
+    house = await shared()
+    (member,) = await house.store.labelled(Member)
+    async with _made_anew(house, replace(member, project_id=left) if left else None):
+        assert [user.id for user in await house.use_cases.gate.visible(ZOE)] == ["Zo\u00eb"]
+        with pytest.raises(UserNotFoundError):
+            await house.use_cases.projects.page(ZOE, "ada", PageQuery())
+        assert len(await house.store.labelled(Member)) == bool(left)
+
+
+async def test_who_was_a_member_of_a_project_that_is_gone_is_none_to_be_taken_out() -> None:
+    house = await shared()
+    (member,) = await house.store.labelled(Member)
+    async with _made_anew(house, member):
+        with pytest.raises(MissingError):
+            await house.use_cases.gate.unshare(OPERATOR, REF, "Zo\u00eb")
+
+
+@pytest.mark.parametrize("does", ["share", "unshare"])
+async def test_what_is_on_its_way_to_members_leaves_those_of_a_project_made_anew(
+    does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await shared()
+    gate = house.use_cases.gate
+    async with _made_anew(house) as (before, after):
+        new = await gate.share(OPERATOR, REF, "Zo\u00eb", MemberRole.EDITOR)
+        looks = iter([before])
+
+        async def as_it_was(_owner: str, _project_id: str) -> Project:
+            return next(looks, after)
+
+        with monkeypatch.context() as late:
+            late.setattr(house.store, "get", as_it_was)
+            if does == "share":
+                with pytest.raises(ConflictError):
+                    await gate.share(OPERATOR, REF, "Zo\u00eb", MemberRole.VIEWER)
+            else:
+                with pytest.raises(MissingError):
+                    await gate.unshare(OPERATOR, REF, "Zo\u00eb")
+        assert await gate.members(OPERATOR, REF) == [replace(new, version=1)]
+
+
+async def test_a_hand_over_leaves_the_members_of_a_project_that_is_just_being_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    of, carry = house.use_cases, house.use_cases.gate.carry_members
+    theirs = ProjectRef("eve", "demo")
+
+    async def late(*asked: Any) -> Mapping[str, MemberRole]:
+        await of.projects.create(OPERATOR, "eve", NewProject("Mine", "demo"))
+        await of.gate.share(OPERATOR, theirs, "bob", MemberRole.VIEWER)
+        return await carry(*asked)
+
+    async with _shared_with_bob(house) as ref:
+        monkeypatch.setattr(of.gate, "carry_members", late)
+        with pytest.raises(ConflictError, match="another project"):
+            await of.accounts.hand_over(OPERATOR, ref, "eve")
+        assert await _who(house, theirs) == {"bob": MemberRole.VIEWER}
+        assert await _who(house, ref) == {"bob": MemberRole.EDITOR}
 
 
 async def test_a_share_is_changed_and_taken_back_at_once_and_whoever_has_it_may_leave() -> None:

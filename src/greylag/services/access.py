@@ -42,7 +42,14 @@ from greylag.domain.users import (
     of_project,
     of_user,
 )
-from greylag.ports import Attempts, Clock, Duty, PeopleStore, ProjectStore
+from greylag.ports import (
+    Attempts,
+    Clock,
+    Duty,
+    PeopleStore,
+    ProjectStore,
+    RecordUnreadableError,
+)
 from greylag.services.audit import Audit
 from greylag.services.people import People, no_such_user
 
@@ -327,14 +334,32 @@ class Gate:
         own = principal.user_id
         if principal.is_admin or own is None:
             return sorted(users, key=lambda user: user.id != own)
-        shared = await self._people.labelled(Member, of_user(own))
-        owners = {one.owner for one in shared} if principal.projects is None else set()
+        owners = await self._sharing(own) if principal.projects is None else set[str]()
         seen = [user for user in users if user.id == own or user.id in owners]
         return sorted(seen, key=lambda user: user.id != own)
 
+    async def _sharing(self, user_id: str, owner: str | None = None) -> set[str]:
+        """Return who shares projects with a user, of all or of one ``owner`` alone."""
+        owners = set[str]()
+        for one in await self._people.labelled(Member, of_user(user_id)):
+            wanted = owner in {None, one.owner} and one.owner not in owners
+            if wanted and await self._is_of_now(one):
+                owners.add(one.owner)
+        return owners
+
+    async def _is_of_now(self, one: Member) -> bool:
+        """Tell whether it is of the project that has this name now, and of none that had it."""
+        try:
+            project = await self._projects.get(one.owner, one.project_id)
+        except ProjectNotFoundError:
+            return False
+        except RecordUnreadableError:
+            return True  # whoever asks for it is told of that
+        return project.id == one.record_id
+
     async def only(self, principal: Principal, owner: str) -> frozenset[str] | None:
         """Return the ids of those of an owner's projects that the principal may see; ``None``: all
-        of them.
+        of them. Some may be of projects that are gone.
         """
         if owner == principal.user_id:
             return principal.projects
@@ -373,6 +398,10 @@ class Gate:
         attempts = Attempts("this member")
         while True:
             before = await self._people.find(Member, new.key)
+            known = before is None or before.record_id == new.record_id
+            if before is not None and not known and await self._is_of_now(before):
+                has = f"The user {new.owner!r} has another project {new.project_id!r} by now."
+                raise ConflictError(has, hint="Look at the project again.")
             wanted = new if before is None else replace(new, version=before.version)
             if wanted == before:
                 return wanted
@@ -429,9 +458,11 @@ class Gate:
             await self._drop(principal, one)
 
     async def _drop(self, principal: Principal, one: Member) -> bool:
+        # Another project of its name may have a member under the same key by now.
         on = name_of(ProjectRef(one.owner, one.project_id))
         told = self.audit.event(principal, AuditAction.MEMBER_REMOVE, on, member=one.user_id)
-        return await self._people.remove(Member, one.key, audit=told)
+        of_it = {"record_id": one.record_id}
+        return await self._people.remove(Member, one.key, only=of_it, audit=told)
 
     async def _members(self, ref: ProjectRef, record_id: str) -> Sequence[Member]:
         found = await self._people.labelled(Member, of_project(ref.user_id, ref.project_id))
@@ -446,9 +477,10 @@ class Gate:
         leaves = user_id == principal.user_id
         action = Action.MEMBERS_READ if leaves else Action.MEMBERS_WRITE
         await self.authorize(principal, action, ref)
-        key = member_key(ref.user_id, ref.project_id, user_id)
+        project = await self._projects.get(ref.user_id, ref.project_id)
+        key, of_it = member_key(ref.user_id, ref.project_id, user_id), {"record_id": project.id}
         event = self.audit.event(principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=user_id)
-        if not await self._people.remove(Member, key, audit=event):
+        if not await self._people.remove(Member, key, only=of_it, audit=event):
             raise MissingError(f"The project is not shared with {user_id!r}.")
 
     async def _standings(self, principal: Principal, what: str | ProjectRef) -> frozenset[Standing]:
@@ -458,17 +490,14 @@ class Gate:
         if principal.user_id is None or principal.user_id == owner:
             return admin | {Standing.OWNER}
         if not isinstance(what, ProjectRef):
-            sees = not admin and await self.only(principal, owner)
+            alone = admin or principal.projects is not None
+            sees = not alone and await self._sharing(principal.user_id, owner)
             return frozenset({Standing.VIEWER}) if sees else admin
         key = member_key(owner, what.project_id, principal.user_id)
         member = await self._people.find(Member, key)
         if member is None or principal.projects is not None:
             return admin
-        try:
-            project = await self._projects.get(owner, what.project_id)
-        except ProjectNotFoundError:
-            return admin
-        return admin | {Standing(member.role)} if project.id == member.record_id else admin
+        return admin | {Standing(member.role)} if await self._is_of_now(member) else admin
 
 
 def _owner(what: str | ProjectRef) -> str:

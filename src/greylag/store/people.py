@@ -48,6 +48,9 @@ NAMES: Mapping[type, str] = {
 }
 """What each kind is called in a store."""
 
+OF_PROJECTS: tuple[type[Member], type[Share]] = (Member, Share)
+"""What goes with the record of a project, which each names by ``record_id``."""
+
 EXPORTED: Mapping[str, type[AnyKept]] = {
     name: kind for kind, name in NAMES.items() if name in EXPORTED_KINDS
 }
@@ -189,10 +192,17 @@ class RecentPeople:
         finally:
             self._forget(type(one), one.key)
 
-    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
+    async def remove(
+        self,
+        kind: type[Kept],
+        key: str,
+        *,
+        only: Mapping[str, str] | None = None,
+        audit: AuditEvent | None = None,
+    ) -> bool:
         """Remove one; see the port."""
         try:
-            return await self._store.remove(kind, key, audit=audit)
+            return await self._store.remove(kind, key, only=only, audit=audit)
         finally:
             self._forget(kind, key)
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -11,6 +12,7 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from greylag.domain.project import Project, ProjectRef, Status, new_instance_id
+from greylag.domain.users import of_project
 from greylag.ports import Claim, Duty, Outcome, RecordUnreadableError
 from greylag.store import records
 from greylag.store.mongo import indexes
@@ -24,6 +26,7 @@ from greylag.store.mongo.documents import (
     new_tail,
 )
 from greylag.store.mongo.writes import StoreParts, of_environment, of_owner
+from greylag.store.people import NAMES, OF_PROJECTS
 from greylag.store.records import (
     FIRST_MILLIS,
     LAST_MILLIS,
@@ -113,16 +116,23 @@ class ReconcilerMethods(StoreParts):
 
     async def forget(self, claim: Claim) -> None:
         """Remove a record, its keys and its log; see the port."""
-        place = {"_id": id_of(claim.project.id)}
+        place, ref = {"_id": id_of(claim.project.id)}, claim.project.ref
 
         async def work() -> bool:
             # The keys go first: a key must not outlive its project, lest it is made again.
             await repeated(lambda: self._keys.delete_many({"record_id": place["_id"]}))
+            for kind in OF_PROJECTS:
+                shared = self._database[indexes.PEOPLE[NAMES[kind]]]
+                theirs = {
+                    "labels": of_project(ref.user_id, ref.project_id),
+                    "record_id": claim.project.id,
+                }
+                await repeated(partial(shared.delete_many, theirs))
             # Nor may what was said outlive it; once more below, as somebody may write it meanwhile.
             await self._remove_transcript(place["_id"])
             gone = await self._projects.delete_one(place | _fence(claim))
             if gone.deleted_count:
-                await self._tell(GONE, claim.project.id, claim.project.ref)
+                await self._tell(GONE, claim.project.id, ref)
                 await self._log.remove(place["_id"])
                 await self._remove_transcript(place["_id"])
             return gone.deleted_count > 0

@@ -1,6 +1,6 @@
 """Users, sessions, tokens and members in MongoDB, a collection for each, and the audit trail."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -58,11 +58,19 @@ class PeopleMethods(StoreParts):
             except DuplicateKeyError:
                 return False
 
-    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
+    async def remove(
+        self,
+        kind: type[Kept],
+        key: str,
+        *,
+        only: Mapping[str, str] | None = None,
+        audit: AuditEvent | None = None,
+    ) -> bool:
         """Remove one; see the port."""
+        which: Document = {**(only or {}), "_id": key}
 
         async def write(session: AsyncClientSession | None) -> bool:
-            done = await self._people(kind).delete_one({"_id": key}, session=session)
+            done = await self._people(kind).delete_one(which, session=session)
             return done.deleted_count > 0
 
         with self._asking():

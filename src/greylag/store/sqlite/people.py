@@ -5,11 +5,13 @@ Each function is a few statements, called inside a transaction, in the thread of
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from greylag.domain.project import Project
+from greylag.domain.users import of_project
 from greylag.ports import AnyKept, Kept
-from greylag.store.people import NAMES, expires_at, from_body, readable, to_body
+from greylag.store.people import NAMES, OF_PROJECTS, expires_at, from_body, readable, to_body
 from greylag.store.records import millis
 
 _OF_LABEL = (
@@ -72,11 +74,26 @@ def put(sql: sqlite3.Connection, one: AnyKept, now: datetime) -> bool:
     return True
 
 
-def remove(sql: sqlite3.Connection, kind: type[Kept], key: str) -> bool:
+def remove(
+    sql: sqlite3.Connection, kind: type[Kept], key: str, only: Mapping[str, str] | None = None
+) -> bool:
     """Remove one; see the port."""
+    if only is not None:
+        found = find(sql, kind, key)
+        if any(getattr(found, name, None) != value for name, value in only.items()):
+            return False
     which = NAMES[kind], key
     sql.execute("DELETE FROM people_labels WHERE kind = ? AND key = ?", which)
     return sql.execute("DELETE FROM people WHERE kind = ? AND key = ?", which).rowcount > 0
+
+
+def forget_project(sql: sqlite3.Connection, project: Project) -> None:
+    """Remove whom a project was shared with, and by which links."""
+    label = of_project(project.user_id, project.project_id)
+    for kind in OF_PROJECTS:
+        for one in labelled(sql, kind, label, strict=False):
+            if one.record_id == project.id:
+                remove(sql, kind, one.key)
 
 
 def _forget_run_out(sql: sqlite3.Connection, now: int) -> None:

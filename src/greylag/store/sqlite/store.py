@@ -304,6 +304,7 @@ class SqliteStore(ProjectStore):
         def work(write: Write) -> None:
             records.held(tables.by_id(write.sql, claim.project.id), claim)
             tables.delete(write.sql, claim.project.id)
+            people.forget_project(write.sql, claim.project)
             write.changed.append(claim.project.ref)
 
         await self._write(work)
@@ -385,9 +386,16 @@ class SqliteStore(ProjectStore):
         """Write one; see the port."""
         return await self._write(lambda write: people.put(write.sql, one, now), audit)
 
-    async def remove(self, kind: type[Kept], key: str, *, audit: AuditEvent | None = None) -> bool:
+    async def remove(
+        self,
+        kind: type[Kept],
+        key: str,
+        *,
+        only: Mapping[str, str] | None = None,
+        audit: AuditEvent | None = None,
+    ) -> bool:
         """Remove one; see the port."""
-        return await self._write(lambda write: people.remove(write.sql, kind, key), audit)
+        return await self._write(lambda write: people.remove(write.sql, kind, key, only), audit)
 
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
         """Append an entry; see the port."""
