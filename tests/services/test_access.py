@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from tests.clocks import FakeClock
 from tests.contract.store_adapters import at
+from tests.fakes.store import MemoryStore
 from tests.harness import Harness, settings
 from tests.services.house import House
 
@@ -558,6 +559,13 @@ async def test_who_leaves_while_it_is_becoming_their_turn_holds_nobody_up(
     assert (clock.monotonic(), len(await of.tokens.listed(ada, None))) == (began, 1)
 
 
+def _in_a_browser(store: MemoryStore, clock: FakeClock) -> tuple[Principal, Awaitable[bool]]:
+    """Return the operator as they have signed in, and what ends that."""
+    name, signed = "cookie c", clock.now()
+    principal = replace(OPERATOR, sign_in=f"{name} {int(signed.timestamp())}")
+    return principal, store.revoke(name, signed + timedelta(days=30), signed)
+
+
 async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -571,12 +579,11 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     of, store = house.use_cases, house.store
     ref = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project.ref
     await of.gate.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
-    everything = frozenset(Scope)
-    text, token = await of.tokens.make(Principal("ada", "ada"), NewToken("t", everything))
+    everything, ada = frozenset(Scope), Principal("ada", "ada")
+    text, token = await of.tokens.make(ada, NewToken("t", everything))
     thief = await of.tokens.principal(text, "192.0.2.1")
     assert thief is not None
-    bob = Principal("bob", "bob")
-    take = store.take_duty
+    bob, take = Principal("bob", "bob"), store.take_duty
 
     async def refused(waiting: Awaitable[Any], meanwhile: Awaitable[Any], kind: type) -> None:
         """Wait behind one that died, while something happens."""
@@ -597,6 +604,8 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
 
     revoked = of.tokens.revoke(OPERATOR, token.id)
     await refused(of.tokens.make(thief, NewToken("u", everything)), revoked, UnauthorizedError)
+    operator, signed_out = _in_a_browser(store, clock)
+    await refused(of.projects.want(operator, ref, Desired.ACTIVE), signed_out, UnauthorizedError)
     unshared = of.gate.unshare(OPERATOR, ref, "bob")
     await refused(of.projects.want(bob, ref, Desired.ACTIVE), unshared, UserNotFoundError)
     await of.accounts.make(OPERATOR, User("eve", "Eve", role=Role.ADMIN))
@@ -606,9 +615,9 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     )
     await refused(kept, demoted, UserNotFoundError)
     clock.advance(1)
-    disabled = of.people.edit("bob", UserEdit(disabled=True), by=OPERATOR)
     put = of.secrets.put(bob, "bob", NewSecret("n", "h.example", "word"))
-    await refused(put, disabled, UnauthorizedError)
+    disabled = UserEdit(disabled=True)
+    await refused(put, of.people.edit("bob", disabled, by=OPERATOR), UnauthorizedError)
     assert (await of.projects.get(OPERATOR, ref)).desired is Desired.INACTIVE
     assert not await of.tokens.listed(OPERATOR, None)
     assert not await of.secrets.listed(OPERATOR, "bob")

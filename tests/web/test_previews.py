@@ -459,6 +459,23 @@ async def test_a_preview_ends_with_the_sign_in_or_the_share_that_it_was_opened_b
         assert (await shown.ask(home, jar=shared))[0] == 404
 
 
+async def test_a_preview_of_the_operator_s_browser_ends_with_its_sign_in(shown: Shown) -> None:
+    running, where = shown.running, f"{shown.path}/ports/{shown.port}/preview"
+    async with aiohttp.ClientSession(f"http://localhost:{running.port}") as browser:
+        async with browser.post("/sign-in", data={"token": TOKEN}, allow_redirects=False) as answer:
+            assert answer.status == 303
+        async with browser.post(where, json={}) as answer:
+            link, jar = URL((await answer.json())["url"], encoded=True), dict[str, str]()
+        assert (await shown.ask(link, jar=jar))[0] == 303
+        home = link.with_path("/").with_query(None)
+        _, of_the_token = await shown.opened()
+        assert (await shown.ask(home, jar=jar))[0] == 200
+        async with browser.post("/sign-out", allow_redirects=False) as answer:
+            assert answer.status == 303
+        assert (await shown.ask(home, jar=jar))[0] == 401
+        assert (await shown.ask(home, jar=of_the_token))[0] == 200
+
+
 async def test_a_port_that_is_no_application_s_is_not_shown(shown: Shown) -> None:
     for port in (shown.running.port, 1):
         link, jar = await shown.link(port), dict[str, str]()

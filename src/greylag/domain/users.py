@@ -478,7 +478,8 @@ class Principal:
         via: the session or token that it comes by: ``session ID``, ``token ID``, or ``""``.
         scopes: what a token may be used for; ``None``: all that its user may.
         projects: the ids of its user's projects that a token is for; ``None``: all.
-        sign_in: the same, by its key in the store: ``session KEY``, ``token KEY``, or ``""``.
+        sign_in: the same, by its key in the store: ``session KEY``, ``token KEY``, or ``""``; of
+            the operator in a browser ``cookie ID SECONDS``, with when it was signed (Unix).
         address: where the request comes from.
         reason: why an administrator looks at what is another's.
         look: at whose projects they look in their browser now.

@@ -241,7 +241,7 @@ class Gate:
                 return
             async with self._turn(counted):
                 if right is not None:
-                    await self.authorize(await self._as_of_now(principal), right, what)
+                    await self.authorize(await self.as_of_now(principal), right, what)
                 yield
         except LimitExceededError as error:
             await self.refused(principal, action, what, error)
@@ -282,10 +282,19 @@ class Gate:
         with suppress(StoreUnavailableError):  # it runs out by itself
             await self._projects.finish_duty(name, holder, self._clock.now())
 
-    async def _as_of_now(self, principal: Principal) -> Principal:
-        if principal.user_id is None:
-            return principal
-        role = await self._directory.role_now(principal.user_id, principal.sign_in)
+    async def as_of_now(self, principal: Principal) -> Principal:
+        """Return a principal in the role that they have now.
+
+        Raises:
+            UnauthorizedError: the token or sign-in that they came by does not count any more.
+        """
+        role: Role | None = principal.role
+        if principal.user_id is not None:
+            role = await self._directory.role_now(principal.user_id, principal.sign_in)
+        elif principal.sign_in:
+            name, _, seconds = principal.sign_in.rpartition(" ")
+            signed_at = datetime.fromtimestamp(int(seconds), UTC)
+            role = None if await self._projects.is_revoked(name, signed_at) else role
         if role is None:
             raise UnauthorizedError("The token or sign-in does not count any more.")
         return replace(principal, role=role)

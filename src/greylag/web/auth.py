@@ -217,7 +217,8 @@ class Authenticator:
         """Return whom a cookie names whose sign-in has not ended, ``None`` where none does."""
         for one in self._sign_ins(scope):
             if not await self._revocations.is_revoked(one.name, one.at):
-                return _operator(scope)
+                sign_in = f"{one.name} {int(one.at.timestamp())}"
+                return replace(_operator(scope), sign_in=sign_in)
         for secret in _sessions(scope):
             if (found := await self._people.by_session(secret, client_of(scope))) is not None:
                 return found

@@ -102,7 +102,6 @@ class PreviewSite:
         self._agents = use_cases.agents
         self._audit = use_cases.audit
         self._gate = use_cases.gate
-        self._people = use_cases.people
         self._shares = use_cases.shares
         self._streams = streams
 
@@ -141,9 +140,11 @@ class PreviewSite:
 
     async def _check(self, preview: Preview) -> None:
         """Raise why a preview may not be shown now: who opened it may not see it any more."""
-        by = preview.by
-        if by is not None and await self._people.role_now(by, preview.sign_in) is None:
-            raise UnauthorizedError("Who opened this preview has signed out.", hint=HINT)
+        try:
+            await self._gate.as_of_now(replace(preview.maker, sign_in=preview.sign_in))
+        except UnauthorizedError as error:
+            told = "Who opened this preview has signed out."
+            raise UnauthorizedError(told, hint=HINT) from error
         if preview.until <= time.time():
             raise UnauthorizedError("This link has run out.", hint=HINT)
         reads = preview.port is None and not preview.shared
