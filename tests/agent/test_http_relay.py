@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.agent.raw_agent import Answer, Asked, RawAgent, raw_agent, said
+from websockets.utils import accept_key
 
 from greylag.agent import http
 from greylag.agent.http import HttpAgents, refusal
@@ -22,6 +23,7 @@ from greylag.domain.errors import (
     GreylagError,
     InvalidRequestError,
     NotActiveError,
+    RefusalError,
     SessionNotFoundError,
     TooLargeError,
 )
@@ -466,6 +468,38 @@ async def test_a_preview_is_handed_on_with_the_token_of_now_where_agentd_refuses
                     pass
         assert tokens == [], "it is found anew in any case"
         assert len(agent.asked) == (2 if body is None else 1)
+
+
+async def _shaken(asked: Asked, *way: Any) -> None:
+    accepted = accept_key(asked.headers["sec-websocket-key"])
+    told = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-accept": accepted}
+    await said("101 Switching Protocols", b"seen", **told)(asked, *way)
+
+
+async def test_a_preview_s_socket_is_opened_with_the_token_of_now_where_that_was_refused() -> None:
+    request = ForwardedRequest("GET", "/", [(b"host", b"p.example")], None)
+    async with started_anew(_shaken) as (agent, tokens), gateway() as agents:
+        async with agents.forward_socket(agent.at, 8000, request, ()) as opened:
+            assert await opened.reader.read() == b"seen"
+        given = [one.headers["authorization"] for one in agent.asked]
+        assert given == ["Bearer old", "Bearer new"]
+        with pytest.raises(AgentFailedError, match="refuses Greylag's token"):
+            async with agents.forward_socket(agent.at, 8000, request, ()):
+                pass
+        assert (tokens, len(agent.asked)) == ([], 3)
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "502 Bad Gateway", "200 OK"])
+async def test_a_preview_s_socket_that_the_application_refuses_is_asked_for_once(
+    status: str,
+) -> None:
+    request = ForwardedRequest("GET", "/", [(b"host", b"p.example")], None)
+    async with raw_agent(said(status, b"who?")) as agent, gateway() as agents:
+        at = replace(agent.at, anew=unasked)
+        with pytest.raises(RefusalError, match="does not answer"):
+            async with agents.forward_socket(at, 8000, request, ()):
+                pass
+        assert len(agent.asked) == 1
 
 
 async def test_what_the_application_of_a_preview_refuses_is_its_own_answer() -> None:

@@ -6,7 +6,13 @@ end, and of its headers only those about content pass.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -415,13 +421,25 @@ class HttpAgents:
         self, at: AgentAddress, port: int, request: ForwardedRequest, protocols: Sequence[str]
     ) -> AsyncIterator[ForwardedSocket]:
         """Open a WebSocket to a port of the environment."""
-        url = _port_url(at, port) + request.target
-        headers = _forwarded_headers(at, request)
-        to = URL(at.url)
-        connecting = asyncio.open_connection(to.host, to.port, ssl=to.scheme == "https" or None)
-        with _port_answers():
-            async with forwarding.socket_opened(connecting, url, headers, protocols) as opened:
-                yield opened
+
+        def socket(to: AgentAddress) -> AbstractAsyncContextManager[ForwardedSocket]:
+            url, where = _port_url(to, port) + request.target, URL(to.url)
+            secure = where.scheme == "https" or None
+            connecting = asyncio.open_connection(where.host, where.port, ssl=secure)
+            return forwarding.socket_opened(
+                connecting, url, _forwarded_headers(to, request), protocols
+            )
+
+        async with AsyncExitStack() as stack:
+            with _port_answers():
+                try:
+                    opened = await stack.enter_async_context(socket(at))
+                except forwarding.RefusedSocketError as error:
+                    other = await _anew(at, _UNAUTHORIZED if _refuses_token(error) else 0)
+                    if other is None:
+                        raise
+                    opened = await stack.enter_async_context(socket(other))
+            yield opened
 
     async def start_turn(
         self,
@@ -559,9 +577,13 @@ def _forwarded_headers(at: AgentAddress, request: ForwardedRequest) -> list[tupl
     return [*renamed, (b"authorization", f"Bearer {at.token}".encode())]
 
 
-def _is_of_agent(answer: ForwardedAnswer) -> bool:
+def _is_of_agent(answer: ForwardedAnswer | forwarding.RefusedSocketError) -> bool:
     """Tell whether agentd itself has answered, and nobody at the port."""
-    return agent_api.NOT_FORWARDED in (name.decode() for name, _ in answer.headers)
+    return agent_api.NOT_FORWARDED.encode() in (name for name, _ in answer.headers)
+
+
+def _refuses_token(answer: forwarding.RefusedSocketError) -> bool:
+    return answer.status == _UNAUTHORIZED and _is_of_agent(answer)
 
 
 def _not_forwarded(status: int, port: int) -> GreylagError:
@@ -575,6 +597,9 @@ def _not_forwarded(status: int, port: int) -> GreylagError:
 def _port_answers() -> Iterator[None]:
     try:
         yield
+    except forwarding.RefusedSocketError as error:
+        silent = RefusalError("What is to be shown does not answer.", "port_silent")
+        raise (refusal(error.status, {}, None) if _refuses_token(error) else silent) from error
     except forwarding.UnansweredError as error:
         raise RefusalError("What is to be shown does not answer.", "port_silent") from error
 

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers as RawHeaders
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
@@ -76,6 +77,17 @@ _PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 
 class UnansweredError(Exception):
     """Nobody answers what was handed on, or not as HTTP has it; the message says why."""
+
+
+class RefusedSocketError(UnansweredError):
+    """What was asked for a WebSocket gives another answer, of this status and with these headers
+    (by their names in small letters).
+    """
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        super().__init__(f"the request for a WebSocket is answered by HTTP {status}")
+        self.status = status
+        self.headers = headers
 
 
 class BrokenOffError(Exception):
@@ -224,6 +236,7 @@ async def socket_opened(
 
     Raises:
         UnansweredError: on entering: it cannot be had.
+        RefusedSocketError: on entering: it is refused.
     """
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
@@ -253,13 +266,23 @@ async def _shaken(
         writer.writelines(client.data_to_send())
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
             await writer.drain()
-            # No more than the head: the bytes after it are not the library's to read.
+            # No more than the head: the bytes after it are not the library's to read, unless it
+            # refuses, in its own words.
             client.receive_data(await reader.readuntil(_HEAD_END))
+            while client.state is State.CONNECTING and client.handshake_exc is None:
+                if said := await reader.read(_READ):
+                    client.receive_data(said)
+                else:
+                    client.receive_eof()
     except (OSError, EOFError, asyncio.LimitOverrunError) as error:
         raise UnansweredError(str(error) or type(error).__name__) from error
+    refused = client.handshake_exc
+    if isinstance(refused, InvalidStatus):
+        given = [(n.lower(), value) for n, value in refused.response.headers.raw_items()]
+        names = [(n.encode("latin-1"), value.encode("latin-1")) for n, value in given]
+        raise RefusedSocketError(refused.response.status_code, names) from refused
     if client.state is not State.OPEN:
-        said = client.handshake_exc or "the answer to the request for a WebSocket is another"
-        raise UnansweredError(str(said)) from client.handshake_exc
+        raise UnansweredError(str(refused)) from refused
     return client.subprotocol
 
 
