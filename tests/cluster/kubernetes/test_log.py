@@ -83,6 +83,54 @@ async def test_a_stream_that_ends_while_its_container_runs_is_opened_again_from_
     assert [one.get("tailLines") for one in node.asked] == ["10", None, None]
 
 
+@pytest.mark.parametrize("tail", [0, 1])
+@pytest.mark.parametrize("cut", ["thr", ""])
+async def test_a_stream_that_ends_in_its_first_line_gives_none_before_it(
+    tail: int, cut: str
+) -> None:
+    before = f"{at(1)} one\n{at(2)} two\n"
+    streams = [f"{at(3)} {cut}", f"{before}{at(3)} thr", f"{before}{at(3)} three\n{at(4)} last\n"]
+    node = Node(streams, [(RUNS, 0)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, tail)
+        told = await heard(lines, b"last\n")
+        await lines.aclose()
+    assert told == [b"three\n", b"last\n"]
+    assert [one.get("sinceTime") for one in node.asked] == [None, at(3), at(2)]
+    assert [one.get("tailLines") for one in node.asked] == [str(tail), None, None]
+
+
+async def test_a_long_first_line_that_is_given_in_parts_has_nothing_before_it_given() -> None:
+    streams = [f"{at(3)} {LONG}", f"{at(1)} one\n{at(3)} {LONG}yy\n{at(4)} last\n"]
+    node = Node(streams, [(RUNS, 0)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, 1)
+        told = b"".join(await heard(lines, b"last\n")).decode()
+        await lines.aclose()
+    assert told == f"{LONG}yy\nlast\n"
+
+
+async def test_what_broke_off_before_the_first_line_is_not_given_when_its_container_ends() -> None:
+    streams = [f"{at(3)} thr", f"{at(1)} one\n{at(2)} tw", f"{at(4)} another\n"]
+    node = Node(streams, [(RUNS, 0), (RUNS, 0), (ENDED, 0), (RUNS, 1)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, 1)
+        assert await heard(lines, b"another\n") == [b"another\n"]
+        await lines.aclose()
+
+
+@pytest.mark.parametrize("cut", range(1, len(at(3)) + 1))
+async def test_a_stream_that_ends_before_it_told_when_its_first_line_was_written_begins_anew(
+    cut: int,
+) -> None:
+    node = Node([at(3)[:cut], f"{at(3)} three\n{at(4)} last\n"], [(RUNS, 0)])
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, 2)
+        assert await heard(lines, b"last\n") == [b"three\n", b"last\n"]
+        await lines.aclose()
+    assert [one.get("tailLines") for one in node.asked] == ["2", "2"]
+
+
 LONG = "x" * (log._LONGEST_LINE + 64 * 1024)
 
 

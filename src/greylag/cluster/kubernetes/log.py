@@ -23,6 +23,7 @@ POLL_SECONDS = 1.0
 _LONGEST_LINE = 1024 * 1024
 _NO_LOG_YET = frozenset({400, 404})
 # Nodes pad the nanoseconds, so that these compare as they are.
+_BROKEN_STAMP = re.compile(rb"\d[\dT:.Z+-]*")
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) ")
 
 
@@ -32,6 +33,7 @@ class _Place:
 
     Attributes:
         run: of which pod, by its uid, after how many restarts of its container.
+        first: when the line was written that came first.
         stamp: when the last whole line was written.
         rest: the beginning of a line that has no end yet.
         begun: when the line was written of which a part has been given, its end not waited for.
@@ -41,6 +43,7 @@ class _Place:
     """
 
     run: tuple[str, int] | None = None
+    first: bytes = b""
     stamp: bytes = b""
     rest: bytes = b""
     begun: bytes = b""
@@ -52,6 +55,7 @@ class _Place:
         """Return when a line was written, and what of it, or of a part, has not been given yet."""
         if not self.into:
             self.within, part = _parted(part)
+            self.first = self.first or self.within
         known = self.given - self.into if self.within and self.within == self.begun else 0
         self.into += len(part)
         return self.within, part[max(known, 0) :]
@@ -92,9 +96,7 @@ async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenera
             pod = await _newest(api, environment)
             run = None if pod is None else _run_of(pod)
             # A node that puts no times to lines cannot be asked for what follows.
-            again = (
-                run == place.run and _runs(pod) and bool(place.stamp or place.rest or place.begun)
-            )
+            again = run == place.run and _runs(pod) and place.first != b""
             if not again and (end := _end(place)):
                 yield end
             if pod is not None and (again or run != place.run):
@@ -102,8 +104,9 @@ async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenera
                 async for line in _lines(api, pod, reading, follow=True, tail=first):
                     place, first = reading, None
                     yield line
-                if reading.rest:
+                if reading.rest and not _BROKEN_STAMP.fullmatch(reading.rest):
                     place, first = reading, None
+                    place.first = place.first or _parted(place.rest)[0]
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -112,6 +115,8 @@ async def _lines(
 ) -> AsyncIterator[bytes]:
     """Yield the lines after ``place``, which moves on with them; its rest is read again."""
     meta, since = pod["metadata"], place.stamp
+    # Of a log that broke off in its first line, nothing before that line was asked for.
+    first = place.first
     place.rest, place.into = b"", 0
     opened = api.stream_log(
         meta["namespace"],
@@ -120,7 +125,7 @@ async def _lines(
         follow=follow,
         tail=tail,
         timestamps=follow,
-        since=since.decode(),
+        since=(since or first).decode(),
     )
     try:
         async with opened as chunks:
@@ -129,7 +134,7 @@ async def _lines(
                 for line in whole:
                     stamp, text = place.told(line) if follow else (b"", line)
                     # What is asked for begins with a whole second.
-                    if not stamp or stamp > since:
+                    if not stamp or (stamp > since and stamp >= first):
                         yield text + b"\n"
                     place.ended(stamp)
                 long = len(place.rest) > _LONGEST_LINE
@@ -147,7 +152,7 @@ def _end(place: _Place) -> bytes:
         return b""
     stamp, text = place.told(place.rest)
     place.rest = b""
-    if stamp and stamp <= place.stamp:
+    if stamp and (stamp <= place.stamp or stamp < place.first):
         return b""
     place.given = max(place.into, place.given if stamp == place.begun else 0)
     place.begun = stamp
