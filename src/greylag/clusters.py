@@ -80,6 +80,7 @@ async def _kubernetes_cluster(
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,
         instance=store.instance,
+        lease=settings.lease_seconds,
     )
     try:
         await cluster.check()

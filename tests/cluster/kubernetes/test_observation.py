@@ -18,6 +18,7 @@ from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.diagnosis import EnvironmentObjects, why_lost
 from greylag.cluster.kubernetes.observation import observed
 from greylag.domain.lifecycle import Observed
+from greylag.reconcile.reconciler import Pace
 
 IMAGE = "registry.test/goose:1"
 
@@ -592,6 +593,36 @@ async def test_events_that_do_not_come_leave_a_log_its_time(
         seen = await cluster.observe(environment(2))
         assert seen.error is not None
         assert "Its words." in seen.error.message
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_explains_takes_half_of_a_worker_s_step_whatever_its_lease(
+    monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    pace = Pace(lease=4, resync=60, activation_timeout=60)
+
+    async def hang(_request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(PATIENCE)
+        return web.Response()
+
+    async with asleep(lease=pace.lease) as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.log, synced = hang, cluster._informers.synced
+
+        async def slowly(seconds: float) -> None:
+            await asyncio.sleep(pace.step / 4)
+            await synced(seconds)
+
+        if late:
+            monkeypatch.setattr(cluster._informers, "synced", slowly)
+        began = asyncio.get_running_loop().time()
+        seen = await cluster.observe(environment(2))
+        took = asyncio.get_running_loop().time() - began
+        assert pace.step / 2 <= took < pace.step
+        assert seen.error is not None
+        assert (seen.state, seen.error.code) == (Observed.FAILED, "crash_loop")
 
 
 LABEL = "greylag.dev/project"

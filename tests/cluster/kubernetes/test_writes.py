@@ -59,9 +59,10 @@ async def opened(
     server: StatefulServer,
     options: Options,
     instance: Callable[[], Awaitable[str]] | None = None,
+    lease: float = 30,
 ) -> AsyncIterator[KubernetesCluster]:
-    variables = {"GREYLAG_MODEL": "gpt"}
-    cluster = KubernetesCluster(Api(server.connection), options, variables, instance=instance)
+    api, variables = Api(server.connection), {"GREYLAG_MODEL": "gpt"}
+    cluster = KubernetesCluster(api, options, variables, instance=instance, lease=lease)
     try:
         yield cluster
     finally:
@@ -70,13 +71,13 @@ async def opened(
 
 @asynccontextmanager
 async def asleep(
-    options: Options = OPTIONS,
+    options: Options = OPTIONS, lease: float = 30
 ) -> AsyncIterator[tuple[StatefulServer, KubernetesCluster]]:
     """Yield a cluster with ``options`` where the environment sleeps, prepared by a claim."""
     async with stateful() as server:
         async with opened(server, OPTIONS) as first:
             await first.prepare(environment(1))
-        async with opened(server, options) as cluster:
+        async with opened(server, options, lease=lease) as cluster:
             await cluster.observe(environment(1))
             server.asked.clear()
             yield server, cluster

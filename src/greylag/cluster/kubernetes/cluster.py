@@ -1,6 +1,7 @@
 """Environments as pods of a Kubernetes cluster: the adapter of ``ports.Cluster``."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
@@ -68,11 +69,12 @@ class KubernetesCluster:
         namespace_prefix: begins the names of our namespaces.
         instance: gives the id by which our namespaces are told from those of another Greylag with
             the same prefix; ``None``: nobody else's are there.
+        lease: how many seconds a worker's claim lasts, by which it looks.
     """
 
     kind = "kubernetes"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part of its own
         self,
         api: Api,
         options: Options,
@@ -80,6 +82,7 @@ class KubernetesCluster:
         *,
         namespace_prefix: str = "user-",
         instance: Callable[[], Awaitable[str]] | None = None,
+        lease: float = math.inf,
     ) -> None:
         self._api = api
         self._options = options
@@ -103,6 +106,7 @@ class KubernetesCluster:
             locator=self._locator,
             probe=self._probe,
             refreshed=self._applier.refreshed,
+            lease=lease,
         )
         self._writes = FencedWrites(
             api, self._informers, self._cache, keeps_namespaces=options.keeps_namespaces

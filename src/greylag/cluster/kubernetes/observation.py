@@ -59,9 +59,8 @@ QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
 EXPLAINING_SECONDS = 5.0
-"""How long Events and logs of one look may take together: what does not come is not told, and that
-is all. Less than a step of a worker's with a lease of more than ten seconds (``Pace``), which else
-would know nothing."""
+"""How long after its beginning a look waits for Events and logs at most: what has not come by then
+is not told, and that is all."""
 
 REFRESH_SECONDS = 300.0
 """How often the Secret, the ConfigMap and so on of a running environment are seen to."""
@@ -140,7 +139,11 @@ class EnvironmentObserver:
         locator: AgentLocator,
         probe: AddressProbe,
         refreshed: Callable[[Environment, Object], Awaitable[bool]],
+        lease: float,
     ) -> None:
+        # A quarter of a lease is half of a worker's step (``Pace``): a look that took all of that
+        # would tell nothing, and leave no time for what is done after it.
+        self._explaining = min(EXPLAINING_SECONDS, lease / 4)
         self._api = api
         self._locator = locator
         self._probe = probe
@@ -159,6 +162,7 @@ class EnvironmentObserver:
 
     async def observe(self, environment: Environment) -> Observation:
         """Return how the environment stands."""
+        until = asyncio.get_running_loop().time() + self._explaining
         await self.fresh()
         key = key_of(environment)
         version = self._cache.version(key)
@@ -166,7 +170,7 @@ class EnvironmentObserver:
         found = self.objects(environment)
         deep = found.needs_events and (self._cache.quiet_for(key) >= QUIET_SECONDS or found.waits)
         if deep:
-            found = await self._deepened(environment, found)
+            found = await self._deepened(environment, found, until)
         observation = self._judged(environment, found, known)
         again = QUIET_SECONDS if observation.state is Observed.STARTING and not deep else None
         if observation.state is Observed.READY and not await self._answers(
@@ -387,10 +391,9 @@ class EnvironmentObserver:
         return None
 
     async def _deepened(
-        self, environment: Environment, found: EnvironmentObjects
+        self, environment: Environment, found: EnvironmentObjects, until: float
     ) -> EnvironmentObjects:
         """Return what was found with what Events and logs add, as far as it comes in time."""
-        until = asyncio.get_running_loop().time() + EXPLAINING_SECONDS
         asked = self._events(environment, found, until)
         if found.crashed is None:
             return replace(found, events=await asked)
