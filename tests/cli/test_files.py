@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.program import Cli
+from tests.cli.stack import Stack
 
 from greylag.cli import files
 from greylag.cli.errors import CliError, ServerUnreachableError
@@ -262,3 +264,44 @@ def _shutting(scandir: Any) -> Any:
         return scandir(path)
 
     return do
+
+
+async def test_what_has_colons_is_copied_as_the_rule_says(
+    stack: Stack, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").write_text("words")
+    for project in ("a", "a:b"):
+        await cli("projects", "create", project, "--id", project)
+        await cli("activate", project)
+    assert (await cli("cp", "./a:b", "a:in:x")).code == 0
+    assert (await cli("cp", "a:in:x", "back")).code == 0
+    assert (await cli("cp", "--project", "a:b", "a:b", ":in:x")).code == 0
+    assert (await cli("cp", "--project", "a:b", ":in:x", "back:too")).code == 0
+    assert {(tmp_path / name).read_text() for name in ("back", "back:too")} == {"words"}
+    assert "in:x" in (await cli("files", "ls", "a:b")).out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("a:b", "c:d"), "not both"),
+        (("./a:b", "./c"), "not none"),
+        (("--project", "p", "a:b", "c"), "is :PATH, not none"),
+        (("--project", "p", ":a", ":b"), "is :PATH, not both"),
+        (("x:y", "./z"), "The path here is written ./x:y."),
+        (("C:\\data:x", "./z"), "C:\\data:x is read as C, then a path: see --project."),
+    ],
+)
+async def test_how_colons_are_read_is_said_where_that_does_not_work(
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x:y").touch()
+    done = await cli("cp", *words)
+    assert done.code != 0
+    assert told in " ".join(done.err.split())

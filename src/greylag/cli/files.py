@@ -23,7 +23,7 @@ import click
 
 from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
-from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.errors import CliError, ServerRefusedError, ServerUnreachableError
 from greylag.cli.output import confirm, moment
 from greylag.cli.transport import LONGEST_WAIT
 from greylag.common.agent_api import FileEntry
@@ -194,11 +194,15 @@ async def search(access: Access, *, project: str, text: str, path: str) -> None:
 @click.command()
 @click.argument("source")
 @click.argument("target")
+@click.option("--project", metavar="PROJECT", help="Whose workspace; its paths are :PATH then.")
 @api_command
-async def cp(access: Access, *, source: str, target: str) -> None:
+async def cp(access: Access, *, source: str, target: str, project: str | None) -> None:
     """Copy a file, or a folder with all that it holds, from or to a project's workspace.
 
-    One of SOURCE and TARGET is PROJECT:PATH, the other a path here (./a:b for one with a colon).
+    One of SOURCE and TARGET is PROJECT:PATH, the other a path here. What comes before the first
+    colon is the project, unless a slash is in it: a path here that has a colon is written ./a:b,
+    and a project that has one is named by --project.
+
     A copy has the time of change of what it is a copy of, and is executable as that is. The same
     again goes on where it was: what is there already, of the same size and time, is not copied, and
     a file that came in part is gone on with. Links are left out, and counted.
@@ -207,19 +211,47 @@ async def cp(access: Access, *, source: str, target: str) -> None:
     Examples:
       greylag cp first:src ./src
       greylag cp ./data first:data
+      greylag cp --project 2:nd :src ./src
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    there, here = _REMOTE.fullmatch(source), _REMOTE.fullmatch(target)
+    there, here = _remote(source, project), _remote(target, project)
     remote = there or here
     if remote is None or (there is not None and here is not None):
-        raise click.UsageError("One of SOURCE and TARGET is PROJECT:PATH, the other a path here.")
-    copying = _Copying(access.api, await access.place(remote[1]))
+        form = "PROJECT:PATH" if project is None else ":PATH"
+        found = "none" if remote is None else "both"
+        raise click.UsageError(
+            f"One of SOURCE and TARGET is {form}, not {found}; the other is a path here, written"
+            " ./a:b if it has a colon."
+        )
+    name, path = remote
+    copying = _Copying(access.api, await _place(access, name, source if there else target))
     if there is not None:
         with _refused(Path(target), "written"):
-            await copying.fetch(await access.api.file(copying.place, remote[2]), Path(target))
+            await copying.fetch(await access.api.file(copying.place, path), Path(target))
     else:
         with _refused(Path(source), "read"):
-            await copying.send(Path(source), remote[2])
+            await copying.send(Path(source), path)
     copying.tell(access)
+
+
+def _remote(given: str, project: str | None) -> tuple[str, str] | None:
+    """Return the project and the path in it that an argument names; ``None``: a path here."""
+    if project is not None:
+        return (project, given[1:]) if given.startswith(":") else None
+    found = _REMOTE.fullmatch(given)
+    return None if found is None else (found[1], found[2])
+
+
+async def _place(access: Access, project: str, given: str) -> ProjectPlace:
+    """Return where a project is found, or say how what was ``given`` is read."""
+    try:
+        return await access.place(project)
+    except (ServerRefusedError, click.UsageError) as error:
+        missing = isinstance(error, click.UsageError) or error.problem.code == "project_not_found"
+        if missing and os.path.lexists(given):
+            access.output.note(f"The path here is written ./{given}.")
+        elif missing and given.count(":") > 1:
+            access.output.note(f"{given} is read as {project}, then a path: see --project.")
+        raise
 
 
 @dataclass
