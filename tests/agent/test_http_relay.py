@@ -398,6 +398,13 @@ async def test_an_answer_nested_deeper_than_can_be_read_is_the_agent_s_failure(s
             await agents.cancel_turn(agent.at, "t")
 
 
+async def test_what_an_agent_says_of_its_refusal_can_be_passed_on() -> None:
+    body = b'{"message": "half \\ud800 of it", "code": "git_failed"}'
+    async with raw_agent(said("409 Conflict", body)) as agent, gateway() as agents:
+        with pytest.raises(RefusalError, match=r"^half \? of it$"):
+            await agents.cancel_turn(agent.at, "t")
+
+
 @asynccontextmanager
 async def started_anew(answer: Answer) -> AsyncIterator[tuple[RawAgent, list[str]]]:
     """Yield an agent that takes its new token alone, and is known by its old one; and how its

@@ -147,6 +147,19 @@ async def test_what_is_no_activity_is_not_known_and_not_fatal(
         await activities.close()
 
 
+async def test_what_is_told_can_be_asked_with_again() -> None:
+    teller: Any = _Teller(_told(revision="half \ud800"))
+    house = House()
+    async with house.working():
+        project = await _active(house)
+        activities = Activities(house.use_cases.agents, teller)
+        with activities.watch() as watch:
+            watch.follow([project])
+            await teller.silent.wait()
+        assert teller.asked == [{}, {"since": "half ?"}]
+        await activities.close()
+
+
 async def test_what_is_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activity, "MOST_WATCHED", 1)
     long = [TURN | {name: "m" * 100_000} for name in ("message_id", "state")]

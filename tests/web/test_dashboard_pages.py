@@ -115,6 +115,26 @@ async def test_a_form_error_keeps_what_was_typed(running: Site) -> None:
     assert "{oops" in page
 
 
+@pytest.mark.parametrize("path", ["/users/ada/new-project", f"{PAGE}/edit", f"{PAGE}/messages"])
+async def test_a_form_in_a_charset_that_spells_half_a_character_is_refused(
+    running: Site, path: str
+) -> None:
+    await running.project(active=True)
+    kind = "multipart/form-data; boundary=x; charset=unicode_escape"
+    fields = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n\\ud800\r\n'
+        for name in ("name", "message")
+    ]
+    sent = "".join(fields) + "--x--\r\n"
+    async with running.http.post(
+        path, data=sent, headers={**HTML, "content-type": kind}, allow_redirects=False
+    ) as answer:
+        assert answer.status == 422
+        assert "must not hold unpaired surrogates" in await answer.text()
+    _, listed = await running.ask("GET", ADA)
+    assert [one["name"] for one in listed["projects"]] == ["Notes"]
+
+
 async def test_pages_of_other_sites_cannot_send_the_forms(running: Site) -> None:
     await running.project()
     headers = HTML | {"Origin": "https://evil.example"}

@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from jinja2 import nodes
 
+from greylag.common import sse
 from greylag.common.agent_api import ChatMessage, Turn
 from greylag.domain.errors import InvalidRequestError
-from greylag.web.dashboard.conversations import pair
+from greylag.web.dashboard.conversations import _turn_session, pair
 from greylag.web.dashboard.pages import (
     ProjectForm,
     moment,
@@ -146,3 +147,8 @@ def test_every_block_that_a_page_fills_is_shown(name: str) -> None:
     if base is not None:
         shown = environment.get_template(base.template.as_const()).blocks.keys()
         assert environment.get_template(name).blocks.keys() <= shown
+
+
+def test_a_session_whose_id_no_address_can_hold_is_led_to_all_the_same() -> None:
+    frame = sse.parse(b'data: {"type": "turn", "content": {"session_id": "half \\ud800"}}\n\n')
+    assert _turn_session(frame) == "half ?"

@@ -12,8 +12,10 @@ from tests.harness import TOKEN
 from tests.web.server import ADA, Site, settings, site
 from yarl import URL
 
+from greylag.domain.errors import ErrorInfo
 from greylag.web.app import MIN_BYTES
 from greylag.web.auth import own_path
+from greylag.web.errors import problem_response
 
 
 @pytest.fixture
@@ -123,6 +125,10 @@ async def test_every_error_is_a_problem_document(
         b'{"name": 7}',
         b'{"name": ""}',
         b'{"name": "\\ud800"}',
+        b'{"name": "x", "\\ud800": 1}',
+        b'{"name": "x", "source": {"git": {"url": "https://x.example/y", "\\udfff": 1}}}',
+        b'{"name": "x", "metadata": {"\\ud800": 1}}',
+        b'{"name": "\xed\xa0\x80"}',
         b'{"name": "x", "metadata": {"a": 1e999}}',
         b'{"name": "x", "metadata": {"a": 123456789012345678901234567890}}',
         b'{"name": "x", "project_id": "a\\u0000b"}',
@@ -301,3 +307,9 @@ async def test_another_site_s_reading_changes_nothing_and_is_counted(running: Si
     counted = [line for line in lines if line.get("cross_site")]
     assert [(line["event"], line["log_level"]) for line in counted] == [("request", "info")] * 5
     assert not [line for line in lines if line["log_level"] not in {"debug", "info"}]
+
+
+def test_words_that_no_answer_can_hold_cost_their_half_characters() -> None:
+    told = problem_response(ErrorInfo("conflict", "half \ud800 of it", "\udfff"))
+    assert json.loads(bytes(told.body))["detail"] == "half ? of it"
+    assert told.status_code == 409

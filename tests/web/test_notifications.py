@@ -66,6 +66,14 @@ async def test_a_form_adds_a_webhook_and_shows_its_secret_this_once(running: Sit
     assert not await running.house.use_cases.notifications.of("ada")
 
 
+async def test_a_question_about_what_no_page_can_hold_is_shown(running: Site) -> None:
+    page, _ = await _asks(running, "echo")
+    at = await running.house.use_cases.agents.address(OPERATOR, ProjectRef("ada", "notes"))
+    turn = running.house.gateway._at(at).run(page.split("/")[-2])
+    turn.arguments = {"command": "echo half \ud800 of it"}
+    assert "echo half ? of it" in await running.page(page)
+
+
 async def test_a_question_is_answered_by_a_post_and_by_nothing_else() -> None:
     async with site(settings(root_path="/tools")) as running:
         page, question = await _asks(running, "rm -rf <b>/")

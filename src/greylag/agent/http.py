@@ -36,7 +36,7 @@ from greylag.common.agent_api import (
 )
 from greylag.common.concurrent import beside
 from greylag.common.git import CAUSES, SETUP, CloneState, GitSetup
-from greylag.common.typed import parse_json, shaped
+from greylag.common.typed import parse_encodable, shaped
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -233,12 +233,12 @@ async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterat
 
 
 async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
-    """Return an answer's JSON.
+    """Return an answer's JSON, in texts that can be passed on.
 
     Raises:
         ValueError: it is none.
     """
-    return parse_json(b"".join([chunk async for chunk in _incoming(response, limit)]))
+    return parse_encodable(b"".join([chunk async for chunk in _incoming(response, limit)]))
 
 
 def _answer_headers(response: aiohttp.ClientResponse, operation: Operation[Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from greylag.common.agent_api import TurnState
 from greylag.common.backoff import Pauses
 from greylag.common.clock import parse_rfc3339
 from greylag.common.concurrent import cancel_all
-from greylag.common.typed import parse_json, shaped
+from greylag.common.typed import parse_encodable, shaped
 from greylag.domain.errors import GreylagError
 from greylag.domain.project import Project, Status
 from greylag.ports import AgentGateway, AgentRequest
@@ -180,7 +180,7 @@ class Activities:
 
 def _read(body: bytes) -> AgentActivity:
     """Return what an agent, which may tell anything, tells of what it does."""
-    told = parse_json(body)
+    told = parse_encodable(body)
     listed = [shaped(TurnState, one) for one in told["turns"][-_MOST_TURNS:]]
     whole = shaped(agent_api.Activity, told | {"turns": []})
     last = None if whole.last_at is None else parse_rfc3339(whole.last_at)

@@ -15,6 +15,7 @@ from starlette.routing import compile_path
 
 from greylag.common import logs
 from greylag.common.git import CAUSES
+from greylag.common.typed import encodable
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
 from greylag.web.addresses import address
 from greylag.web.dashboard.pages import error_page
@@ -209,14 +210,16 @@ class AllowedMethods:
 
 
 def problem_of(error: ErrorInfo, status: int) -> ProblemDocument:
-    """Return ``error`` as a problem document of this request."""
+    """Return ``error`` as a problem document of this request. Its words may quote JSON of others,
+    which can spell half a character: no answer can hold that.
+    """
     return ProblemDocument(
         type=f"urn:greylag:error:{error.code}",
         title=error.code.replace("_", " ").capitalize(),
         status=status,
         code=error.code,
-        detail=error.message,
-        hint=error.hint,
+        detail=encodable(error.message),
+        hint=encodable(error.hint),
         request_id=logs.request_id.get(),
     )
 

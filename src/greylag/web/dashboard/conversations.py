@@ -17,7 +17,7 @@ from starlette.responses import Response
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import MOST_BEFORE, AgentSetting, ChatMessage, Session, Turn
 from greylag.common.clock import parse_rfc3339
-from greylag.common.typed import parse_json
+from greylag.common.typed import encodable, parse_json
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError, NotActiveError
 from greylag.domain.project import ProjectRef
 from greylag.domain.transcript import KeptSession
@@ -227,7 +227,7 @@ def _turn_session(frame: sse.Frame | None) -> str | None:
         session = event["content"]["session_id"] if event["type"] == "turn" else None
     except (ValueError, KeyError, TypeError):
         return None
-    return session if isinstance(session, str) else None
+    return encodable(session) if isinstance(session, str) else None
 
 
 # What the page shows of a session.

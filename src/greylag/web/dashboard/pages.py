@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
-from greylag.common.typed import parse_json
+from greylag.common.typed import encodable, parse_json
 from greylag.domain.errors import (
     ConflictError,
     ErrorInfo,
@@ -29,7 +29,7 @@ from greylag.domain.errors import (
 from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, GitSource, Project, Status
 from greylag.web.addresses import address, inline_url, service_worker_url, static_url, user_url
-from greylag.web.schemas import ProblemDocument, check_metadata
+from greylag.web.schemas import ProblemDocument, check_metadata, check_text
 
 USER_PAGE = "/users/{user}"
 PROJECT_PAGE = USER_PAGE + "/projects/{project}"
@@ -261,9 +261,17 @@ def form_field(form: FormData, name: str) -> str:
     """Return a text field with plain line ends; empty when it is not there.
 
     Forms send line ends as CR LF (WHATWG HTML, 4.10.22.4).
+
+    Raises:
+        InvalidRequestError: it holds half a character, as a form in some charsets can.
     """
     value = form.get(name, "")
-    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    try:
+        return check_text(value).replace("\r\n", "\n")
+    except ValueError as error:
+        raise InvalidRequestError(f"{name} {error}.") from error
 
 
 # From templates to answers.
@@ -314,7 +322,9 @@ def render(template: str, **values: Any) -> str:
 def respond(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page or a fragment. Nobody keeps it: it shows how things stand now."""
     headers = {"Cache-Control": "private, no-cache", "Vary": "HX-Request"}
-    return HTMLResponse(render(template, **values), status_code=status, headers=headers)
+    # JSON that others wrote can spell half a character, which no page can hold.
+    page = encodable(render(template, **values))
+    return HTMLResponse(page, status_code=status, headers=headers)
 
 
 def respond_to(
