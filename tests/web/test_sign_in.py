@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from itsdangerous import TimestampSigner
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 from tests.harness import BEARER, TOKEN, served, settings
 from tests.services.house import House
 from tests.web.server import ADA, Site, site
@@ -16,7 +17,7 @@ from yarl import URL
 
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError, LimitExceededError
-from greylag.ports import LONGEST_SIGNED
+from greylag.ports import LONGEST_SIGNED, AuditFilter
 from greylag.web.app import create_app
 from greylag.web.auth import (
     COOKIE,
@@ -221,7 +222,7 @@ async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network(h
             async with running.http.get(ADA, headers=headers) as answer:
                 found.append(answer.status)
         assert found == [401] * MAX_FAILURES + [429]
-        for client in ("2001:db8:0:1::1", "10.1.1.1", "nonsense"):
+        for client in ("2001:db8:0:1::1", "10.1.1.1", "10.1.1.1:4711", "nonsense"):
             headers = {"x-forwarded-for": client, "authorization": "Bearer other"}
             async with running.http.get(ADA, headers=headers) as answer:
                 assert answer.status == 401
@@ -229,6 +230,32 @@ async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network(h
 
 def test_a_proxy_that_listens_to_both_families_may_write_an_ipv4_client_as_ipv6() -> None:
     assert client_of({"client": ("::ffff:10.1.1.1", 0)}) == "10.1.1.1"
+
+
+async def test_a_proxy_that_tells_the_port_too_tells_clients_apart() -> None:
+    async with behind() as running:
+        for number in range(MAX_FAILURES + 1):
+            headers = {
+                "x-forwarded-for": f"192.0.2.{number}:4711",
+                "authorization": f"Bearer {number:08d}",
+            }
+            async with running.http.get(ADA, headers=headers) as answer:
+                assert answer.status == 401
+        entries = await running.house.store.audit_entries(AuditFilter(result="refused"), 1000)
+    assert "192.0.2.1" in {one["actor"]["address"] for _, one in entries}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told"), [("", 1), ("10.0.0.0/8", 1), ("127.0.0.1", 0), ("127.0.0.0/8", 0)]
+)
+async def test_a_proxy_that_no_setting_names_is_told_of_once(proxies: str, told: int) -> None:
+    with capture_logs() as lines:
+        async with behind(proxies) as running:
+            for headers in ({}, {"x-forwarded-for": "192.0.2.1"}, {"x-forwarded-for": "x"}):
+                async with running.http.get("/healthz", headers=headers) as answer:
+                    assert answer.status == 200
+    found = [one["address"] for one in lines if one["event"] == "forwarded_for_unheeded"]
+    assert found == ["127.0.0.1"] * told
 
 
 @pytest.mark.parametrize("proxies", ["", "10.0.0.0/8"])

@@ -7,12 +7,14 @@ What goes out, in a page, a header or a document, is made by ``address``.
 
 import hashlib
 import re
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -27,6 +29,7 @@ SERVICE_WORKER = "js/service_worker.js"
 _FOLDER = Path(__file__).parent / "static"
 _VERSION_DIGITS = 16
 _VERSION = re.compile(rf"[0-9a-f]{{{_VERSION_DIGITS}}}")
+_log = structlog.get_logger(__name__)
 _root: ContextVar[str] = ContextVar("root_path", default="")
 """The root path of the site that answers the request of this task."""
 
@@ -54,11 +57,34 @@ def behind(proxies: str, app: ASGIApp) -> ASGIApp:
     and scheme is taken, and nobody else's.
     """
     if not proxies:
-        return app
+        return UnheededProxies(app, lambda _: False)
     # Only where it is used: a serverless host has a server of its own.
     from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
 
-    return cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), proxies))
+    heeding = ProxyHeadersMiddleware(cast("Any", app), proxies)
+    return UnheededProxies(cast("ASGIApp", heeding), heeding.trusted_hosts.__contains__)
+
+
+class UnheededProxies:
+    """ASGI layer that tells the log, once, of somebody who says for whom they ask and whom nobody
+    ``trusts``: behind a proxy that no setting names all clients are one, and TLS is unknown.
+    """
+
+    def __init__(self, app: ASGIApp, trusts: Callable[[str], bool]) -> None:
+        self._app = app
+        self._trusts = trusts
+        self._told = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if not self._told and scope["type"] in ASKED and scope.get("client"):
+            address = scope["client"][0]
+            says = any(name == b"x-forwarded-for" for name, _ in scope["headers"])
+            if says and not self._trusts(address):
+                self._told = True
+                hint = "If it is a proxy of yours, name it in GREYLAG_TRUSTED_PROXIES."
+                _log.warning("forwarded_for_unheeded", address=address, hint=hint)
+        await self._app(scope, receive, send)
 
 
 def root_path() -> str:
