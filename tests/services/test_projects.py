@@ -1,6 +1,7 @@
 """The use cases of projects over memory adapters."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from greylag.domain.errors import (
     WaitTimeoutError,
 )
 from greylag.domain.lifecycle import Verb
-from greylag.domain.project import Desired, GitSource, NewEvent, ProjectRef, Status
+from greylag.domain.project import Desired, Event, GitSource, NewEvent, ProjectRef, Status
 from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import Edit, Outcome, PageQuery
 from greylag.services.projects import NewProject
@@ -159,6 +160,29 @@ async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> 
         assert told == list(range(heard[-1].seq + 1, heard[-1].seq + 1 + len(told)))
         with pytest.raises(ProjectNotFoundError):
             await projects.follow(OPERATOR, REF, 0)
+
+
+async def test_whoever_follows_a_log_is_told_nothing_of_a_project_made_anew_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    projects, events = house.use_cases.projects, house.store.events
+    async with house.working():
+        made = await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+        await projects.settled(made.project)
+        stream = await projects.follow(OPERATOR, REF, 0)
+
+        async def late(owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
+            monkeypatch.setattr(house.store, "events", events)
+            await projects.settled(await _want(projects, Desired.DELETED))
+            again = await projects.create(OPERATOR, "ada", NewProject("Another", "demo"))
+            await projects.settled(again.project)
+            await projects.settled(await _want(projects, Desired.ACTIVE))
+            return await events(owner, project_id, after, limit)
+
+        monkeypatch.setattr(house.store, "events", late)
+        async with asyncio.timeout(10):
+            assert [event.code for event in await _all(stream)] == ["preparing", "prepared"]
 
 
 async def test_the_newest_events_are_the_end_of_a_log_that_was_cut() -> None:

@@ -355,6 +355,10 @@ class Projects:
         current = await self._find(project.ref)
         return current if current is not None and current.id == project.id else None
 
+    async def _is_replaced(self, project: Project) -> bool:
+        current = await self._find(project.ref)
+        return current is not None and current.id != project.id
+
     async def _find(self, ref: ProjectRef) -> Project | None:
         try:
             return await self.store.get(ref.user_id, ref.project_id)
@@ -381,8 +385,8 @@ class Projects:
         """Yield the log's events after number ``after``, then, if ``live``, each as it comes, until
         the project is gone. The first look raises what is wrong with the request.
         """
-        await self.gate.authorize(principal, Action.PROJECTS_READ, ref)
-        return self._following(ref, await self._events(ref, after), after, live=live)
+        project = await self.get(principal, ref)
+        return self._following(project, await self._events(ref, after), after, live=live)
 
     async def sleep(self, project: Project) -> None:
         """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
@@ -425,10 +429,11 @@ class Projects:
         )
 
     async def _following(
-        self, ref: ProjectRef, events: Sequence[Event], after: int, *, live: bool
+        self, project: Project, events: Sequence[Event], after: int, *, live: bool
     ) -> AsyncIterator[Event]:
-        with self.store.subscribe(ref) as news:
-            while True:
+        with self.store.subscribe(project.ref) as news:
+            # Asked after they were read: as long as there is no other, they are of this one.
+            while not await self._is_replaced(project):
                 for event in events:
                     after = event.seq
                     yield event
@@ -437,7 +442,7 @@ class Projects:
                 if not events:
                     await news.changed(FOLLOW_RECHECK_SECONDS)
                 try:
-                    events = await self._events(ref, after)
+                    events = await self._events(project.ref, after)
                 except ProjectNotFoundError:
                     return
 
