@@ -21,7 +21,7 @@ from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import Claim, Outcome
 from greylag.reconcile import outcomes
 from greylag.reconcile.loop import Slot, WorkLoop
-from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE
+from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE, Pace
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -469,9 +469,9 @@ async def test_records_from_an_older_copy_are_taken_over_in_one_pass_and_told_of
     assert (await bench.told()).count("records_restored") == 1
 
 
-async def outdated() -> Bench:
+async def outdated(pace: Pace = PACE) -> Bench:
     """Return one whose project runs with settings that are not those of now, and knows it."""
-    bench = Bench()
+    bench = Bench(pace=pace)
     await bench.create()
     await bench.reach(Desired.ACTIVE)
     bench.cluster.outdate(REF, "new-image")
@@ -505,6 +505,29 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
     await bench.store.poke(REF, bench.clock.now())
     await bench.loop.drain()
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+
+
+async def test_an_agent_that_hangs_costs_no_lease_however_often_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await outdated(pace=replace(PACE, lease=2.0))
+    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+
+    async def hangs(*_: object) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            bench.clock.advance(asyncio.get_running_loop().time() - began)
+
+    for question in ("set_up_git", "status"):
+        monkeypatch.setattr(bench.gateway, question, hangs)
+    began = bench.clock.now()
+    claim = _some(await bench.reconciler.claim())
+    await bench.reconciler.handle(claim, Slot())
+    project = await bench.project()
+    assert bench.clock.now() - began < timedelta(seconds=2)
+    assert (project.lease, project.status) == (None, Status.ACTIVE)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -275,7 +275,7 @@ class _Pass:
             return Observation(Observed.UNKNOWN, error=slow.info)
         if seen.state is not Observed.READY or self.project.desired is not Desired.ACTIVE:
             return seen
-        return await with_git(self.project, seen, self._set_up_git, self.world.pace.step)
+        return await with_git(self.project, seen, self._set_up_git, self._patience)
 
     async def _set_up_git(self) -> CloneState:
         """Tell the environment what its git is to have."""
@@ -298,7 +298,7 @@ class _Pass:
         if self.project.desired is not Desired.ACTIVE:
             return False
         try:
-            async with asyncio.timeout(self.world.pace.step):
+            async with asyncio.timeout(self._patience):
                 at = await self.world.cluster.reach(self.project.environment)
                 return (await self.world.agents.status(at)).busy
         except (GreylagError, TimeoutError) as error:
@@ -466,6 +466,13 @@ class _Pass:
 
     def _retry(self, error: ErrorInfo) -> Outcome:
         return outcomes.retry(self.project, error, self.world.clock.now(), self._pause())
+
+    @property
+    def _patience(self) -> float:
+        """How many seconds an agent may be waited for: several questions to one that hangs must not
+        cost the lease, without which nothing of what was found is recorded.
+        """
+        return min(self.world.pace.step, self.transcripts.left(self.claim) / 2)
 
     @property
     def _timeout(self) -> timedelta:

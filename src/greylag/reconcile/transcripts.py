@@ -110,7 +110,7 @@ class KeepingTranscripts:
         if not self.wanted:
             return
         try:
-            async with asyncio.timeout(min(LONGEST, self._left(claim) / 2)):
+            async with asyncio.timeout(min(LONGEST, self.left(claim) / 2)):
                 at = await self.cluster.reach(claim.project.environment)
                 await self._update(claim, at, last=last)
         except LeaseLostError:
@@ -118,7 +118,8 @@ class KeepingTranscripts:
         except (GreylagError, TimeoutError) as error:
             _log.warning("conversations_not_copied", error=str(error) or "it took too long")
 
-    def _left(self, claim: Claim) -> float:
+    def left(self, claim: Claim) -> float:
+        """Return how many seconds are left of a claim's lease."""
         lease = claim.project.lease
         return 0 if lease is None else (lease.until - self.clock.now()).total_seconds()
 
