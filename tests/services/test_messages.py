@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,15 +14,19 @@ from greylag.common import agent_api, sse
 from greylag.domain.errors import (
     ClusterError,
     ErrorInfo,
+    ForbiddenError,
+    GreylagError,
     InvalidRequestError,
     NotActiveError,
     ProjectDeletingError,
     RefusalError,
     SessionNotFoundError,
+    UnauthorizedError,
+    UserNotFoundError,
 )
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
-from greylag.domain.users import OPERATOR
+from greylag.domain.users import OPERATOR, MemberRole, Principal
 from greylag.services.agents import NewMessage
 from greylag.services.projects import NewProject
 
@@ -105,6 +112,39 @@ async def test_a_waking_that_fails_is_told_with_the_causes_code() -> None:
         with pytest.raises(ClusterError) as caught:
             await _send(house, NewMessage("hello"))
         assert caught.value.info.code == "image_not_found"
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [("share", ForbiddenError), ("unshare", UserNotFoundError), ("sign out", UnauthorizedError)],
+)
+async def test_whoever_may_not_any_more_once_it_is_awake_gives_the_agent_no_message(
+    end: str, error: type[GreylagError]
+) -> None:
+    house = House()
+    gate, now = house.use_cases.gate, house.clock.now()
+    who = Principal("zoe", "Zoë")
+    if end == "sign out":
+        who = replace(OPERATOR, sign_in=f"cookie c {int(now.timestamp())}")
+    async with house.working():
+        await _create(house)
+        await gate.share(OPERATOR, REF, "Zoë", MemberRole.EDITOR)
+        async with house.use_cases.agents.send(who, REF, NewMessage("hello")) as frames:
+            assert b'"status"' in await anext(frames)
+            match end:
+                case "share":
+                    await gate.share(OPERATOR, REF, "Zoë", MemberRole.VIEWER)
+                case "unshare":
+                    await gate.unshare(OPERATOR, REF, "Zoë")
+                case _:
+                    await house.store.revoke("cookie c", now + timedelta(days=30), now)
+            with pytest.raises(error):
+                await _rest(frames)
+        assert (await house.ask(agent_api.LIST_SESSIONS))["total"] == 0
+
+
+async def _rest(frames: AsyncIterator[bytes]) -> bytes:
+    return b"".join([frame async for frame in frames])
 
 
 async def test_a_project_deactivated_while_it_wakes_ends_the_stream_with_a_reason() -> None:

@@ -186,6 +186,8 @@ class Agents:
             GreylagError: on entering: what can be told before the first byte, by ``Projects.want``
                 and, of an active project, by ``AgentGateway.start_turn``.
             InvalidRequestError: on entering: the message is empty.
+            UnauthorizedError: on iterating: the sign-in ended before the environment was awake.
+            ForbiddenError: on iterating: so did the right to it.
             StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)
@@ -196,7 +198,17 @@ class Agents:
                 yield frames
             return
         words = f"{project.name} is {project.status}: waking its environment."
-        yield self._once_awake(project, words, answer)
+        yield self._once_awake(project, words, partial(self._answer_still, principal, ref, new))
+
+    @asynccontextmanager
+    async def _answer_still(
+        self, principal: Principal, ref: ProjectRef, new: NewMessage, at: AgentAddress
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Answer somebody who has waited, if they may be answered still."""
+        gate = self.projects.gate
+        await gate.authorize(await gate.as_of_now(principal), Action.MESSAGES_SEND, ref)
+        async with self._answer(principal, ref, new, at) as frames:
+            yield frames
 
     @asynccontextmanager
     async def _answer(
