@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greylag.agentd.agent.types import AgentUnavailableError, find_agent
 from greylag.cluster.kubernetes.options import (
@@ -17,6 +18,9 @@ from greylag.domain.errors import ConfigError
 from greylag.domain.names import check_id, environment_names
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment, Fence, ProjectRef
 from greylag.ports import Cluster, ProjectStore
+
+if TYPE_CHECKING:
+    from greylag.cluster.kubernetes.api import Api
 
 AUTHORITIES = "authorities.pem"
 """In the data folder: whom environments on this machine trust, where settings say so."""
@@ -63,19 +67,10 @@ async def _kubernetes_cluster(
     settings: Settings, options: Options, way: ConnectionOptions, store: ProjectStore
 ) -> Cluster:
     # Only where it is used: reading a kubeconfig needs libraries that take time to import.
-    from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
     from greylag.cluster.kubernetes.cluster import KubernetesCluster  # noqa: PLC0415
-    from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
 
-    _need_image(options)
-    connection = connect(way, os.environ)
-    if connection is None:
-        raise ConfigError(
-            "Environments are to run on Kubernetes, but no setting says on which cluster: set "
-            "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
-        )
     cluster = KubernetesCluster(
-        Api(connection),
+        _api(options, way),
         options,
         agent_environment(settings),
         namespace_prefix=settings.namespace_prefix,
@@ -88,6 +83,47 @@ async def _kubernetes_cluster(
         await cluster.close()
         raise
     return cluster
+
+
+def _api(options: Options, way: ConnectionOptions) -> "Api":
+    from greylag.cluster.kubernetes.api import Api  # noqa: PLC0415
+    from greylag.cluster.kubernetes.connection import connect  # noqa: PLC0415
+
+    _need_image(options)
+    connection = connect(way, os.environ)
+    if connection is None:
+        raise ConfigError(
+            "Environments are to run on Kubernetes, but no setting says on which cluster: set "
+            "KUBECONFIG, KUBE_CONFIG_BASE64, or KUBE_HOST and KUBE_TOKEN."
+        )
+    return Api(connection)
+
+
+async def try_cluster(settings: Settings) -> str | None:
+    """Ask the cluster that the settings choose who it is, and for a list that every Greylag needs;
+    return what it is called, ``None`` where environments run on this machine. Nothing is changed.
+
+    Raises:
+        ConfigError: settings cannot work, or lead to what does not take us.
+        ClusterError: it does not answer, or gives us no right.
+    """
+    given = _kubernetes_options(settings)
+    if given is None:
+        return None
+    from greylag.cluster.kubernetes.api import server_version  # noqa: PLC0415
+    from greylag.cluster.kubernetes.cluster import CHECK_SECONDS  # noqa: PLC0415
+    from greylag.cluster.kubernetes.failures import translated  # noqa: PLC0415
+    from greylag.cluster.kubernetes.identity import SELECTOR  # noqa: PLC0415
+
+    whole = _api(*given)
+    try:
+        api = whole.within(CHECK_SECONDS)
+        version = await server_version(api)
+        with translated():
+            await api.list("Pod", selector=SELECTOR)
+    finally:
+        await whole.close()
+    return f"Kubernetes {version} at {api.connection.server} (by {api.connection.source})"
 
 
 def _memory(settings: Settings) -> int | None:

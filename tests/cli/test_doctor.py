@@ -1,19 +1,39 @@
 """`greylag doctor` tells what is wrong and what to do."""
 
+import errno
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
-from tests.cli.program import Cli, call
+from tests.cli.program import Cli, Done, call
 from tests.cli.stack import NOTICE, Stack, running_stack
+from tests.cluster.kubernetes.api_server import Answer, says, status
+from tests.cluster.kubernetes.api_server import served as api_server
 from tests.harness import settings
 from tests.identity.people import Provider, needs_provider
 from tests.store import mongo_servers
+from tests.store.sites import sites_in
+from tests.store.stored_projects import changed, make_stored
+
+from greylag.cli.transport import Http
+from greylag.common.server import listen
 
 
 def verdicts(document: dict[str, object]) -> dict[str, str]:
     checks = document["checks"]
     assert isinstance(checks, list)
     return {check["name"]: check["verdict"] for check in checks}
+
+
+def check_of(done: Done, name: str) -> Mapping[str, str]:
+    """Return the one check of this name."""
+    (found,) = (check for check in done.document["checks"] if check["name"] == name)
+    return dict(found)
 
 
 async def test_a_server_that_runs_is_well_and_its_notice_a_warning(
@@ -88,6 +108,128 @@ async def test_a_data_folder_that_is_a_file_fails(tmp_path: Path) -> None:
     file.write_text("not a folder")
     done = await call("doctor", "--json", env={"GREYLAG_DATA": str(file)})
     assert verdicts(done.document)["data folder"] == "fail"
+
+
+async def test_the_folder_that_is_named_is_the_one_that_is_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_text("not a folder")
+    done = await call("doctor", "--json", "--data", str(file), env={"GREYLAG_DATA": str(tmp_path)})
+    assert str(file) in check_of(done, "data folder")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EROFS, "GREYLAG_DATA"),
+        (errno.EACCES, "write access"),
+    ],
+)
+async def test_why_a_data_folder_takes_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, advice: str
+) -> None:
+    def refuse(**_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    done = await call("doctor", "--json", env={"GREYLAG_DATA": str(tmp_path)})
+    found = check_of(done, "data folder")
+    assert found["verdict"] == "fail"
+    assert os.strerror(number) in found["detail"]
+    assert advice in found["advice"]
+
+
+async def test_a_port_that_is_taken_is_told_where_no_greylag_answers(tmp_path: Path) -> None:
+    env = {"GREYLAG_SERVER": "http://127.0.0.1:1", "GREYLAG_DATA": str(tmp_path)}
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        done = await call("doctor", "--json", env=env | {"GREYLAG_PORT": str(port)})
+    found = check_of(done, "port")
+    assert found["verdict"] == "fail"
+    assert f"127.0.0.1:{port} cannot be used: Address already in use" in found["detail"]
+    assert found["advice"]
+    done = await call("doctor", "--json", env=env | {"GREYLAG_PORT": str(port)})
+    assert verdicts(done.document)["port"] == "ok"
+
+
+async def test_the_port_of_a_server_that_answers_is_not_tried(stack: Stack) -> None:
+    done = await call("doctor", "--json", env={**stack.env, "GREYLAG_TOKEN": stack.token})
+    assert "port" not in verdicts(done.document)
+
+
+@pytest.mark.parametrize(("minutes", "warned"), [(-10, True), (0, False), (10, True)])
+async def test_clocks_that_are_apart_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, stack: Stack, minutes: int, *, warned: bool
+) -> None:
+    answered = Http.answered
+
+    async def dated(*given: Any) -> tuple[Any, Mapping[str, str]]:
+        told, headers = await answered(*given)
+        assert "Date" in headers
+        return told, {"Date": format_datetime(datetime.now(UTC) + timedelta(minutes=minutes))}
+
+    monkeypatch.setattr(Http, "answered", dated)
+    done = await call("doctor", "--json", env={**stack.env, "GREYLAG_TOKEN": stack.token})
+    assert ("clock" in verdicts(done.document)) is warned
+
+
+VERSION = says({"gitVersion": "v1.35.4"})
+PODS = says({"metadata": {"resourceVersion": "1"}, "items": []})
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "words"),
+    [
+        ((VERSION, PODS), "ok", "Kubernetes v1.35.4"),
+        ((status(401, "Unauthorized", "Unauthorized"),), "fail", "KUBE_TOKEN does not fit"),
+        ((VERSION, status(403, "Forbidden", "pods is forbidden")), "fail", "pods is forbidden"),
+        ((says({}),), "fail", "no Kubernetes"),
+    ],
+)
+async def test_a_cluster_is_asked_whether_it_takes_us(
+    tmp_path: Path, answers: tuple[Answer, ...], verdict: str, words: str
+) -> None:
+    async with api_server(*answers) as (server, _):
+        env = {
+            "GREYLAG_DATA": str(tmp_path),
+            "ACR_IMAGE": "goose:1",
+            "KUBE_HOST": server.url,
+            "KUBE_TOKEN": "hunter2-is-a-token",
+        }
+        done = await call("doctor", "--json", env=env)
+    found = check_of(done, "cluster")
+    assert (found["verdict"], bool(found["advice"])) == (verdict, verdict == "fail")
+    assert words in found["detail"]
+    assert "hunter2" not in done.out + done.err
+    assert not {"bubblewrap", "goose", "node"} & verdicts(done.document).keys()
+
+
+async def test_a_cluster_that_is_not_named_or_does_not_answer_fails(tmp_path: Path) -> None:
+    env = {"GREYLAG_DATA": str(tmp_path), "HOME": str(tmp_path)}
+    done = await call("doctor", "--json", env=env | {"ACR_IMAGE": "goose:1"})
+    assert "no setting says on which cluster" in check_of(done, "cluster")["detail"]
+    there = {"KUBE_HOST": "http://127.0.0.1:1", "KUBE_TOKEN": "a"}
+    done = await call("doctor", "--json", env=env | there)
+    assert "ACR_IMAGE is not set" in check_of(done, "cluster")["detail"]
+    done = await call("doctor", "--json", env=env | there | {"ACR_IMAGE": "goose:1"})
+    found = check_of(done, "cluster")
+    assert found["verdict"] == "fail"
+    assert "127.0.0.1:1" in found["detail"]
+
+
+async def test_projects_with_an_error_are_warnings_with_what_to_do(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        sound = changed(make_stored("sound"), error=None)
+        many = [make_stored(f"bad{number}") for number in range(7)]
+        site = await sites.filled("sqlite", [sound, *many])
+    done = await call("doctor", "--json", env=site.env)
+    told = [check for check in done.document["checks"] if check["name"] == "project"]
+    assert len(told) == 6
+    assert {check["verdict"] for check in told} == {"warn"}
+    assert "'bad0' of user 'ada'" in told[0]["detail"]
+    assert "[image_not_found]" in told[0]["detail"]
+    assert told[0]["advice"] == "Name another."
+    assert told[-1]["detail"] == "2 more projects have an error."
 
 
 async def test_a_model_address_with_a_password_is_not_shown(tmp_path: Path) -> None:

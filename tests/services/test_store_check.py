@@ -83,6 +83,23 @@ async def test_the_whole_store_is_looked_at_and_left_as_it_is(site: Site) -> Non
     assert await site.holds() == before
 
 
+async def test_a_record_of_a_time_to_come_tells_of_a_clock_once(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        ahead = [changed(make_stored(name), updated_at=NOW + DAY) for name in ("one", "two")]
+        site = await sites.filled("sqlite", [SOUND, *ahead])
+        async with site.archive(write=False) as archive:
+            report = await check_store(archive, NOW)
+    (finding,) = report.findings
+    assert f"changed at {NOW + DAY:%Y-%m-%d %H:%M:%S}" in finding.sentence
+    assert "NTP" in finding.hint
+
+
+async def test_projects_with_an_error_are_no_fault_of_the_store(site: Site) -> None:
+    async with site.archive(write=False) as archive:
+        report = await check_store(archive, NOW)
+    assert ["[image_not_found]" in one.sentence for one in report.failing] == [True, True]
+
+
 async def test_what_cannot_be_read_and_the_store_itself_are_told_too(tmp_path: Path) -> None:
     async with sites_in(tmp_path) as sites:
         site = await sites.filled("mongo", [SOUND])

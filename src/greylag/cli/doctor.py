@@ -1,18 +1,22 @@
 """`greylag doctor`: what is wrong with the server and this machine, and what to do about it."""
 
 import asyncio
+import errno
 import os
 import platform
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from greylag import __version__
 from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableError, find_agent
@@ -28,6 +32,11 @@ Verdict = Literal["ok", "warn", "fail"]
 LEAST_FREE_BYTES = 1024**3
 RUN_SECONDS = 15
 STORE_FINDINGS = 10
+FAILING_SHOWN = 5
+MOST_APART_SECONDS = 60
+"""What clocks may differ by: sign-ins by an identity provider allow as much."""
+_PROBE = bytes(64 * 1024)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 INSTALL_NODE = "Install Node.js 20 or newer (https://nodejs.org), then run `make setup`."
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -52,13 +61,22 @@ def doctor(access: Access) -> int:
     access.tell_withheld()
     checks = asyncio.run(_ask_server(access))
     answered = any(check.name == "server" and check.verdict == "ok" for check in checks)
-    checks.extend(_machine(answered=answered))
+    checks.extend(_machine(_given_folder(), answered=answered))
     bad = any(check.verdict == "fail" for check in checks)
     if access.output.json:
         access.output.document({"ok": not bad, "checks": [asdict(check) for check in checks]})
     else:
         _print(access.output, checks)
     return Exit.REFUSED if bad else Exit.OK
+
+
+def _given_folder() -> Path | None:
+    """Return what --data says; what the variable says, `.env` may say too."""
+    context = click.get_current_context()
+    if context.get_parameter_source("data") is not ParameterSource.COMMANDLINE:
+        return None
+    folder: Path = context.params["data"]
+    return folder
 
 
 async def _ask_server(access: Access) -> list[Check]:
@@ -68,7 +86,7 @@ async def _ask_server(access: Access) -> list[Check]:
 
 async def _server(access: Access) -> AsyncIterator[Check]:
     try:
-        await access.api.call(Request("GET", ("readyz",), root=""))
+        _, headers = await access.api.answered(Request("GET", ("readyz",), root=""))
         platform = await access.api.get("platform")
     except CliError as error:
         yield Check("server", "fail", error.message, error.hint)
@@ -78,6 +96,10 @@ async def _server(access: Access) -> AsyncIterator[Check]:
     if platform["version"] != __version__:
         detail = f"The server is {platform['version']}, this command {__version__}."
         yield Check("version", "warn", detail, "Install the same version on both sides.")
+    if (apart := _seconds_apart(headers)) is not None:
+        detail = f"This machine's clock and the server's are {apart} seconds apart."
+        advice = "Set both by NTP: sign-ins, links, tokens and workers' leases go by them."
+        yield Check("clock", "warn", detail, advice)
     if platform["notice"]:
         yield Check("notice", "warn", platform["notice"])
     if platform["demonstration"]:
@@ -88,32 +110,71 @@ async def _server(access: Access) -> AsyncIterator[Check]:
         yield Check("model", "fail" if problem else "ok", said)
 
 
-def _machine(*, answered: bool) -> Iterator[Check]:
+def _seconds_apart(headers: Mapping[str, str]) -> int | None:
+    """Return how far the server's clock is from ours, ``None`` where that is of no consequence."""
+    try:
+        there = parsedate_to_datetime(headers.get("Date", ""))
+    except ValueError:
+        return None
+    apart = round(abs((datetime.now(UTC) - there).total_seconds()))
+    return apart if apart > MOST_APART_SECONDS else None
+
+
+def _machine(data: Path | None, *, answered: bool) -> Iterator[Check]:
     """Yield one finding after the other. It runs other programs, for a moment each.
 
     What this shell does not set is none of its business where a server has ``answered``.
     """
     yield Check("python", "ok", f"Python {platform.python_version()}")
     try:
-        settings = load_settings()
+        settings = load_settings(data=data)
     except ConfigError as error:
         yield Check("settings", "fail", error.info.message, error.info.hint)
-        settings = None
-    else:
-        yield Check("settings", "ok", "The settings of this shell and folder can be read.")
+        yield from _agent(None)
+        return
+    yield Check("settings", "ok", "The settings of this shell and folder can be read.")
+    if not answered:
+        yield _port(settings)
+    yield from _environments(settings)
+    yield _data_folder(settings.data)
+    mongo = _mongodb(settings)
+    if mongo is not None:
+        yield mongo
+    if mongo is None or mongo.verdict == "ok":
+        yield from _store(settings)
+    if settings.oidc_issuer:
+        yield _identity_provider(settings)
+    if settings.model_url or settings.model_key or not answered:
+        yield _model(settings)
+
+
+def _port(settings: Settings) -> Check:
+    """Try the address that a server of this shell would listen on; it is let go at once."""
+    from greylag.common.server import listen
+
+    where = f"{settings.host}:{settings.port}"
+    try:
+        listen(settings.host, settings.port).close()
+    except OSError as error:
+        advice = "Choose another with GREYLAG_PORT or --port, or stop what listens there."
+        return Check("port", "fail", f"{where} cannot be used: {error.strerror}.", advice)
+    return Check("port", "ok", f"A server can be started at {where}.")
+
+
+def _environments(settings: Settings) -> Iterator[Check]:
+    """Look at where environments run: at the cluster, else at what this machine has for them."""
+    from greylag.clusters import try_cluster
+
+    try:
+        cluster = asyncio.run(try_cluster(settings))
+    except GreylagError as error:
+        yield Check("cluster", "fail", error.info.message, error.info.hint)
+        return
+    if cluster is not None:
+        yield Check("cluster", "ok", f"Environments run on {cluster}, which takes us.")
+        return
     yield from _agent(settings)
-    if settings is not None:
-        yield _bubblewrap(settings)
-        yield _data_folder(settings.data)
-        mongo = _mongodb(settings)
-        if mongo is not None:
-            yield mongo
-        if mongo is None or mongo.verdict == "ok":
-            yield from _store(settings)
-        if settings.oidc_issuer:
-            yield _identity_provider(settings)
-        if settings.model_url or settings.model_key or not answered:
-            yield _model(settings)
+    yield _bubblewrap(settings)
 
 
 def _agent(settings: Settings | None) -> Iterator[Check]:
@@ -164,10 +225,15 @@ def _bubblewrap(settings: Settings) -> Check:
 def _data_folder(folder: Path) -> Check:
     """Look at the folder, or at the first parent that exists: it is made at the first start."""
     path = folder.absolute()
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not _takes_files(nearest):
+    try:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        _write_into(nearest)
+    except OSError as error:
         advice = "Give your account write access to it, or choose another with GREYLAG_DATA."
-        return Check("data folder", "fail", f"{path} cannot be written.", advice)
+        if error.errno in _NO_ROOM:
+            advice = "Free some space, or choose another with GREYLAG_DATA."
+        detail = f"{path} cannot be written: {error.strerror}."
+        return Check("data folder", "fail", detail, advice)
     free = shutil.disk_usage(nearest).free
     if free < LEAST_FREE_BYTES:
         detail = f"{path} has only {free // 1024**2} MiB of free space."
@@ -197,15 +263,20 @@ def _store(settings: Settings) -> Iterator[Check]:
         yield Check("store", "fail", f"{more} more findings.", "Mend these first, then ask again.")
     if not report.findings:
         yield Check("store", "ok", f"{report.projects} projects, and all can be read.")
+    for failing in report.failing[:FAILING_SHOWN]:
+        yield Check("project", "warn", failing.sentence, failing.hint)
+    if (others := len(report.failing) - FAILING_SHOWN) > 0:
+        yield Check("project", "warn", f"{others} more projects have an error.")
 
 
-def _takes_files(folder: Path) -> bool:
-    """Try it: permissions alone do not tell of a read-only disk, and mean nothing to root."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+def _write_into(folder: Path) -> None:
+    """Try it: permissions alone tell of no read-only and no full disk, and mean nothing to root.
+
+    Raises:
+        OSError: it takes no file, or nothing into one.
+    """
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(_PROBE)
 
 
 def _identity_provider(settings: Settings) -> Check:

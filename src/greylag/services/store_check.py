@@ -9,14 +9,17 @@ from greylag.ports import Archive, Finding
 
 _LONG = timedelta(hours=1)
 """After this time, what should have gone on has stopped."""
+_APART = timedelta(minutes=1)
+"""What clocks may differ by."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """How many records were looked at, and what was found."""
+    """How many records were looked at, what was found, and which projects have an error."""
 
     projects: int
     findings: Sequence[Finding]
+    failing: Sequence[Finding] = ()
 
 
 async def check_store(archive: Archive, now: datetime) -> StoreReport:
@@ -31,14 +34,37 @@ async def check_store(archive: Archive, now: datetime) -> StoreReport:
             )
         )
     found += await archive.findings()
-    count = 0
+    count, failing, newest = 0, [], now
     async for batch in archive.read():
         count += len(batch)
-        for one in batch:
-            found += [one] if isinstance(one, Finding) else stuck(one.project, now)
+        projects = [one.project for one in batch if not isinstance(one, Finding)]
+        found += [one for one in batch if isinstance(one, Finding)]
+        found += [finding for one in projects for finding in stuck(one, now)]
+        failing += [finding for one in projects for finding in failed(one)]
+        newest = max([newest, *(one.updated_at for one in projects)])
+    found += clock_is_behind(newest, now)
     async for people in archive.people():
         found += [one for one in people if isinstance(one, Finding)]
-    return StoreReport(count, found)
+    return StoreReport(count, found, failing)
+
+
+def clock_is_behind(newest: datetime, now: datetime) -> Iterator[Finding]:
+    """Yield that records were written at a time that is still to come."""
+    if newest - now > _APART:
+        yield Finding(
+            "clock",
+            f"A record was changed at {newest:%Y-%m-%d %H:%M:%S}, and here it is "
+            f"{now:%Y-%m-%d %H:%M:%S} (UTC): this machine's clock is behind, or that of a worker "
+            "was ahead.",
+            "Set the clocks by NTP. What was claimed by a clock that was ahead rests until then.",
+        )
+
+
+def failed(project: Project) -> Iterator[Finding]:
+    """Yield why a project is not as it is wanted."""
+    if (error := project.error) is not None:
+        who = f"Project {project.project_id!r} of user {project.user_id!r}"
+        yield Finding(project.id, f"{who}: {error.message} [{error.code}]", error.hint)
 
 
 def stuck(project: Project, now: datetime) -> Iterator[Finding]:
