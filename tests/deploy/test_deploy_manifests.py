@@ -116,6 +116,19 @@ def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(
         assert told["GREYLAG_PORT"] == "8700" == str(web["ports"][0]["containerPort"])
 
 
+def test_an_ingress_before_the_web_takes_large_files_and_cuts_no_answer() -> None:
+    nginx = "nginx.ingress.kubernetes.io"
+    for objects in (kustomize(EXAMPLE), helm("--set", "ingress.enabled=true")):
+        (ingress,) = of_kind(objects, "Ingress")
+        assert ingress["metadata"]["annotations"] == {
+            f"{nginx}/proxy-body-size": "0",
+            f"{nginx}/proxy-buffering": "off",
+            f"{nginx}/proxy-request-buffering": "off",
+            f"{nginx}/proxy-read-timeout": "3600",
+            f"{nginx}/proxy-send-timeout": "3600",
+        }
+
+
 def test_the_chart_takes_an_image_by_its_digest() -> None:
     digest = f"sha256:{'0123456789abcdef' * 4}"
     for thing in of_kind(helm("--set", f"image.digest={digest}"), "Deployment"):
