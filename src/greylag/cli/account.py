@@ -32,7 +32,7 @@ async def whoami(access: Access) -> None:
 @click.option("--admin", is_flag=True, help="Ask for the scope `admin` too.")
 @api_options
 def login(access: Access, *, by_token: bool, admin: bool) -> None:
-    """Keep a token in ~/.config/greylag/token, which only you can read.
+    """Keep a token in the system's keyring, or in ~/.config/greylag/token, which only you can read.
 
     The server says a code and an address: open that in any browser, on this machine or another,
     sign in and confirm the code. Where nobody signs in by an identity provider, the token is

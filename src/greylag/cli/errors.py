@@ -172,8 +172,8 @@ _HINTS = {
     "project_not_found": "`greylag projects list` lists this user's projects.",
     "session_not_found": "`greylag sessions PROJECT` lists them; `chat` alone begins a new one.",
     "unauthorized": (
-        "Name the server's data folder with --data, put its token into ~/.config/greylag/token, or "
-        "set GREYLAG_TOKEN."
+        "Sign in by `greylag login`, name the server's data folder with --data, or set "
+        "GREYLAG_TOKEN."
     ),
     "user_not_found": "`greylag users` lists the users.",
     "wait_timeout": "It goes on in the background: `greylag events PROJECT --follow` shows it.",

@@ -149,7 +149,7 @@ def greylag() -> None:
 
     Every command that asks the server takes --server, --data, --user and --json. The address comes
     from GREYLAG_SERVER (by default http://127.0.0.1:8700), the token from GREYLAG_TOKEN, else from
-    the data folder, else from ~/.config/greylag/token; the user from GREYLAG_USER.
+    the data folder, else it is what `greylag login` keeps; the user from GREYLAG_USER.
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
 
 
