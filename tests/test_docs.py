@@ -196,6 +196,18 @@ def test_each_option_is_told_of_in_the_documents() -> None:
         assert [one for one in options if not one & (words | COMMON)] == [], path
 
 
+def test_each_command_and_option_is_told_of_in_its_help_whole() -> None:
+    for path, command in {(): greylag, **COMMANDS}.items():
+        told = command.get_help(click.Context(command, info_name="greylag", terminal_width=80))
+        assert [line for line in told.splitlines() if re.search(r"\w\.\.\.$", line)] == [], path
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert [one.opts for one in options if not one.help] == [], path
+        named = [
+            one.is_flag or one.metavar or isinstance(one.type, click.Choice) for one in options
+        ]
+        assert all(named), path
+
+
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     """Yield each `greylag` of the pages' blocks of code, with its words."""
     for page, text in TEXTS.items():

@@ -143,9 +143,10 @@ async def test_closed_standard_streams_do_no_harm(env: dict[str, str], closed: s
     assert done.out == "" if ">&- 2" in closed or closed == ">&-" else done.document["users"]
 
 
-async def test_a_full_disk_is_told_in_a_sentence(env: dict[str, str]) -> None:
+@pytest.mark.parametrize("words", ["users", "version", "--help", "users --help"])
+async def test_a_full_disk_is_told_in_a_sentence(env: dict[str, str], words: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        "/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", *GREYLAG, "users",
+        "/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", *GREYLAG, *words.split(),
         env=environment(env), stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
     done = await finish(process)

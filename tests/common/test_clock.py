@@ -37,7 +37,7 @@ def test_what_is_written_is_read_as_the_same_moment(moment: datetime) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "2025-01-01T00:00:00", "0001-01-01T00:00:00+14:00"])
 def test_what_is_no_moment_is_not_read(text: str) -> None:
-    with pytest.raises(ValueError, match=r"time zone|out of range|isoformat"):
+    with pytest.raises(ValueError, match="must be a time with its zone, such as"):
         parse_rfc3339(text)
 
 

@@ -149,7 +149,7 @@ def tokens() -> None:
     """List, create and revoke tokens for programs."""
 
 
-@tokens.command("list")
+@tokens.command("list", short_help="List tokens.")
 @api_command
 async def list_tokens(access: Access) -> None:
     """List your tokens, or with --user a user's; to the operator all users'."""
@@ -172,12 +172,22 @@ async def list_tokens(access: Access) -> None:
     )
 
 
-@tokens.command("create")
+@tokens.command("create", short_help="Make a token and print it, this once.")
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
-@click.option("--project", "projects", multiple=True, metavar="ID", help="Only for this project.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice(SCOPES),
+    help="What it is for; repeatable.",
+)
+@click.option(
+    "--project", "projects", multiple=True, metavar="ID", help="Only for this one; repeatable."
+)
 @click.option(
     "--days",
+    metavar="N",
     type=click.FloatRange(0, min_open=True),
     help="How long it counts.  [default: 90, or as long as may be]",
 )

@@ -8,7 +8,7 @@ import click
 from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CodedError
-from greylag.cli.output import moment
+from greylag.cli.output import counted, moment
 from greylag.common.typed import parse_json
 from greylag.domain.audit import ChainBrokenError, ChainCheck, Link, Result
 
@@ -38,7 +38,14 @@ def audit() -> None:
 
 @audit.command("list")
 @filters
-@click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, _MOST),
+    default=50,
+    show_default=True,
+    help="How many.",
+)
 @api_command
 async def list_entries(access: Access, /, *, limit: int, **asked: str | None) -> None:
     """List the newest entries, the newest first.
@@ -61,7 +68,7 @@ async def list_entries(access: Access, /, *, limit: int, **asked: str | None) ->
     access.output.listing(page, COLUMNS, rows, prose=("OBJECT",), empty="No entry matches.")
 
 
-@audit.command("export")
+@audit.command("export", short_help="Write all entries, each a line of JSON.")
 @filters
 @api_command
 async def export_entries(access: Access, /, **asked: str | None) -> None:
@@ -83,7 +90,7 @@ def _link(_context: click.Context, _option: click.Parameter, value: str | None) 
     return Link(int(number), told)
 
 
-@audit.command("verify")
+@audit.command("verify", short_help="Check that none is missing or was changed.")
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option(
     "--known",
@@ -108,7 +115,10 @@ async def verify(access: Access, *, file: BinaryIO | None, known: Link | None) -
     last = f"{check.last.number}:{check.last.hash}"
     access.output.made(
         {"whole": True, "entries": check.count, "last": last},
-        lambda: (f"The audit trail is whole: {check.count} entries. The last one is", last),
+        lambda: (
+            f"The audit trail is whole: {counted(check.count, 'entry', 'entries')}. The last is",
+            last,
+        ),
     )
 
 

@@ -53,7 +53,13 @@ async def diff(access: Access, *, project: str, path: str, turn: str | None) -> 
 @click.command()
 @click.argument("project")
 @click.argument("turn", required=False)
-@click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="Only this, with all below it; repeatable.",
+)
 @click.option("--override", is_flag=True, help="Take away what others changed since, too.")
 @click.option(
     "--history",

@@ -22,7 +22,7 @@ from greylag import __version__
 from greylag.agentd.agent.types import SCRIPTED, AgentCommand, AgentUnavailableError, find_agent
 from greylag.cli.access import Access, api_options
 from greylag.cli.errors import CliError, Exit
-from greylag.cli.output import GAP, Output, one_line
+from greylag.cli.output import GAP, Output, counted, one_line
 from greylag.cli.transport import Request
 from greylag.common.net import proxy_for
 from greylag.config import Settings, load_settings
@@ -260,13 +260,20 @@ def _store(settings: Settings) -> Iterator[Check]:
         yield Check("store", "fail", found.sentence, found.hint)
     more = len(report.findings) - STORE_FINDINGS
     if more > 0:
-        yield Check("store", "fail", f"{more} more findings.", "Mend these first, then ask again.")
+        yield Check(
+            "store",
+            "fail",
+            f"{counted(more, 'more finding')}.",
+            "Mend these first, then ask again.",
+        )
     if not report.findings:
-        yield Check("store", "ok", f"{report.projects} projects, and all can be read.")
+        sentence = f"{counted(report.projects, 'project')}, and all can be read."
+        yield Check("store", "ok", sentence)
     for failing in report.failing[:FAILING_SHOWN]:
         yield Check("project", "warn", failing.sentence, failing.hint)
     if (others := len(report.failing) - FAILING_SHOWN) > 0:
-        yield Check("project", "warn", f"{others} more projects have an error.")
+        more_of_them = counted(others, "more project has", "more projects have")
+        yield Check("project", "warn", f"{more_of_them} an error.")
 
 
 def _write_into(folder: Path) -> None:

@@ -167,7 +167,9 @@ class ClosedPipeError(SilentError):
 
 # The server's own hints speak of requests, headers and fields, which nobody sees here.
 _HINTS = {
+    "environment_not_active": "`greylag activate PROJECT` starts it; so does a message.",
     "idempotency_conflict": "Use another --idempotency-key for a different request.",
+    "invalid_request": "Correct what the sentence names; the command's --help tells more.",
     "project_exists": "Choose another --id, or leave it out to get a new one.",
     "project_not_found": "`greylag projects list` lists this user's projects.",
     "session_not_found": "`greylag sessions PROJECT` lists them; `chat` alone begins a new one.",

@@ -24,7 +24,7 @@ import click
 from greylag.cli.access import Access, api_command
 from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError, ServerRefusedError, ServerUnreachableError
-from greylag.cli.output import confirm, moment
+from greylag.cli.output import confirm, counted, moment
 from greylag.cli.transport import LONGEST_WAIT
 from greylag.common.agent_api import FileEntry
 from greylag.common.clock import LAST_MOMENT, parse_rfc3339, rfc3339
@@ -48,7 +48,7 @@ def files() -> None:
     """
 
 
-@files.command(name="ls")
+@files.command(name="ls", short_help="List a folder of the workspace.")
 @click.argument("project")
 @click.argument("path", default="")
 @api_command
@@ -77,7 +77,7 @@ def _size(entry: FileEntry) -> str:
     return str(entry.size) if entry.kind == "file" else "-"
 
 
-@files.command()
+@files.command(short_help="Read a file of the workspace into one here.")
 @click.argument("project")
 @click.argument("path")
 @click.argument("file", required=False)
@@ -99,7 +99,7 @@ async def get(access: Access, *, project: str, path: str, file: str | None) -> N
     copying.tell(access)
 
 
-@files.command()
+@files.command(short_help="Write a file here to one of the workspace.")
 @click.argument("project")
 @click.argument("file")
 @click.argument("path", required=False)
@@ -117,7 +117,7 @@ async def put(access: Access, *, project: str, file: str, path: str | None) -> N
     copying.tell(access)
 
 
-@files.command()
+@files.command(short_help="Delete a file or folder of the workspace.")
 @click.argument("project")
 @click.argument("path")
 @click.option("-r", "--recursive", is_flag=True, help="A folder, with all that it holds.")
@@ -166,7 +166,7 @@ def _shown(access: Access, entry: FileEntry) -> None:
         access.output.line(f"{entry.path} is there.")
 
 
-@files.command()
+@files.command(short_help="Find names and lines that hold a text.")
 @click.argument("project")
 @click.argument("text")
 @click.argument("path", default="")
@@ -269,11 +269,12 @@ class _Copying:
         if access.output.json:
             access.output.document(self.counts)
             return
-        words = f"Copied {self.counts['files']} files, {self.counts['bytes']} bytes."
+        files, size = counted(self.counts["files"], "file"), counted(self.counts["bytes"], "byte")
+        words = f"Copied {files}, {size}."
         if self.counts["already_there"]:
-            words += f" {self.counts['already_there']} were there already."
+            words += f" Already there: {self.counts['already_there']}."
         if self.counts["links_left_out"]:
-            words += f" {self.counts['links_left_out']} links were left out."
+            words += f" Left out: {counted(self.counts['links_left_out'], 'link')}."
         access.output.line(words)
 
     async def fetch(self, entry: FileEntry, target: Path) -> None:

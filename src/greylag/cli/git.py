@@ -19,7 +19,7 @@ def git() -> None:
     """Say how a workspace's git repository stands, fetch, commit and push."""
 
 
-@git.command()
+@git.command(short_help="Say which branch it is on, and what changed.")
 @click.argument("project")
 @api_command
 async def status(access: Access, *, project: str) -> None:
@@ -28,7 +28,7 @@ async def status(access: Access, *, project: str) -> None:
     _tell(access, await access.api.get(*place.path, "git"))
 
 
-@git.command()
+@git.command(short_help="Fetch what the remote has.")
 @click.argument("project")
 @api_command
 async def fetch(access: Access, *, project: str) -> None:
@@ -61,7 +61,13 @@ def _tell(access: Access, found: Any) -> None:
 @git.command()
 @click.argument("project")
 @click.option("--message", "-m", required=True, metavar="TEXT", help="What the commit says.")
-@click.option("--path", "paths", multiple=True, help="Only this, with all below it; repeatable.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="Only this, with all below it; repeatable.",
+)
 @api_command
 async def commit(access: Access, *, project: str, message: str, paths: tuple[str, ...]) -> None:
     """Commit all that changed in PROJECT's workspace."""
@@ -73,7 +79,7 @@ async def commit(access: Access, *, project: str, message: str, paths: tuple[str
     )
 
 
-@git.command()
+@git.command(short_help="Push what is checked out, never by force.")
 @click.argument("project")
 @click.option("--branch", metavar="NAME", help="The remote's; by default of the same name.")
 @api_command
@@ -110,8 +116,14 @@ async def list_secrets(access: Access) -> None:
 
 @secrets.command("set")
 @click.argument("name")
-@click.option("--host", required=True, help="The only host that is told it, as github.com.")
-@click.option("--username", help="Whom the host is told; for most tokens it does not matter.")
+@click.option(
+    "--host", metavar="HOST", required=True, help="The only host that is told it, as github.com."
+)
+@click.option(
+    "--username",
+    metavar="NAME",
+    help="Whom the host is told; for most tokens it does not matter.",
+)
 @api_command
 async def set_secret(access: Access, *, name: str, host: str, username: str | None) -> None:
     """Keep a token or password under NAME. It is asked for, or read from stdin: one line.
@@ -128,7 +140,7 @@ async def set_secret(access: Access, *, name: str, host: str, username: str | No
     access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
 
 
-@secrets.command("delete")
+@secrets.command("delete", short_help="Delete the secret NAME.")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @api_command

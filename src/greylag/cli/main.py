@@ -14,7 +14,13 @@ from click.shell_completion import CompletionItem
 
 from greylag import __version__
 from greylag.cli.errors import CliError, ClosedPipeError, Exit, OutputLostError
-from greylag.cli.output import drop_output, one_line, prepare_streams
+from greylag.cli.output import (
+    drop_output,
+    is_of_echo,
+    one_line,
+    output_lost,
+    prepare_streams,
+)
 
 # What Python makes of bytes that the locale's encoding does not know.
 _UNREAD = re.compile("[\udc80-\udcff]")
@@ -168,6 +174,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return Exit.INTERRUPTED
+    except OSError as error:
+        if not is_of_echo(error):
+            raise
+        drop_output()
+        click.echo(f"error: {output_lost(error)}", err=True)
+        return Exit.REFUSED
     return result if isinstance(result, int) else Exit.OK
 
 

@@ -58,7 +58,7 @@ async def add_webhook(access: Access, *, name: str) -> None:
     )
 
 
-@notifications.command("test")
+@notifications.command("test", short_help="Tell one something, once.")
 @click.argument("target_id", metavar="ID")
 @api_command
 async def test_target(access: Access, *, target_id: str) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import termios
+import traceback
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -68,6 +69,11 @@ def shortened(text: str, length: int) -> str:
     return f"{first} (+{more} more line{'s' if more > 1 else ''})" if more else first
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its word: `1 file`, `2 files`, or ``many`` for that."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def moment(value: str | None) -> str:
     """Return an RFC 3339 time in UTC for people, to the second; `-` for none."""
     return "-" if value is None else one_line(value)[:19].replace("T", " ") + "Z"
@@ -86,7 +92,17 @@ def writing_output() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputLostError(f"The output cannot be written: {error.strerror}.") from error
+        raise OutputLostError(output_lost(error)) from error
+
+
+def output_lost(error: OSError) -> str:
+    """Return in words that standard output cannot be written."""
+    return f"The output cannot be written: {error.strerror}."
+
+
+def is_of_echo(error: OSError) -> bool:
+    """Tell whether it is click that could not write, which writes a help past ``Output``."""
+    return traceback.extract_tb(error.__traceback__)[-1].name == click.echo.__name__
 
 
 class Output:

@@ -1,6 +1,5 @@
 """`greylag up`, `serve`, `worker` and `agentd`, which run until they are stopped, and `version`."""
 
-import json
 import os
 import platform
 from collections.abc import Callable, Coroutine
@@ -11,6 +10,7 @@ import click
 
 from greylag import __version__
 from greylag.cli.errors import StartError
+from greylag.cli.output import Output
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _port = click.option(
 )
 data_option = click.option(
     "--data",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Folder of records and environments (GREYLAG_DATA; default ./data).",
 )
@@ -94,10 +95,11 @@ def agentd() -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def version(*, as_json: bool) -> None:
     """Print the version of Greylag and of the Python that runs it."""
+    output = Output(as_json=as_json)
     if as_json:
-        click.echo(json.dumps({"greylag": __version__, "python": platform.python_version()}))
+        output.document({"greylag": __version__, "python": platform.python_version()})
     else:
-        click.echo(f"greylag {__version__} (Python {platform.python_version()})")
+        output.line(f"greylag {__version__} (Python {platform.python_version()})")
 
 
 def _run(program: Program, **arguments: object) -> None:

@@ -12,7 +12,7 @@ from greylag.cli.access import Access, api_command, place_of, task_group
 from greylag.cli.client import ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
-from greylag.cli.output import Output, confirm, moment
+from greylag.cli.output import Output, confirm, counted, moment
 from greylag.cli.transport import Request
 from greylag.common.typed import parse_json
 from greylag.domain.errors import InvalidRequestError
@@ -103,7 +103,9 @@ async def list_projects(access: Access, *, status: str | None) -> None:
 @click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"team": "search"}\'.')
 @click.option("--git", "url", metavar="URL", help="A repository that it starts from.")
 @click.option("--ref", metavar="REF", help="The branch, tag or commit of it.")
-@click.option("--depth", type=click.IntRange(min=1), help="How many commits of its history.")
+@click.option(
+    "--depth", metavar="N", type=click.IntRange(min=1), help="How many commits of its history."
+)
 @click.option(
     "--idempotency-key", metavar="KEY", help="Repeat with the same key to create only one project."
 )
@@ -314,7 +316,7 @@ def _source(source: SourceJson | None) -> str | None:
     if source is None:
         return None
     git = source["git"]
-    depth = f" (the last {git['depth']} commits)" if git["depth"] else ""
+    depth = f" (the last {counted(git['depth'], 'commit')})" if git["depth"] else ""
     return f"{git['url']}{' at ' + git['ref'] if git['ref'] else ''}{depth}"
 
 

@@ -148,7 +148,6 @@ async def found_session(
     fitting = [one for one in ids if one.startswith(beginning)]
     if len(fitting) == 1:
         return fitting[0]
-    how_many = "No session" if not fitting else f"{len(fitting)} sessions"
-    raise CliError(
-        f"{how_many} of the project begin with {beginning!r}.", "List them with `greylag sessions`."
-    )
+    begin = f"{len(fitting)} sessions of the project begin" if fitting else "No session begins"
+    hint = "`greylag sessions PROJECT` lists them; give more of the id."
+    raise CliError(f"{begin} with {beginning!r}.", hint)

@@ -22,7 +22,7 @@ from greylag.cli.errors import (
     error_of_settings,
     starting,
 )
-from greylag.cli.output import Output
+from greylag.cli.output import Output, counted, output_lost
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
@@ -106,20 +106,20 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
         done = _run(import_records(settings, source, progress, replacing=replace))
     if done.contents.unreadable:
         output.note(
-            f"warning: {done.contents.unreadable} records could not be read when the export was "
-            "made, and are not in it.",
+            "warning: could not be read when the export was made, and not in it: "
+            f"{counted(done.contents.unreadable, 'record')}.",
             "yellow",
         )
     if done.left_out:
         output.note(
-            f"warning: {done.left_out} records hold fields of other programs, which this kind of "
-            "store cannot keep.",
+            "warning: this kind of store cannot keep the fields of other programs in "
+            f"{counted(done.left_out, 'record')}.",
             "yellow",
         )
     if done.entries_left_out:
         output.note(
-            f"warning: the store keeps its own audit trail; {done.entries_left_out} entries of the "
-            "export's were left out.",
+            "warning: the store keeps its own audit trail, without "
+            f"{counted(done.entries_left_out, 'entry', 'entries')} of the export's.",
             "yellow",
         )
     _print(
@@ -178,7 +178,7 @@ def _written(file: str) -> Iterator[Callable[[bytes], object]]:
         raise
     except OSError as error:
         if file == STREAM:
-            raise OutputLostError(f"The output cannot be written: {error.strerror}.") from error
+            raise OutputLostError(output_lost(error)) from error
         raise CliError(f"{file} cannot be written: {error.strerror}.") from error
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 LAST_MOMENT = 253_402_300_799.0
 """Of the year 9999, in Unix seconds: the last that RFC 3339 can tell."""
+_NO_TIME = "must be a time with its zone, such as 2026-11-26T12:00:00Z"
 
 
 class SystemClock:
@@ -38,13 +39,13 @@ def parse_rfc3339(text: str) -> datetime:
     Raises:
         ValueError: it is none, such as a time without its zone.
     """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
     try:
-        return moment.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError(f"{text} is out of range") from error
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(_NO_TIME) from error
+    raise ValueError(_NO_TIME)
 
 
 def maybe_rfc3339(moment: datetime | float | None) -> str | None:

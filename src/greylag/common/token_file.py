@@ -100,7 +100,8 @@ def read_token(path: Path, *, private: bool = False, follow: bool = False) -> st
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unusable(path, f"it cannot be read ({error.strerror})") from error
+        why = "it is a link" if path.is_symlink() else f"it cannot be read ({error.strerror})"
+        raise _unusable(path, why) from error
     try:
         about = os.fstat(number)
         if not stat.S_ISREG(about.st_mode):
