@@ -204,6 +204,12 @@ async def _refusal() -> str:
     return str(refused.value)
 
 
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"GREYLAG_PORT=8700 # \xff\n")
+    with pytest.raises(ConfigError, match=r"\.env of .* cannot be read: it is not UTF-8"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

@@ -146,10 +146,16 @@ async def test_a_port_that_is_taken_is_told_where_no_greylag_answers(tmp_path: P
         done = await call("doctor", "--json", env=env | {"GREYLAG_PORT": str(port)})
     found = check_of(done, "port")
     assert found["verdict"] == "fail"
-    assert f"127.0.0.1:{port} cannot be used: Address already in use" in found["detail"]
+    assert found["detail"] == f"127.0.0.1:{port} cannot be used: Address already in use."
     assert found["advice"]
     done = await call("doctor", "--json", env=env | {"GREYLAG_PORT": str(port)})
     assert verdicts(done.document)["port"] == "ok"
+
+
+async def test_the_port_of_a_server_elsewhere_is_none_of_this_machine(tmp_path: Path) -> None:
+    env = {"GREYLAG_SERVER": "http://greylag.invalid", "GREYLAG_DATA": str(tmp_path)}
+    done = await call("doctor", "--json", env=env)
+    assert "port" not in verdicts(done.document)
 
 
 async def test_the_port_of_a_server_that_answers_is_not_tried(stack: Stack) -> None:

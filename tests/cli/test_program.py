@@ -17,6 +17,7 @@ import pytest
 from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, start
 from tests.cli.stack import Stack, running_stack
 from tests.cluster.kubernetes.kubeconfigs import certificate
+from tests.store import mongo_servers
 
 from greylag.cli import access
 from greylag.cli.access import DEFAULT_SERVER
@@ -154,6 +155,15 @@ async def test_a_full_disk_is_told_in_a_sentence(env: dict[str, str], words: str
         1,
         "error: The output cannot be written: No space left on device.\n",
     )
+
+
+@mongo_servers.forgets_sockets
+async def test_a_store_that_cannot_be_used_at_a_start_leads_to_doctor() -> None:
+    env = {"MONGODB_URI": "mongodb://127.0.0.1:1/", "GREYLAG_MONGODB_TIMEOUT": "0.1"}
+    done = await call("up", "--port", "0", env=env)
+    assert done.code == 2
+    assert "hint: `greylag doctor`, started as this was" in done.err
+    mongo_servers.collect_sockets()
 
 
 def test_arguments_that_the_locale_cannot_read_are_read_as_utf_8() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import itertools
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -74,6 +75,7 @@ def test_a_taken_port_is_told_at_once(host: str) -> None:
     with listen(host, 0) as first, pytest.raises(OSError, match="in use") as refused:
         listen(host, first.getsockname()[1])
     assert refused.value.errno == errno.EADDRINUSE
+    assert refused.value.strerror == os.strerror(errno.EADDRINUSE)
 
 
 def test_a_host_that_is_none_is_an_os_error() -> None:

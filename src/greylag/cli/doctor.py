@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -24,7 +26,7 @@ from greylag.cli.access import Access, api_options
 from greylag.cli.errors import CliError, Exit
 from greylag.cli.output import GAP, Output, counted, one_line
 from greylag.cli.transport import Request
-from greylag.common.net import proxy_for
+from greylag.common.net import is_loopback, proxy_for
 from greylag.config import Settings, load_settings
 from greylag.domain.errors import ConfigError, GreylagError, StoreUnavailableError
 
@@ -61,6 +63,8 @@ def doctor(access: Access) -> int:
     access.tell_withheld()
     checks = asyncio.run(_ask_server(access))
     answered = any(check.name == "server" and check.verdict == "ok" for check in checks)
+    if not answered and is_loopback(urlsplit(access.server).hostname or ""):
+        checks.extend(_port(_given_folder()))
     checks.extend(_machine(_given_folder(), answered=answered))
     bad = any(check.verdict == "fail" for check in checks)
     if access.output.json:
@@ -133,8 +137,6 @@ def _machine(data: Path | None, *, answered: bool) -> Iterator[Check]:
         yield from _agent(None)
         return
     yield Check("settings", "ok", "The settings of this shell and folder can be read.")
-    if not answered:
-        yield _port(settings)
     yield from _environments(settings)
     yield _data_folder(settings.data)
     mongo = _mongodb(settings)
@@ -148,17 +150,20 @@ def _machine(data: Path | None, *, answered: bool) -> Iterator[Check]:
         yield _model(settings)
 
 
-def _port(settings: Settings) -> Check:
+def _port(data: Path | None) -> Iterator[Check]:
     """Try the address that a server of this shell would listen on; it is let go at once."""
     from greylag.common.server import listen
 
-    where = f"{settings.host}:{settings.port}"
-    try:
-        listen(settings.host, settings.port).close()
-    except OSError as error:
-        advice = "Choose another with GREYLAG_PORT or --port, or stop what listens there."
-        return Check("port", "fail", f"{where} cannot be used: {error.strerror}.", advice)
-    return Check("port", "ok", f"A server can be started at {where}.")
+    with suppress(ConfigError):  # which is told of by itself
+        settings = load_settings(data=data)
+        where = f"{settings.host}:{settings.port}"
+        try:
+            listen(settings.host, settings.port).close()
+        except OSError as error:
+            advice = "Choose another with GREYLAG_PORT or --port, or stop what listens there."
+            yield Check("port", "fail", f"{where} cannot be used: {error.strerror}.", advice)
+        else:
+            yield Check("port", "ok", f"A server can be started at {where}.")
 
 
 def _environments(settings: Settings) -> Iterator[Check]:

@@ -11,13 +11,15 @@ import click
 from greylag import __version__
 from greylag.cli.errors import StartError
 from greylag.cli.output import Output
-from greylag.domain.errors import GreylagError
+from greylag.domain.errors import GreylagError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
     from greylag.programs import Announce
 
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
+
+_STORE_HINT = "`greylag doctor`, started as this was, looks at the store and says what to do."
 
 _host = click.option(
     "--host", metavar="ADDRESS", help="Listen on this address (GREYLAG_HOST; default 127.0.0.1)."
@@ -114,7 +116,9 @@ def _run(program: Program, **arguments: object) -> None:
         uvloop.run(program(settings, _announce))
     except* GreylagError as group:
         first = _first(group)
-        raise StartError(first.info.message, first.info.hint) from first
+        is_store = isinstance(first, StoreUnavailableError)
+        hint = _STORE_HINT if is_store else first.info.hint
+        raise StartError(first.info.message, hint) from first
 
 
 def _first(group: BaseExceptionGroup[GreylagError]) -> GreylagError:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import os
 import resource
 import select
 import signal
@@ -54,17 +55,22 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address cannot be had.
     """
+    both = False
     if host.strip("[]") in _ALL_ADDRESSES:
         both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        return socket.create_server(
-            ("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
-        )
-    found = socket.getaddrinfo(
-        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    # The whole address: an IPv6 one may be of one interface only.
-    return socket.create_server(found[0][4], family=found[0][0], backlog=_BACKLOG)
+        family: int = socket.AF_INET6 if both else socket.AF_INET
+        address: Any = ("", port)
+    else:
+        # The whole address: an IPv6 one may be of one interface only.
+        family, _, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    try:
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        # Python's words repeat the address as it has it.
+        number = error.errno or 0
+        raise OSError(number, os.strerror(number)) from error
 
 
 def addresses_of(listener: socket.socket) -> list[str]:

@@ -18,6 +18,11 @@ def read_settings(model: type[S], **arguments: object) -> S:
     """
     try:
         return model(**arguments)  # type: ignore[arg-type] # pydantic checks each value
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"The file .env of the working folder cannot be read: {_reason(error)}.",
+            hint="Mend it, a setting a line in UTF-8, or start in another folder.",
+        ) from error
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -26,6 +31,10 @@ def read_settings(model: type[S], **arguments: object) -> S:
         sentence = f"{variable_of(model, name)}{where}: {reason}." if name else f"{reason}."
         # The cause is left out: it holds the values, secrets among them.
         raise ConfigError(sentence) from None
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or "it is not UTF-8"
 
 
 def variable_of(model: type[BaseSettings], field: str) -> str:

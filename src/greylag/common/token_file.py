@@ -4,6 +4,7 @@
 person keeps the token of a server elsewhere. ``<data>/secret-key``, made likewise, seals secrets.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -100,7 +101,8 @@ def read_token(path: Path, *, private: bool = False, follow: bool = False) -> st
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        why = "it is a link" if path.is_symlink() else f"it cannot be read ({error.strerror})"
+        is_link = error.errno == errno.ELOOP and not follow
+        why = "it is a link" if is_link else f"it cannot be read ({error.strerror})"
         raise _unusable(path, why) from error
     try:
         about = os.fstat(number)

@@ -267,6 +267,7 @@ def translated() -> Iterator[None]:
             hint="Start the newer Greylag, or give this one another data folder.",
         ) from error
     except (sqlite3.Error, OSError) as error:
-        raise StoreUnavailableError(f"The database cannot be used: {error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise StoreUnavailableError(f"The database cannot be used: {why}.") from error
     except UnicodeEncodeError as error:
         raise InvalidRequestError("Text must not hold unpaired surrogates.") from error
