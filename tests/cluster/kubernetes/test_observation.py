@@ -190,6 +190,14 @@ def test_a_ready_pod_with_an_address_is_ready_and_tells_its_way() -> None:
     assert f"have started, of {IMAGE} and of-the-user:1." in seen.steps[3].message
 
 
+def test_a_pod_has_not_started_while_one_of_its_images_is_pulled() -> None:
+    made = pod(running=True)
+    waiting = {"name": "execd", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    made["status"]["containerStatuses"].append(waiting)
+    seen = observed(EnvironmentObjects(deployment(), [made]))
+    assert "process_started" not in [step.code for step in seen.steps]
+
+
 def test_a_ready_pod_without_an_address_is_not_ready_and_says_why() -> None:
     seen = observed(EnvironmentObjects(deployment(), [pod(ready=True)]))
     assert seen.state is Observed.STARTING

@@ -489,9 +489,9 @@ def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[NewEvent, ...
     steps.append(QUOTA_CHECKED)
     if node := pod["spec"].get("nodeName"):
         steps.append(NewEvent("scheduled", f"The environment is placed on the node {node}."))
-    started = any(
-        one.get("started") or "running" in one.get("state", {})
-        for one in pod.get("status", {}).get("containerStatuses") or ()
+    containers = pod.get("status", {}).get("containerStatuses") or ()
+    started = bool(containers) and all(
+        one.get("started") or "running" in one.get("state", {}) for one in containers
     )
     if last(found.events, {"Pulling"}) is not None and not started:
         steps.append(PULLING)
