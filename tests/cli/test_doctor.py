@@ -210,6 +210,24 @@ async def test_a_cluster_is_asked_whether_it_takes_us(
     assert not {"bubblewrap", "goose", "node"} & verdicts(done.document).keys()
 
 
+@mongo_servers.forgets_sockets
+async def test_where_nothing_is_kept_on_this_machine_no_folder_is_looked_at(tmp_path: Path) -> None:
+    async with api_server(VERSION, PODS) as (server, _):
+        env = {
+            "GREYLAG_DATA": str(tmp_path / "file" / "data"),
+            "ACR_IMAGE": "goose:1",
+            "KUBE_HOST": server.url,
+            "KUBE_TOKEN": "a-token",
+            "MONGODB_URI": "mongodb://127.0.0.1:1/",
+            "GREYLAG_MONGODB_TIMEOUT": "0.1",
+        }
+        done = await call("doctor", "--json", env=env)
+    found = verdicts(done.document)
+    assert (found["cluster"], found["mongodb"]) == ("ok", "fail")
+    assert "data folder" not in found
+    mongo_servers.collect_sockets()
+
+
 async def test_a_cluster_that_is_not_named_or_does_not_answer_fails(tmp_path: Path) -> None:
     env = {"GREYLAG_DATA": str(tmp_path), "HOME": str(tmp_path)}
     done = await call("doctor", "--json", env=env | {"ACR_IMAGE": "goose:1"})

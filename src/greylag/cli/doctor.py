@@ -137,8 +137,14 @@ def _machine(data: Path | None, *, answered: bool) -> Iterator[Check]:
         yield from _agent(None)
         return
     yield Check("settings", "ok", "The settings of this shell and folder can be read.")
-    yield from _environments(settings)
-    yield _data_folder(settings.data)
+    cluster = _cluster(settings)
+    if cluster is None:
+        yield from _agent(settings)
+        yield _bubblewrap(settings)
+    else:
+        yield cluster
+    if cluster is None or settings.mongodb_uri is None:  # else nothing is kept here
+        yield _data_folder(settings.data)
     mongo = _mongodb(settings)
     if mongo is not None:
         yield mongo
@@ -166,20 +172,17 @@ def _port(data: Path | None) -> Iterator[Check]:
             yield Check("port", "ok", f"A server can be started at {where}.")
 
 
-def _environments(settings: Settings) -> Iterator[Check]:
-    """Look at where environments run: at the cluster, else at what this machine has for them."""
+def _cluster(settings: Settings) -> Check | None:
+    """Ask the cluster that environments run on; ``None`` where they run on this machine."""
     from greylag.clusters import try_cluster
 
     try:
         cluster = asyncio.run(try_cluster(settings))
     except GreylagError as error:
-        yield Check("cluster", "fail", error.info.message, error.info.hint)
-        return
-    if cluster is not None:
-        yield Check("cluster", "ok", f"Environments run on {cluster}, which takes us.")
-        return
-    yield from _agent(settings)
-    yield _bubblewrap(settings)
+        return Check("cluster", "fail", error.info.message, error.info.hint)
+    if cluster is None:
+        return None
+    return Check("cluster", "ok", f"Environments run on {cluster}, which takes us.")
 
 
 def _agent(settings: Settings | None) -> Iterator[Check]:

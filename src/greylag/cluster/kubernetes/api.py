@@ -433,7 +433,8 @@ async def server_version(api: Api) -> str:
         unknown = error.status == _UNAUTHORIZED and to.source in _PARTS
         setting = _PARTS[to.source][1] if unknown else to.source
         raise ConfigError(
-            f"{setting} does not fit the API server {to.server}: it answers {error}."
+            f"{setting} does not fit the API server {to.server}: it answers {error}.",
+            hint="Renew what has run out, or correct the setting: docs/kubernetes.md lists them.",
         ) from error
     except (KeyError, TypeError) as error:
         message = f"{to.source}: what answers at {to.server} is no Kubernetes API server."
