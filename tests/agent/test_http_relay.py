@@ -349,6 +349,15 @@ def test_a_token_that_is_not_taken_is_told_as_what_it_is() -> None:
     assert "Bearer" not in str(error.info)
 
 
+@pytest.mark.parametrize(
+    "code", ["file_exists", "folder_not_empty", "not_a_file", "outside_workspace", "no_space"]
+)
+def test_what_a_workspace_refuses_is_a_conflict_with_what_to_do_about_files(code: str) -> None:
+    info = refusal(409, {"message": "It is so.", "code": code}, None).info
+    assert info.code == "conflict"
+    assert "project" not in info.hint.lower()
+
+
 def test_a_refusal_s_words_have_an_end_and_none_are_no_fault() -> None:
     assert len(refusal(400, {"message": "x" * 10_000}, None).info.message) == 1000
     for odd in ("", None, 1, ["x"]):

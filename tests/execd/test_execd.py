@@ -155,6 +155,16 @@ async def test_of_what_is_private_nothing_is_left_open_also_when_it_cannot_be_st
                 await asyncio.sleep(0.01)
 
 
+async def test_why_a_program_is_not_started_tells_the_folder_from_the_program(
+    tmp_path: Path,
+) -> None:
+    async with execution(tmp_path) as client:
+        with pytest.raises(ExecutionRefusedError, match=r"/no cannot be started: No such file"):
+            await client.run(("/no",), env=ENV, cwd=tmp_path, group="g")
+        with pytest.raises(ExecutionRefusedError, match="its folder cannot be entered: No such"):
+            await client.run(("true",), env=ENV, cwd=tmp_path / "no", group="g")
+
+
 async def test_a_reader_that_does_not_read_holds_the_process_back(tmp_path: Path) -> None:
     async with execution(tmp_path) as client:
         script = (

@@ -85,6 +85,16 @@ _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     429: LimitExceededError,
     503: AgentUnreachableError,
 }
+_FILES: Mapping[str, str] = {
+    "file_exists": "Choose another name, or have it take that one's place.",
+    "file_denied": "See whose it is and what its rights are, in a terminal.",
+    "folder_not_empty": "Delete it with all that it holds (`recursive`), or empty it first.",
+    "no_space": "Delete files, or give environments more disk.",
+    "not_a_file": "Name a file: this is a folder, or something else.",
+    "not_a_folder": "Name a folder: this is a file, or something else.",
+    "outside_workspace": "Links are followed as far as they stay in the workspace.",
+}
+"""What to do where the workspace is not as a request takes it to be."""
 _UNAUTHORIZED = 401
 _TOO_MANY = 429
 _NO_SUCH_ROUTE = {"not_found", "method_not_allowed"}
@@ -117,6 +127,8 @@ def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) 
         return missing or AgentFailedError(message)
     if code is not None and code in CAUSES:
         return RefusalError(message, code)
+    if code is not None and code in _FILES:
+        return ConflictError(message, hint=_FILES[code])
     known = _BY_CODE.get(code or "") or _BY_STATUS.get(status, AgentFailedError)
     return known(message)
 

@@ -325,7 +325,11 @@ async def _started(request: dict[str, Any], group: str, environ: Mapping[str, st
             return _Started(process, stdin_of, outputs, terminal, ours.pop_all())
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: no more threads
         reason = getattr(error, "strerror", None) or str(error)
-        raise RefusedError("not_started", f"{argv[0]} cannot be started: {reason}.") from error
+        # Python names the folder where the process could not get into that.
+        is_folder = getattr(error, "filename", None) == cwd
+        what = "its folder cannot be entered: " if is_folder else ""
+        sentence = f"{argv[0]} cannot be started: {what}{reason}."
+        raise RefusedError("not_started", sentence) from error
 
 
 async def _socket(ours: ExitStack, theirs: ExitStack) -> tuple[int, Reader, Writer]:
