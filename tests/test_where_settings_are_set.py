@@ -204,6 +204,34 @@ async def _refusal() -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("GREYLAG_AUDIT_COPY", "udp://x", "must be stdout, syslog or syslog://HOST:PORT"),
+        ("GREYLAG_NOTIFICATION_CONTACT", "ops", "must be an address such as mailto:"),
+        ("GREYLAG_PREVIEW_DOMAIN", "localhost", "must be a domain in small letters"),
+        ("INGRESS_BASE_DOMAIN", "Agents", "must be a domain in small letters"),
+        ("GREYLAG_SNAPSHOT_LIMIT", "much", "must be a size such as 2GiB"),
+        ("GREYLAG_USER_LIMITS", '{"default": {"x": 1}}', "(default.x): is not known"),
+    ],
+)
+def test_what_a_setting_must_be_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        LOADERS[SETTINGS[name][0]]()
+    assert str(refused.value).startswith(name)
+    assert words in str(refused.value)
+
+
+def test_each_setting_with_a_pattern_says_what_it_must_be() -> None:
+    for name, (model, field) in SETTINGS.items():
+        about = model.model_fields[field]
+        patterns = [one for one in about.metadata if getattr(one, "pattern", None)]
+        assert not patterns or about.description, name
+
+
 def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"GREYLAG_PORT=8700 # \xff\n")
     with pytest.raises(ConfigError, match=r"\.env of .* cannot be read: it is not UTF-8"):

@@ -81,7 +81,9 @@ class Settings(BaseSettings):
     token_days: float = Field(365.0, gt=0, le=3650)
     session_days: float = Field(30.0, gt=0, le=365)
     audit_days: float = Field(365.0, gt=0, le=36_500)
-    audit_copy: str = Field("", pattern=_COPY_FORM)
+    audit_copy: str = Field(
+        "", pattern=_COPY_FORM, description="must be stdout, syslog or syslog://HOST:PORT"
+    )
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -122,12 +124,22 @@ class Settings(BaseSettings):
     git_hosts: str = Field("", max_length=4000)
     secret_key: SecretStr | None = None
     notification_hosts: str = Field("", max_length=4000)
-    notification_contact: str = Field("", max_length=300, pattern=r"^((mailto:|https://)[!-~]+)?$")
+    notification_contact: str = Field(
+        "",
+        max_length=300,
+        pattern=r"^((mailto:|https://)[!-~]+)?$",
+        description="must be an address such as mailto:ops@example.org or https://example.org",
+    )
     snapshot_limit: ByteSize = Field(ByteSize(2 * 1024**3), ge=1024**2)
     legacy_api: bool = False
     terminal: Literal["on", "off"] = "on"
     transcripts: Literal["on", "off"] = "on"
-    preview_domain: str = Field("", max_length=180, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)+)?$")
+    preview_domain: str = Field(
+        "",
+        max_length=180,
+        pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)+)?$",
+        description="must be a domain in small letters, such as previews.example.net",
+    )
 
     mongodb_uri: SecretStr | None = Field(None, validation_alias="MONGODB_URI")
     mongodb_db: str = Field("goose", validation_alias="MONGODB_DB")

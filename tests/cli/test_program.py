@@ -21,9 +21,10 @@ from tests.store import mongo_servers
 
 from greylag.cli import access
 from greylag.cli.access import DEFAULT_SERVER
-from greylag.cli.errors import CliError
+from greylag.cli.errors import CliError, Problem, refusal
 from greylag.cli.main import VERBS, as_text, greylag
 from greylag.config import DEFAULT_PORT, Settings
+from greylag.domain.errors import InvalidRequestError
 from greylag.domain.project import ProjectRef
 
 TOKEN = "a-token-for-this-test"
@@ -164,6 +165,21 @@ async def test_a_store_that_cannot_be_used_at_a_start_leads_to_doctor() -> None:
     assert done.code == 2
     assert "hint: `greylag doctor`, started as this was" in done.err
     mongo_servers.collect_sockets()
+
+
+@pytest.mark.parametrize("given", ["30s", "31d", "soon"])
+async def test_how_long_a_preview_is_shared_is_checked_before_the_server_is_asked(
+    given: str,
+) -> None:
+    done = await call("preview", "demo", "8000", "--share", given, env={})
+    assert done.code == 2
+    assert "1m to 30d" in done.err or "no time such as" in done.err
+
+
+def test_a_hint_of_its_own_stays_and_what_is_said_of_all_is_put_for_the_shell() -> None:
+    general = refusal(Problem(422, "invalid_request", "It is wrong.", InvalidRequestError.hint))
+    own = refusal(Problem(422, "invalid_request", "It is wrong.", "Do this."))
+    assert ("--help" in general.hint, own.hint) == (True, "Do this.")
 
 
 def test_arguments_that_the_locale_cannot_read_are_read_as_utf_8() -> None:

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import ClassVar
 
 from greylag.common.backoff import Pauses
-from greylag.domain.errors import GreylagError
+from greylag.domain.errors import GreylagError, InvalidRequestError, NotActiveError
 
 
 class Exit(IntEnum):
@@ -167,9 +167,7 @@ class ClosedPipeError(SilentError):
 
 # The server's own hints speak of requests, headers and fields, which nobody sees here.
 _HINTS = {
-    "environment_not_active": "`greylag activate PROJECT` starts it; so does a message.",
     "idempotency_conflict": "Use another --idempotency-key for a different request.",
-    "invalid_request": "Correct what the sentence names; the command's --help tells more.",
     "project_exists": "Choose another --id, or leave it out to get a new one.",
     "project_not_found": "`greylag projects list` lists this user's projects.",
     "session_not_found": "`greylag sessions PROJECT` lists them; `chat` alone begins a new one.",
@@ -179,6 +177,13 @@ _HINTS = {
     ),
     "user_not_found": "`greylag users` lists the users.",
     "wait_timeout": "It goes on in the background: `greylag events PROJECT --follow` shows it.",
+}
+
+
+# In place of what is said of all refusals of a kind; a hint of its own stays.
+_GENERAL = {
+    InvalidRequestError.hint: "Correct what the sentence names; the command's --help tells more.",
+    NotActiveError.hint: "`greylag activate PROJECT` starts it; so does a message.",
 }
 
 
@@ -194,7 +199,7 @@ def error_of_settings(error: GreylagError) -> CliError:
 
 def refusal(given: Problem) -> ServerRefusedError:
     """Return the error of the kind that this problem document stands for."""
-    problem = replace(given, hint=_HINTS.get(given.code, given.hint))
+    problem = replace(given, hint=_HINTS.get(given.code) or _GENERAL.get(given.hint, given.hint))
     if problem.code == "wait_timeout":
         return StillGoingOnError(problem)
     if problem.status == 401:  # noqa: PLR2004 - HTTP: Unauthorized

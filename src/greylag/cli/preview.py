@@ -8,6 +8,7 @@ from greylag.cli.access import Access, api_command
 from greylag.cli.output import moment, open_in_browser
 
 _TIME = re.compile(r"([1-9]\d{0,6})([smhd]?)")
+_LEAST, _MOST = 60, 30 * 24 * 3600  # seconds, as the API has it
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
@@ -21,7 +22,10 @@ class _Duration(click.ParamType[int]):
         found = _TIME.fullmatch(value)
         if found is None:
             self.fail(f"{value!r} is no time such as 30m, 1h or 7d.", param, ctx)
-        return int(found[1]) * _SECONDS[found[2]]
+        seconds = int(found[1]) * _SECONDS[found[2]]
+        if not _LEAST <= seconds <= _MOST:
+            self.fail(f"{value!r} is not from 1m to 30d.", param, ctx)
+        return seconds
 
 
 @click.command()

@@ -25,12 +25,26 @@ def read_settings(model: type[S], **arguments: object) -> S:
         ) from error
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        reason = first["msg"].removeprefix("Value error, ")
         name, *inside = (str(part) for part in first["loc"] or ("",))
+        reason = _plain(model, name, first["type"]) or first["msg"].removeprefix("Value error, ")
         where = f" ({'.'.join(inside)})" if inside else ""
         sentence = f"{variable_of(model, name)}{where}: {reason}." if name else f"{reason}."
         # The cause is left out: it holds the values, secrets among them.
         raise ConfigError(sentence) from None
+
+
+_PLAIN = {"byte_size": "must be a size such as 2GiB", "extra_forbidden": "is not known"}
+"""In words of ours, by pydantic's kinds of errors."""
+
+
+def _plain(model: type[BaseSettings], name: str, kind: str) -> str | None:
+    """Return what a setting must be; of one with a pattern its field's description says it."""
+    if kind != "string_pattern_mismatch":
+        return _PLAIN.get(kind)
+    fields = model.model_fields
+    return next(
+        field.description for one, field in fields.items() if name in {one, field.validation_alias}
+    )
 
 
 def _reason(error: OSError | UnicodeError) -> str:

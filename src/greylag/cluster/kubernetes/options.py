@@ -200,6 +200,7 @@ class Options(BaseModel):
         pattern=rf"^{_LABEL}(\.{_LABEL})*$",
         max_length=_LONGEST_DOMAIN,
         validation_alias="INGRESS_BASE_DOMAIN",
+        description="must be a domain in small letters, such as agents.example.org",
     )
     """Domain under which projects get an Ingress; None: no Ingress."""
     ingress_class: str | None = None
