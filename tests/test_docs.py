@@ -9,15 +9,19 @@ from typing import Any
 import aiohttp
 import click
 import pytest
+import yaml
 from pydantic_settings import BaseSettings
 from tests.harness import TOKEN, Harness, served, settings
 
+from greylag.agentd.turns import errors
 from greylag.cli.errors import Exit
 from greylag.cli.main import VERBS, greylag
 from greylag.cluster.kubernetes.options import ConnectionSettings, OptionsSettings
 from greylag.common.git import CAUSES
 from greylag.common.settings import variable_of
 from greylag.config import DEFAULT_USERS, Settings, load_settings
+from greylag.domain.audit import AuditAction
+from greylag.domain.users import Action
 from greylag.web.app import create_app
 
 ROOT = Path(__file__).parents[1]
@@ -287,6 +291,52 @@ async def test_each_path_of_the_platform_is_there() -> None:
 def test_the_table_of_git_has_each_cause() -> None:
     told = {code for cells in rows("docs/git.md") for code in re.findall(r"`(git_\w+)`", cells[0])}
     assert told == CAUSES.keys()
+
+
+def test_each_reason_for_which_a_turn_fails_is_told_of() -> None:
+    codes = {*errors._HINTS, "context_exceeded", "storage_failed", "internal"}
+    text = TEXTS["docs/agentd.md"]
+    assert sorted(code for code in codes if f"`{code}`" not in text) == []
+
+
+def test_each_action_of_the_audit_trail_is_told_of() -> None:
+    text = TEXTS["docs/audit.md"] + TEXTS["docs/people.md"]
+    known = {*map(str, Action), *map(str, AuditAction)}
+    assert sorted(action for action in known if f"`{action}`" not in text) == []
+
+
+# What accounts may do on a cluster.
+
+
+def _verbs(cell: str) -> set[str]:
+    """Return the verbs of a cell, as they are with a key for agents' tokens."""
+    if cell.startswith("only without"):
+        return set()
+    listed = cell.rpartition(": ")[2].partition(";")[0].partition(", which")[0]
+    return set(re.findall(r'[a-z]+|""', listed)) - {"and"}
+
+
+def _roles(*names: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for file in ("access/worker-role", "access/web-role", "outside/proxy-role"):
+        for thing in yaml.safe_load_all((ROOT / f"deploy/kubernetes/{file}.yaml").read_text()):
+            if thing["kind"] == "ClusterRole" and thing["metadata"]["name"] in names:
+                for rule in thing["rules"]:
+                    for kind in rule["resources"]:
+                        found.setdefault(kind, set()).update(one or '""' for one in rule["verbs"])
+    return found
+
+
+@pytest.mark.parametrize(("column", "program"), [(1, "worker"), (2, "web")])
+def test_the_table_of_rights_is_that_of_the_roles(column: int, program: str) -> None:
+    roles = _roles(f"greylag-{program}", f"greylag-{program}-proxy")
+    told = {
+        kind: _verbs(cells[column])
+        for cells in rows("docs/kubernetes.md")
+        for kind in re.findall(r"`([a-z/]+)`", cells[0])
+        if len(cells) == 3 and kind in _roles("greylag-worker", "greylag-web-proxy")
+    }
+    assert {kind: verbs for kind, verbs in told.items() if verbs} == roles
 
 
 # Links and files.
