@@ -129,6 +129,24 @@ def test_an_ingress_before_the_web_takes_large_files_and_cuts_no_answer() -> Non
         }
 
 
+@pytest.mark.parametrize("own", ["", "previews-tls"])
+def test_the_chart_s_ingress_leads_to_previews_where_they_have_a_domain(own: str) -> None:
+    given = "ingress.enabled=true,ingress.host=a.test,ingress.tlsSecret=tls"
+    domain = "settings.GREYLAG_PREVIEW_DOMAIN=p.test"
+    (plain,) = of_kind(helm("--set", given), "Ingress")
+    assert [rule["host"] for rule in plain["spec"]["rules"]] == ["a.test"]
+    (ingress,) = of_kind(
+        helm("--set", f"{given},{domain},ingress.previewTlsSecret={own}"), "Ingress"
+    )
+    first, second = ingress["spec"]["rules"]
+    assert (first["host"], second["host"]) == ("a.test", "*.p.test")
+    assert second["http"] == first["http"]
+    assert ingress["spec"]["tls"] == [
+        {"hosts": ["a.test"], "secretName": "tls"},
+        {"hosts": ["*.p.test"], "secretName": own or "tls"},
+    ]
+
+
 def test_the_chart_takes_an_image_by_its_digest() -> None:
     digest = f"sha256:{'0123456789abcdef' * 4}"
     for thing in of_kind(helm("--set", f"image.digest={digest}"), "Deployment"):
