@@ -1,9 +1,8 @@
 // Keeps the open page as things are: one stream per page, closed while nobody looks at it (a browser
 // opens only six connections to a host, and every tab would hold one).
 import htmx from "htmx.org/dist/htmx.esm.js";
-import { Backoff, Refused, ask, frames } from "./sse";
+import { Backoff, Refused, Silence, ask, frames } from "./sse";
 
-const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 const LOST_MS = 3_000; // one that was cut may be there again before anybody needs to know
 
 interface Live {
@@ -65,29 +64,6 @@ async function follow(stream: Live): Promise<void> {
     }
     losing ??= setTimeout(() => say("Not live: the connection is lost. Trying again..."), LOST_MS);
     await backoff.pause(signal);
-  }
-}
-
-/** Ends a stream that says nothing: its connection is dead, and nobody else will tell. */
-class Silence {
-  #abort = new AbortController();
-  #timer = this.#start();
-
-  get signal(): AbortSignal {
-    return this.#abort.signal;
-  }
-
-  heard(): void {
-    this.over();
-    this.#timer = this.#start();
-  }
-
-  over(): void {
-    clearTimeout(this.#timer);
-  }
-
-  #start(): ReturnType<typeof setTimeout> {
-    return setTimeout(() => this.#abort.abort(), SILENCE_MS);
   }
 }
 

@@ -4,6 +4,7 @@ import { setClock } from "./times";
 
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 10_000;
+const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 
 /** A problem document, or what stands for one. */
 export interface Problem {
@@ -104,6 +105,29 @@ function parse(text: string): Frame | null {
     else if (name === "id") id = value;
   }
   return data.length ? { id, data: JSON.parse(data.join("\n")) } : null;
+}
+
+/** Ends a stream that says nothing: its connection is dead, and nobody else will tell. */
+export class Silence {
+  #abort = new AbortController();
+  #timer = this.#start();
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  heard(): void {
+    this.over();
+    this.#timer = this.#start();
+  }
+
+  over(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #start(): ReturnType<typeof setTimeout> {
+    return setTimeout(() => this.#abort.abort(), SILENCE_MS);
+  }
 }
 
 /** Waits between tries: longer each time, never in step with others, and over at once when the network returns. */

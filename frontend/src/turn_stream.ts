@@ -1,5 +1,5 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
-import { Backoff, Refused, type StreamEvent, ask, frames, post } from "./sse";
+import { Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
 
@@ -51,15 +51,16 @@ export class TurnStream {
     const backoff = new Backoff();
     let refusedSince: number | null = null;
     for (;;) {
+      const silence = new Silence();
       try {
-        const response = await this.#open(signal);
+        const response = await this.#open(AbortSignal.any([signal, silence.signal]));
         handlers.opened();
-        for await (const { id, data } of frames(response)) {
-          backoff.reset();
-          refusedSince = null;
+        for await (const { id, data } of frames(response, () => silence.heard())) {
           const fate = this.#take(id, data, handlers);
           if (fate === "ended") return;
           if (fate === "broken") break;
+          backoff.reset();
+          refusedSince = null;
         }
       } catch (error) {
         if (signal.aborted) return;
@@ -67,6 +68,8 @@ export class TurnStream {
           refusedSince ??= Date.now();
           if (!this.#passes(error) || Date.now() - refusedSince > PATIENCE_MS) throw error;
         }
+      } finally {
+        silence.over();
       }
       if (signal.aborted) return;
       handlers.lost();

@@ -12,6 +12,7 @@ class DroppingProxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self._open: set[asyncio.StreamWriter] = set()
+        self._dead: set[asyncio.StreamWriter] = set()
         self.address = ""
 
     @asynccontextmanager
@@ -30,24 +31,29 @@ class DroppingProxy:
         for writer in self._open:
             writer.transport.abort()
 
+    def forget(self) -> None:
+        """Carry nothing more on the connections that are open now, and tell neither side."""
+        self._dead |= self._open
+
     async def _serve(self, down: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         answers, up = await asyncio.open_connection("127.0.0.1", self._port)
         writers = {back, up}
         self._open |= writers
-        asking = asyncio.create_task(_forward(down, up), name="requests")
+        asking = asyncio.create_task(self._forward(down, up), name="requests")
         try:
-            await _forward(answers, back)
+            await self._forward(answers, back)
         finally:
             asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asking
-            self._open -= writers
-            for writer in writers:
-                writer.close()
+            if back not in self._dead:
+                self._open -= writers
+                for writer in writers:
+                    writer.close()
 
-
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                if writer not in self._dead:
+                    writer.write(chunk)
+                    await writer.drain()

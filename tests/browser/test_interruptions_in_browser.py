@@ -1,0 +1,89 @@
+"""What comes between a person and the page: a network that dies unseen, a second turn, a clock that
+is wrong, a part that does not load, storage that is forbidden; in a real browser.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from playwright.async_api import Route
+from playwright.async_api import TimeoutError as TooLateError
+from tests.browser.dropping import DroppingProxy
+from tests.browser.person import Person
+from tests.web.server import Site
+
+A_MINUTE = 61_000
+NO_STORAGE = """() => {
+  for (const name of ["localStorage", "sessionStorage"]) {
+    const get = () => { throw new DOMException("no", "SecurityError"); };
+    Object.defineProperty(window, name, { get });
+  }
+}"""
+
+
+async def begin(running: Site, path: str, message: str, session: str | None = None) -> None:
+    """Begin a turn from elsewhere."""
+    body = {"message": message} | ({"session_id": session} if session else {})
+    async with running.http.post(f"{path}/messages", json=body) as answer:
+        await answer.content.readline()
+
+
+async def newest(running: Site, path: str) -> tuple[str, str]:
+    """Return the newest session and its newest turn."""
+    _, listed = await running.ask("GET", f"{path}/sessions")
+    session: str = listed["sessions"][0]["session_id"]
+    _, turns = await running.ask("GET", f"{path}/sessions/{session}/turns")
+    return session, turns["turns"][0]["turn_id"]
+
+
+async def read_newest(running: Site, path: str) -> None:
+    """Read the newest turn to its end."""
+    _, turn = await newest(running, path)
+    async with running.http.get(f"{path}/turns/{turn}/events") as answer:
+        await answer.read()
+
+
+async def test_a_connection_that_died_unseen_is_left_and_the_turn_followed_to_its_end(
+    running: Site, person: Person, proxy: DroppingProxy
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await page.clock.install()
+    await person.open_project(path)
+    await person.say("run: ls")
+    await page.get_by_role("button", name="Allow").wait_for()
+    proxy.forget()
+    _, turn = await newest(running, path)
+    _, found = await running.ask("GET", f"{path}/turns/{turn}")
+    answer = f"{path}/turns/{turn}/confirmations/{found['question']['confirmation_id']}"
+    await running.ask("POST", answer, json={"decision": "allow_once"})
+    # The browser may ask again by another connection that is dead.
+    for _ in range(5):
+        await page.clock.fast_forward(A_MINUTE)
+        with suppress(TooLateError):
+            await page.wait_for_selector("#stop", state="hidden", timeout=3_000)
+    await person.answered()
+    assert (await person.answer()).count("It ran.") == 1
+    assert await page.locator(".step").count() == 1
+
+
+async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less(
+    running: Site, person: Person
+) -> None:
+    path = await running.project(active=True)
+    await begin(running, path, "wait: long")
+    asked: list[float] = []
+    enough = asyncio.Event()
+
+    async def break_off(route: Route) -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 5:
+            enough.set()
+        told = '{"type": "error", "content": {"code": "agent_failed"}}'
+        await route.fulfill(content_type="text/event-stream", body=f"data: {told}\n\n")
+
+    await person.page.route("**/turns/*/events", break_off)
+    await person.open_project(path)
+    async with asyncio.timeout(60):
+        await enough.wait()
+    # The least that four waits can be: half of 0.4, 0.8, 1.6 and 3.2 seconds.
+    assert asked[4] - asked[0] >= 3.0
