@@ -31,6 +31,7 @@ class Console {
   #api: string;
   #page: string;
   #stream: TurnStream | null = null; // the turn that is under way
+  #alsoRunning: [TurnStream, TurnView][] = []; // that began before all of it was shown
   #making: Promise<string> | null = null;
   #waking = document.getElementById("waking")!; // below the message that wakes the environment, else below all
   #stopWanted = false;
@@ -216,7 +217,7 @@ class Console {
   #replay(article: HTMLElement, running: boolean): Promise<void> {
     const stream = new TurnStream(this.#api, { session: this.#session }, article.dataset.turn);
     const view = this.#view(article, stream);
-    if (running) this.#begin(stream, view);
+    if (running) this.#join(stream, view);
     return this.#follow(stream, view, true);
   }
 
@@ -255,7 +256,7 @@ class Console {
       this.#facts.show();
       const runs = (turn: HTMLElement) => turn.dataset.turnStatus === "running";
       this.#past.dress(turns.filter((turn) => !runs(turn)));
-      for (const turn of turns.filter(runs)) void this.#replay(turn, !this.#stream);
+      for (const turn of turns.filter(runs)) void this.#replay(turn, true);
       this.#past.offerEarlier();
     });
   }
@@ -313,6 +314,12 @@ class Console {
       if (!isTurn && isFresh(pending)) this.#queue.add(pending);
       else if (!isTurn) this.#giveBack(pending.message);
     }
+  }
+
+  /** Have a turn that runs be the one that is under way, at once or after the one that is. */
+  #join(stream: TurnStream, view: TurnView): void {
+    if (this.#stream) this.#alsoRunning.push([stream, view]);
+    else this.#begin(stream, view);
   }
 
   #begin(stream: TurnStream, view: TurnView): void {
@@ -426,7 +433,7 @@ class Console {
     view.article.dataset.turn = turn.turn_id;
     this.#root.querySelector("#conversation-empty")?.remove();
     this.#conversation.append(view.article);
-    if (turn.state !== "ended" && !this.#stream) this.#begin(stream, view);
+    if (turn.state !== "ended") this.#join(stream, view);
     void this.#follow(stream, view, false);
   }
 
@@ -437,10 +444,10 @@ class Console {
   }
 
   async #over(stream: TurnStream, view: TurnView, words: string | null): Promise<void> {
-    const wasCurrent = this.#stream === stream;
+    this.#alsoRunning = this.#alsoRunning.filter(([one]) => one !== stream);
     if (words !== null) await view.finish(words);
     showTurnEnd(view.article, this.#ends);
-    if (!wasCurrent) return;
+    if (this.#stream !== stream) return;
     if (words === null) view.working("");
     this.#say("");
     // What did not become a turn comes back, before what was sent and typed since.
@@ -449,17 +456,20 @@ class Console {
       this.#giveBack(stream.pending.message);
     }
     this.#sentIn(stream.pending.session).forget(stream.pending);
+    const stopped = this.#stopWanted;
     this.#rest();
     document.dispatchEvent(new Event("greylag:turn-ended"));
     if (stream.turnId !== null) void this.#try(() => this.#learnFacts());
     if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
-    if (this.#stopWanted) this.#queue.giveBack();
+    if (stopped) this.#queue.giveBack();
     else this.#sendQueued();
   }
 
-  /** No turn is under way any more. */
+  /** The turn that was under way is no more: one that has begun meanwhile is, if there is one. */
   #rest(): void {
     this.#stream = null;
+    const next = this.#alsoRunning.shift();
+    if (next) return this.#begin(...next);
     this.#conversation.removeAttribute("aria-busy");
     this.#button("stop").hidden = true;
     document.dispatchEvent(new CustomEvent("greylag:turn", { detail: "" }));

@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 
-from playwright.async_api import Route
+from playwright.async_api import Route, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person
@@ -87,3 +87,30 @@ async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less
         await enough.wait()
     # The least that four waits can be: half of 0.4, 0.8, 1.6 and 3.2 seconds.
     assert asked[4] - asked[0] >= 3.0
+
+
+async def test_a_turn_that_began_before_the_last_one_was_shown_whole_can_be_stopped(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await page.clock.install()
+    await person.open_project(path)
+    await person.say("First")
+    await person.answered()
+    session, _ = await newest(running, path)
+    # Nothing is painted meanwhile, as in a page that has much to paint.
+    await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 1"))
+    await person.say("Second")
+    await expect(page.locator(".turn[data-turn]")).to_have_count(2)
+    await read_newest(running, path)
+    await begin(running, path, "wait: from elsewhere", session)
+    await expect(page.locator(".said")).to_have_text(["First", "Second", "wait: from elsewhere"])
+    await page.clock.resume()
+    await expect(page.locator(".answer").nth(1)).to_have_text("You said: Second")
+    await expect(page.locator("#conversation")).to_have_attribute("aria-busy", "true")
+    await person.say("Third")
+    await expect(page.locator(".queued")).to_contain_text("Third")
+    await page.get_by_role("button", name="Take back").click()
+    await page.get_by_role("button", name="Stop").click()
+    await person.answered()
+    await expect(page.locator(".turn-end").last).to_have_text("Stopped.")
