@@ -9,7 +9,7 @@ import { openFile } from "./files_pane";
 import { leadOn, useDock } from "./question_dock";
 import { TerminalText } from "./terminal_text";
 import { counted, visible } from "./text";
-import { lasted, timeLeft } from "./times";
+import { lasted, serverNow, timeLeft } from "./times";
 import { type Step, dataOf } from "./turn_model";
 import type { Decision } from "./turn_stream";
 
@@ -108,7 +108,7 @@ function State({ step }: { step: Step }) {
 
 function Running({ since }: { since: number }) {
   useEachSecond();
-  return <>{lasted(Date.now() / 1000 - since) || "running"}</>;
+  return <>{lasted(serverNow() / 1000 - since) || "running"}</>;
 }
 
 function useEachSecond(): void {

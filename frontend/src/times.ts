@@ -15,7 +15,7 @@ export function agoShort(moment: Date): string {
 }
 
 function since(moment: Date): [number, string] {
-  const seconds = (Date.now() - moment.getTime()) / 1000;
+  const seconds = (serverNow() - moment.getTime()) / 1000;
   const [word, length] = STEPS.find(([, least]) => seconds >= least) ?? ["", 1];
   return word ? [Math.floor(seconds / length), word] : [0, word];
 }
@@ -27,6 +27,11 @@ export function setClock(date: string | null): void {
   if (date) ahead = Date.now() - Date.parse(date) || 0;
 }
 
+/** Return what the server's clock shows, in milliseconds; this machine's may be wrong by days. */
+export function serverNow(): number {
+  return Date.now() - ahead;
+}
+
 /** Return how long something took, in words; nothing for less than a second. */
 export function lasted(seconds: number): string {
   const whole = Math.floor(seconds);
@@ -36,7 +41,7 @@ export function lasted(seconds: number): string {
 
 /** Return when a moment of the server's clock (Unix seconds) will be: "in 9 min". */
 export function timeLeft(moment: number): string {
-  const left = moment - (Date.now() - ahead) / 1000;
+  const left = moment - serverNow() / 1000;
   if (left >= 3600) return `in ${Math.floor(left / 3600)} h`;
   return left >= 90 ? `in ${Math.floor(left / 60)} min` : left >= 1 ? `in ${Math.floor(left)} s` : "now";
 }
@@ -45,7 +50,7 @@ export function timeLeft(moment: number): string {
 export function startTimes(): void {
   for (const place of document.querySelectorAll<HTMLElement>("[data-left]")) {
     // Counted from when the page came: the server has said how long there is.
-    const end = (Date.now() - ahead) / 1000 + Number(place.dataset.left);
+    const end = serverNow() / 1000 + Number(place.dataset.left);
     setInterval(() => (place.textContent = timeLeft(end)), 1000);
   }
   setInterval(() => {

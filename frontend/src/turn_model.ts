@@ -3,6 +3,7 @@ import type { TurnChanges } from "./changes";
 import { MarkdownStream } from "./markdown";
 import type { Problem } from "./sse";
 import { textOr } from "./text";
+import { serverNow } from "./times";
 
 const PIECE = 4096;
 const EXITED = "Command exited with code ";
@@ -200,7 +201,7 @@ export class TurnModel {
 }
 
 function secondsOf(content: Content): number {
-  return typeof content.timestamp === "number" ? content.timestamp : Date.now() / 1000;
+  return typeof content.timestamp === "number" ? content.timestamp : serverNow() / 1000;
 }
 
 interface Result {

@@ -3,8 +3,10 @@ is wrong, a part that does not load, storage that is forbidden; in a real browse
 """
 
 import asyncio
+import re
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 from playwright.async_api import Route, expect
 from playwright.async_api import TimeoutError as TooLateError
@@ -114,3 +116,16 @@ async def test_a_turn_that_began_before_the_last_one_was_shown_whole_can_be_stop
     await page.get_by_role("button", name="Stop").click()
     await person.answered()
     await expect(page.locator(".turn-end").last).to_have_text("Stopped.")
+
+
+async def test_times_are_told_by_the_server_s_clock(running: Site, person: Person) -> None:
+    page, path = person.page, await running.project(active=True)
+    await begin(running, path, "run: ls")
+    await page.clock.install(time=datetime.now(UTC) + timedelta(days=2))
+    await person.open_project(path)
+    when = page.locator(".session time")
+    await expect(when).to_have_text("now")
+    await page.get_by_role("button", name="Allow").wait_for()
+    await expect(page.get_by_role("timer")).to_have_text(re.compile("in [89] min"))
+    await page.clock.fast_forward(21_000)
+    await expect(when).to_have_text("now")
