@@ -1,7 +1,8 @@
 // The pane of changes; what it shows is loaded when it is brought up first.
 import { render } from "preact";
 import { ChangeLog } from "./changes";
-import { loaded, showPane, startPane } from "./panes";
+import { loaded } from "./notices";
+import { showPane, startPane } from "./panes";
 import { Workspace } from "./workspace";
 
 let reviewed = ""; // the turn that the person asked for last
@@ -12,7 +13,7 @@ export function startChanges(): void {
     const given = { api, mayWrite, log: new ChangeLog(api), workspace: new Workspace(api) };
     return async (now) => {
       const turn = reviewed;
-      const part = await loaded(place, import("./changes_list"));
+      const part = await loaded(import("./changes_list"), (words) => { place.textContent = words; });
       const session = document.getElementById("conversation")?.dataset.session ?? "";
       if (part) render(<part.ChangesPane {...given} {...now} session={session} reviewed={turn} />, place);
     };

@@ -1,6 +1,7 @@
 // What went wrong with what a person asked for: said once, and gone when it works again.
 
 const MOST = 3;
+const NOT_LOADED = "This cannot be loaded now. Try again when the server can be reached, or reload the page.";
 const UNREACHABLE = "The server cannot be reached. Try again when it is back.";
 
 /** Show errors of requests, and take them away after one that succeeds. */
@@ -18,13 +19,7 @@ export function startNotices(): void {
     detail.shouldSwap = false;
     location.reload();
   });
-  body.addEventListener("htmx:sendError", () => {
-    const box = document.createElement("div");
-    box.className = "notice";
-    box.innerHTML = '<p class="problem-message"></p><button class="btn btn-quiet btn-icon" type="button" data-dismiss aria-label="Dismiss">&times;</button>';
-    box.querySelector("p")!.textContent = UNREACHABLE;
-    notices.append(box);
-  });
+  body.addEventListener("htmx:sendError", () => notify(UNREACHABLE));
   body.addEventListener("htmx:afterRequest", (event) => {
     const { status } = (event as CustomEvent).detail.xhr;
     if (status >= 200 && status < 400) notices.replaceChildren();
@@ -33,6 +28,24 @@ export function startNotices(): void {
     for (const one of notices.children) if (wordsOf(one) === UNREACHABLE) one.remove();
   });
   new MutationObserver(() => tidy(notices)).observe(notices, { childList: true });
+}
+
+function notify(words: string): void {
+  const box = document.createElement("div");
+  box.className = "notice";
+  box.innerHTML = '<p class="problem-message"></p><button class="btn btn-quiet btn-icon" type="button" data-dismiss aria-label="Dismiss">&times;</button>';
+  box.querySelector("p")!.textContent = words;
+  document.getElementById("notices")!.append(box);
+}
+
+/** Return a part of the script that is loaded only now; `null`, once it is told, where it does not come: the server
+ * may be away, or be of another version, which has other parts.
+ */
+export async function loaded<T>(part: Promise<T>, tell: (words: string) => void = notify): Promise<T | null> {
+  return part.catch(() => {
+    tell(NOT_LOADED);
+    return null;
+  });
 }
 
 function wordsOf(notice: Element): string {

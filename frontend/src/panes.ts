@@ -54,14 +54,6 @@ export function isShown(name: string): boolean {
   return Boolean(document.getElementById(`pane-${name}`)?.offsetParent);
 }
 
-/** Return the part of the script that fills `place`, loaded only now; `null`, and words in it, where it cannot be. */
-export async function loaded<T>(place: HTMLElement, part: Promise<T>): Promise<T | null> {
-  return part.catch(() => {
-    place.textContent = "This cannot be loaded now. Choose it again when the server can be reached.";
-    return null;
-  });
-}
-
 /** Return how the project stands, as the page's header has it. */
 export function projectStatus(): string {
   return document.getElementById("project-header")?.dataset.status ?? "";

@@ -1,5 +1,6 @@
 // The pane of previews. What shows them is loaded when it is first opened.
-import { loaded, showPane, startPane } from "./panes";
+import { loaded } from "./notices";
+import { showPane, startPane } from "./panes";
 
 /** A file that was asked for, which is another each time. */
 let wanted: { path: string } | null = null;
@@ -7,7 +8,7 @@ let wanted: { path: string } | null = null;
 /** Bring the pane to life, on a page that has one. */
 export function startPreview(): void {
   startPane("preview", (place, { api, page }) => async (now) => {
-    const part = await loaded(place, import("./preview_view"));
+    const part = await loaded(import("./preview_view"), (words) => { place.textContent = words; });
     part?.show(place, { api, page, status: now.status, wanted });
   }, { always: true });
 }

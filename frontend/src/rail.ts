@@ -1,6 +1,7 @@
 // The rail beside every page: as wide as the person wants it, a drawer where the window is narrow, its
 // search and keys; and what the tab's title and icon tell of the projects in it.
 import { keep } from "./kept";
+import { loaded } from "./notices";
 import type { TurnState } from "./turn_stream";
 
 const NARROW = matchMedia("(max-width: 900px)");
@@ -142,19 +143,19 @@ function pressed(event: KeyboardEvent): void {
 }
 
 function startPalette(): void {
-  const open = () => void import("./palette").then(({ openPalette }) => openPalette());
+  const open = async () => (await loaded(import("./palette")))?.openPalette();
   const button = document.querySelector<HTMLButtonElement>("#palette-open")!;
   button.hidden = false;
   button.addEventListener("click", () => {
     closeDrawer();
-    open();
+    void open();
   });
   addEventListener("keydown", (event) => {
     const asks = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k";
     // In a terminal the key is the shell's.
     if (!asks || (event.target as Element).closest(".terminal-screen")) return;
     event.preventDefault();
-    open();
+    void open();
   });
 }
 

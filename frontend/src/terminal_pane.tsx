@@ -3,6 +3,7 @@ import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { type Attempt, useAttempt } from "./hooks";
+import { loaded } from "./notices";
 import { startPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import type { Screen } from "./terminal_screen";
@@ -71,8 +72,8 @@ function View({ list, id, ended }: { list: string; id: string; ended: boolean })
   useEffect(() => {
     let current = true;
     let screen: Screen | null = null;
-    void import("./terminal_screen").then((module) => {
-      if (!current || !place.current) return;
+    void loaded(import("./terminal_screen"), say).then((module) => {
+      if (!module || !current || !place.current) return;
       screen = new module.Screen(place.current, list, id, ended, say);
       screen.focus();
     });

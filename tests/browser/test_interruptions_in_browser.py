@@ -129,3 +129,17 @@ async def test_times_are_told_by_the_server_s_clock(running: Site, person: Perso
     await expect(page.get_by_role("timer")).to_have_text(re.compile("in [89] min"))
     await page.clock.fast_forward(21_000)
     await expect(when).to_have_text("now")
+
+
+async def test_a_part_that_does_not_load_is_told_and_loads_later(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await person.open_project(path)
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.route("**/js/palette-*", lambda route: route.abort())
+    await page.keyboard.press("Control+k")
+    await expect(page.locator(".notice")).to_contain_text("cannot be loaded")
+    await page.unroute("**/js/palette-*")
+    await page.keyboard.press("Control+k")
+    await expect(page.get_by_role("combobox")).to_be_focused()
