@@ -143,3 +143,14 @@ async def test_a_part_that_does_not_load_is_told_and_loads_later(
     await page.unroute("**/js/palette-*")
     await page.keyboard.press("Control+k")
     await expect(page.get_by_role("combobox")).to_be_focused()
+
+
+async def test_a_page_that_may_keep_nothing_works(running: Site, person: Person) -> None:
+    page, path = person.page, await running.project(active=True)
+    await page.add_init_script(f"({NO_STORAGE})()")
+    await page.goto(f"{path.removeprefix('/api')}?first=some-key")
+    await person.say("Hello")
+    await person.answered()
+    assert await person.answer() == "You said: Hello"
+    await page.locator("#tab-files").click()
+    await expect(page.locator("#files")).not_to_be_empty()
