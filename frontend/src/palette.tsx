@@ -2,6 +2,7 @@
 // has anyway, and does what a click there would do.
 import { render } from "preact";
 import { useLayoutEffect, useState } from "preact/hooks";
+import { isComposing } from "./text";
 
 const MOST = 40;
 
@@ -42,9 +43,10 @@ function Palette({ all, run }: { all: Command[]; run: (command: Command | undefi
     choose(0);
   };
   const pressed = (event: KeyboardEvent) => {
+    if (isComposing(event)) return;
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) choose(shown.length && (at + step + shown.length) % shown.length);
-    else if (event.key === "Enter" && !event.isComposing) run(shown[at]);
+    else if (event.key === "Enter") run(shown[at]);
     else return;
     event.preventDefault();
   };

@@ -2,6 +2,7 @@
 // search and keys; and what the tab's title and icon tell of the projects in it.
 import { keep } from "./kept";
 import { loaded } from "./notices";
+import { isComposing } from "./text";
 import type { TurnState } from "./turn_stream";
 
 const NARROW = matchMedia("(max-width: 900px)");
@@ -68,7 +69,7 @@ function startDrawer(rail: HTMLElement): void {
     else if (target.closest("#rail-new")) closeDrawer();
   });
   rail.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || !isOpen() || (event.target as Element).closest("details[open]")) return;
+    if (event.key !== "Escape" || isComposing(event) || !isOpen() || (event.target as Element).closest("details[open]")) return;
     closeDrawer();
   });
   // What lies under it is not to be used unseen: going on there closes it.
@@ -109,6 +110,7 @@ function startSearch(): void {
   const input = search();
   input.addEventListener("input", filter);
   input.addEventListener("keydown", (event) => {
+    if (isComposing(event)) return;
     if (event.key === "Escape") {
       input.value = "";
       filter();

@@ -23,8 +23,14 @@ export function counted(count: number, noun: string, nouns = `${noun}s`): string
   return `${count} ${count === 1 ? noun : nouns}`;
 }
 
+/** Tell whether a key is an input method's, in which it chooses a character, ends that or gives it up. */
+export function isComposing(event: KeyboardEvent): boolean {
+  // Safari tells of the key that ends it only after the end, by the code that such keys have.
+  return event.isComposing || event.keyCode === 229;
+}
+
 /** Tell whether a key sends what was typed. */
 export function endsMessage(event: KeyboardEvent): boolean {
-  // Enter also ends the choice of a character in input methods; and where one types with a thumb it is a new line.
-  return event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+  // Where one types with a thumb it is a new line.
+  return event.key === "Enter" && !event.shiftKey && !isComposing(event) && !matchMedia("(pointer: coarse)").matches;
 }

@@ -154,3 +154,25 @@ async def test_a_page_that_may_keep_nothing_works(running: Site, person: Person)
     assert await person.answer() == "You said: Hello"
     await page.locator("#tab-files").click()
     await expect(page.locator("#files")).not_to_be_empty()
+
+
+async def test_keys_of_an_input_method_do_nothing_else(running: Site, person: Person) -> None:
+    page = person.page
+    await running.project(active=True)
+    await person.page.goto("/users/ada")
+    await page.fill("#rail-search", "not")
+    composing = "{ key, keyCode, isComposing, bubbles: true, cancelable: true }"
+    press = f"""(one, [key, keyCode, isComposing]) =>
+      one.dispatchEvent(new KeyboardEvent("keydown", {composing}))"""
+    search = page.locator("#rail-search")
+    # Safari ends the choice of a character before it tells of the key that did.
+    for key, code, composes in (("Enter", 13, True), ("Enter", 229, False), ("Escape", 27, True)):
+        assert await search.evaluate(press, [key, code, composes])
+    await expect(search).to_have_value("not")
+    assert page.url.endswith("/users/ada")
+    await page.keyboard.press("Control+k")
+    box = page.get_by_role("combobox")
+    await box.fill("notes")
+    for key, code, composes in (("Enter", 13, True), ("Enter", 229, False), ("Down", 40, True)):
+        assert await box.evaluate(press, [key.replace("Down", "ArrowDown"), code, composes])
+    await expect(box).to_be_visible()
