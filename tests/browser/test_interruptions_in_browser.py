@@ -176,3 +176,21 @@ async def test_keys_of_an_input_method_do_nothing_else(running: Site, person: Pe
     for key, code, composes in (("Enter", 13, True), ("Enter", 229, False), ("Down", 40, True)):
         assert await box.evaluate(press, [key.replace("Down", "ArrowDown"), code, composes])
     await expect(box).to_be_visible()
+
+
+async def test_earlier_messages_are_not_said_to_be_none_where_the_sign_in_has_ended(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    for message in ("One", "Two"):
+        body = {"message": message}
+        if message == "Two":
+            body["session_id"] = (await newest(running, path))[0]
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            await answer.read()
+    await page.goto(f"{path.removeprefix('/api')}?turns=1")
+    await page.wait_for_selector("#composer[data-ready]")
+    await expect(page.locator(".said")).to_have_text(["Two"])
+    await page.context.clear_cookies()
+    await page.get_by_role("link", name="Show earlier").click()
+    await page.wait_for_url("**/sign-in*")
