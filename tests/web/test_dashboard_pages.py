@@ -186,6 +186,34 @@ async def test_an_open_page_is_sent_what_it_does_not_show_and_no_more(running: S
     assert 'data-state="ready"' in html
 
 
+async def test_an_open_page_hears_that_no_turn_runs_in_a_project_that_sleeps(running: Site) -> None:
+    path = await running.project(active=True)
+    async with running.http.post(f"{path}/messages", json={"message": "wait: long"}) as answer:
+        await answer.content.readline()
+    states: list[list[str]] = []
+
+    async def follow(until: list[str]) -> None:
+        async with running.http.get(f"{PAGE}/live") as answer:
+            splitter = sse.FrameSplitter()
+            async for chunk in answer.content.iter_any():
+                for raw in splitter.feed(chunk):
+                    frame = sse.parse(raw)
+                    told: dict[str, Any] = {} if frame is None else json.loads(frame.data)
+                    if told.get("type") == "turns":
+                        states.append([one["state"] for one in told["content"]["turns"]])
+                        if states[-1] == ["working"]:
+                            await running.ask("POST", f"{path}/deactivate")
+                if states[-1:] == [until]:
+                    return
+
+    async with asyncio.timeout(20):
+        await follow([])
+        assert states == [["working"], []]
+        # One that was not looked at meanwhile, too: it may show that it works.
+        states.clear()
+        await follow([])
+
+
 async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,20 +220,24 @@ async def rail_frames(
     projects, which it is given as rows.
     """
     before: Rail | None = None
-    turns: list[dict[str, str]] = []
+    turns: list[dict[str, str]] | None = None
     sessions = _OpenSessions(call)
     with call.use_cases.projects.changes() as news, call.use_cases.activities.watch() as watch:
         while True:
             projects = await read_projects(call)
             watch.follow(projects)
             here = next((one for one in projects if shown and one.id == shown.key), None)
-            activity = watch.of(here) if here else None
+            runs = here is not None and here.status is Status.ACTIVE
+            activity = watch.of(here) if here and runs else None
             await sessions.look(here, activity.revision if activity is not None else "")
+            current = turns
             if activity is not None and sessions.known is not None:
                 current = [asdict(one) for one in activity.turns]
-                if current != turns:
-                    turns = current
-                    yield sse.encode({"type": "turns", "content": {"turns": turns}})
+            elif activity is None and (turns or (here and not runs)):
+                current = []  # whatever the page, which may have been here before, shows of them
+            if current != turns:
+                turns = current
+                yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
             rows = project_rows(projects, watch)
             rail = await _rail(call, rows, shown, sessions.known)
