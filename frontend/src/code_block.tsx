@@ -1,6 +1,6 @@
 // Code in an answer, with its language, a button that copies it, and its colours once it is whole.
+import { Component, type ComponentChild } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import type { ComponentChild } from "preact";
 import { copy } from "./clipboard";
 import { highlight } from "./highlight";
 import { visible } from "./text";
@@ -40,8 +40,19 @@ export function CodeBlock({ language, parts, closed }: { language: string; parts
     <figure class="code-block">
       <figcaption>{visible(name) || "text"}{closed && <CopyButton text={text} />}</figcaption>
       <pre class="code" tabIndex={0} dir="ltr"><code>
-        {coloured ?? parts.map((part, index) => <span key={index}>{visible(part)}</span>)}
+        {coloured ?? parts.map((part, index) => <Part key={index} text={part} />)}
       </code></pre>
     </figure>
   );
+}
+
+/** Passed over by the frames in which it is the same: there are thousands of them in long code. */
+class Part extends Component<{ text: string }> {
+  override shouldComponentUpdate(next: { text: string }): boolean {
+    return next.text !== this.props.text;
+  }
+
+  override render({ text }: { text: string }) {
+    return <span class="code-part">{visible(text)}</span>;
+  }
 }

@@ -4,6 +4,7 @@ import type { Step } from "./turn_model";
 import { textOr } from "./text";
 
 const BRIEF = 160;
+const COUNTING_MS = 150; // at once, of lines of changes: hundreds of steps may come in one frame
 
 export type StepKind = "run" | "write" | "list" | "read" | "plan" | "use";
 
@@ -52,11 +53,17 @@ export function wordsOf(step: Step): StepWords {
 }
 
 const counted = new WeakMap<Step["arguments"], string>(); // a step is told of in every frame of its turn
+let left = COUNTING_MS; // for all that is counted until the page has had its turn
 
 function countsOf(given: Step["arguments"], change: { before: string; after: string }): string {
-  const known = counted.get(given) ?? countOf(change);
-  counted.set(given, known);
-  return known;
+  const known = counted.get(given);
+  if (known !== undefined || left <= 0) return known ?? "";
+  const began = performance.now();
+  const counts = countOf(change);
+  counted.set(given, counts);
+  if (left === COUNTING_MS) setTimeout(() => { left = COUNTING_MS; });
+  left -= Math.max(0.01, performance.now() - began);
+  return counts;
 }
 
 function countOf(change: { before: string; after: string }): string {

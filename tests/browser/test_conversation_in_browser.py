@@ -311,6 +311,58 @@ async def test_code_colours_and_changes_that_would_take_for_ever_hold_up_nothing
     await expect(page.locator(".step .diff-gap")).to_have_text("Shown in part")
 
 
+async def test_long_code_is_looked_at_once_and_its_long_lines_are_scrolled_to(
+    person: Person,
+) -> None:
+    page = person.page
+    wide = "wide " * 100
+    code = f"{wide}\n" + "".join(f"line {n:70}\n" for n in range(60_000))
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.evaluate(_COUNT_LOOKS)
+    await sent_at_once(person, words(f"```\n{code}```\n", 2000))
+    # Its last part is looked at as often as it grows.
+    assert await page.evaluate("window.looked") < 3 * len(code)
+    pre = page.locator(".prose pre")
+    assert (await pre.text_content() or "").strip() == code.strip()
+    assert (await pre.evaluate(_SELECTED)).strip() == code.strip()
+    await pre.evaluate("one => one.scrollIntoView()")
+    await page.wait_for_function("document.querySelector('.prose pre').scrollWidth > 2000")
+
+
+async def test_many_great_changes_at_once_do_not_freeze_the_page(person: Person) -> None:
+    page = person.page
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.evaluate(_WATCH_FREEZES)
+    steps: list[tuple[str, dict[str, Any]]] = []
+    for number in range(50):
+        before, after = ("\n".join(f"{one} {n * 7919 % 1000}" for n in range(2000)) for one in "ab")
+        change = {"path": f"file{number}", "before": before, "after": after}
+        call = {"id": f"c{number}", "tool_name": "developer__edit", "arguments": change}
+        done = {"id": f"c{number}", "result": {"Ok": []}, "is_error": False}
+        steps += [("tool_request", call), ("tool_response", done)]
+    await sent_at_once(person, steps)
+    await expect(page.locator(".step-group .step-done")).to_have_count(50)
+    await expect(page.locator(".step-more").first).to_have_text("+2000 \u22122000")
+    # Each alone may take a fifth of a second: together they took ten.
+    assert await page.evaluate("window.longestFreeze") < 3_000
+
+
+async def sent_at_once(person: Person, events: list[tuple[str, dict[str, Any]]]) -> None:
+    """Have a turn of these events, which may be more than a message holds, all of them at once."""
+    told = {"turn_id": "t", "session_id": "s", "message_id": "m"}
+    all_ = [("turn", told), *events, ("complete", {"stop_reason": "end_turn"})]
+    frames = [
+        f"id: t-{number}\ndata: {json.dumps({'type': kind, 'content': content})}\n\n"
+        for number, (kind, content) in enumerate(all_)
+    ]
+    page = person.page
+    answer = {"content_type": "text/event-stream", "body": "".join(frames)}
+    await page.route("**/messages", lambda route: route.fulfill(**answer))
+    await person.say("Go")
+    await person.answered()
+    await page.unroute("**/messages")
+
+
 async def test_blanks_and_marks_that_would_take_for_ever_hold_up_nothing(person: Person) -> None:
     marks = "\n\n".join(["x" + "_" * 190_000 + "y"] * 4)
     names = "\\[" * 90_000 + "[x]\n\n[x]: https://example.test/\n"
@@ -663,6 +715,27 @@ async def test_axe_finds_nothing_wrong(person: Person, theme: str) -> None:
     await person.page.evaluate("localStorage.removeItem('greylag-theme')")
 
 
+_SELECTED = """one => {
+  getSelection().selectAllChildren(one);
+  return String(getSelection());
+}"""
+_WATCH_FREEZES = """() => {
+  window.longestFreeze = 0;
+  let last = performance.now();
+  setInterval(() => {
+    const now = performance.now();
+    window.longestFreeze = Math.max(window.longestFreeze, now - last);
+    last = now;
+  }, 20);
+}"""
+_COUNT_LOOKS = """() => {
+  const { replace } = String.prototype;
+  window.looked = 0;
+  String.prototype.replace = function (...given) {
+    if (given[0] instanceof RegExp && /u202a/.test(given[0].source)) window.looked += this.length;
+    return replace.apply(this, given);
+  };
+}"""
 _COUNT_LONG_SPLITS = """() => {
   const { split } = String.prototype;
   window.longSplits = 0;
