@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from tests.services.house import House
 from tests.web.server import Site, served, settings, site
 
@@ -18,7 +18,7 @@ from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
 from greylag.web.auth import Authenticator
 from greylag.web.request_log import RequestLogger
-from greylag.web.stream import AccessWatch, Streams
+from greylag.web.stream import AccessWatch, EventRelay, Streams
 
 REF = ProjectRef("ada", "notes")
 
@@ -273,3 +273,53 @@ async def _get(port: int) -> bytes:
             got += more
     writer.close()
     return got
+
+
+class SlowServer:
+    """Holds back what is sent until it ``flows``, as a server whose client does not read."""
+
+    def __init__(self) -> None:
+        self.flows = asyncio.Event()
+        self.looked = asyncio.Event()  # whether it was waited for the client's leaving again
+        self.waiting = self._receives = 0
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        self._receives += 1
+        if self._receives > 3:
+            self.looked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(self, message: Message) -> None:
+        self.waiting += 1
+        if self.waiting > 1 and message["type"] == "http.response.body":
+            self.looked.set()
+        if message["type"] != "http.response.start":
+            await self.flows.wait()
+        self.waiting -= 1
+        self.sent.append(message)
+
+
+async def test_no_heartbeat_waits_behind_the_end_of_a_stream_that_is_held_back() -> None:
+    server = SlowServer()
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[AsyncIterator[bytes]]:
+        async def runs() -> AsyncIterator[bytes]:
+            yield b"data: 1\n\n"
+
+        yield runs()
+
+    @asynccontextmanager
+    async def allowed(_scope: object) -> AsyncIterator[None]:
+        yield
+
+    logged = RequestLogger(EventRelay(opening(), allowed, 0.001, None))
+    answering = asyncio.create_task(logged(scope, server.receive, server.send))
+    await server.looked.wait()
+    server.flows.set()
+    await answering
+    bodies = [one["body"] for one in server.sent[1:]]
+    assert bodies == [b"data: 1\n\n", b""]  # what follows the end is an error

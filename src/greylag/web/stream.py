@@ -279,6 +279,7 @@ class Relay(Response):
         self._begun = False
         self._ending = False
         self._idle = True
+        self._held_back = False
 
     def failure(self, error: ErrorInfo) -> bytes:
         """Return what tells ``error`` at the end of the stream."""
@@ -331,8 +332,9 @@ class Relay(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             self._begun = True
             async for run in runs:
-                self._idle = False
+                self._idle, self._held_back = False, True
                 await put({"type": "http.response.body", "body": run, "more_body": True})
+                self._held_back = False
 
     async def _watch(self, receive: Receive, put: Send) -> None:
         """Notice at once that the client has left, and send a heartbeat when nothing else came."""
@@ -346,7 +348,8 @@ class Relay(Response):
                 # answer what it tells of one that left.
                 return
             if message is None:
-                if self._begun and self._idle:
+                # Behind what is held back it could come after the end.
+                if self._begun and self._idle and not self._held_back:
                     await put(_body(sse.HEARTBEAT, more=True))
                 self._idle = True
             elif message["type"] == "http.disconnect":
