@@ -1,14 +1,15 @@
 // One dialog for the whole page, outside of all that is live: what changes under it leaves it open.
 
 type Field = HTMLInputElement | HTMLTextAreaElement;
+type Typed = Map<string, Map<string, string>>; // by what the form does and the field's name
 
 /** Let links that fetch a form open it in the dialog, and forms that succeed close it. What was typed
- * outlives every other way to close it.
+ * outlives every other way to close it, that of the page that goes (for one, to the sign-in page) too.
  */
 export function startDialog(): void {
   const dialog = document.getElementById("dialog") as HTMLDialogElement;
   const body = document.getElementById("dialog-body")!;
-  const typed = new Map<string, Map<string, string>>();
+  const typed = before();
   let pressedOutside = false;
   let keeps = true;
   document.body.addEventListener("htmx:afterSwap", (event) => {
@@ -21,11 +22,22 @@ export function startDialog(): void {
     keeps = false;
     dialog.close();
   });
-  dialog.addEventListener("close", () => {
+  document.body.addEventListener("htmx:beforeOnLoad", (event) => {
+    const { xhr } = (event as CustomEvent).detail;
+    if (xhr.status < 300 && xhr.getResponseHeader("HX-Redirect")) keeps = false; // it is done, and leads on
+  });
+  const leave = () => {
     const form = body.querySelector("form");
     if (form) typed.delete(form.action);
     if (form && keeps) remember(form, typed);
+  };
+  dialog.addEventListener("close", () => {
+    leave();
     body.replaceChildren();
+  });
+  addEventListener("pagehide", () => {
+    leave();
+    keepTyped(typed);
   });
   dialog.addEventListener("pointerdown", (event) => { pressedOutside = event.target === dialog; });
   dialog.addEventListener("click", (event) => {
@@ -44,15 +56,38 @@ function changed(body: HTMLElement): Field[] {
   return fields.filter((field) => field.value !== field.defaultValue);
 }
 
-function remember(form: HTMLFormElement, typed: Map<string, Map<string, string>>): void {
+function remember(form: HTMLFormElement, typed: Typed): void {
   const fields = changed(form);
   if (fields.length) typed.set(form.action, new Map(fields.map((field) => [field.name, field.value])));
 }
 
-function restore(body: HTMLElement, typed: Map<string, Map<string, string>>): void {
+function restore(body: HTMLElement, typed: Typed): void {
   const form = body.querySelector("form");
   for (const [name, value] of (form && typed.get(form.action)) ?? []) {
     const field = form?.elements.namedItem(name) as Field | null;
     if (field) field.value = value;
+  }
+}
+
+function keyOf(): string {
+  return `greylag-typed:${document.body.dataset.person ?? ""}`;
+}
+
+/** Return what was typed in this tab before the page came. */
+function before(): Typed {
+  try {
+    const kept: [string, [string, string][]][] = JSON.parse(sessionStorage.getItem(keyOf()) ?? "[]");
+    return new Map(kept.map(([form, fields]) => [form, new Map(fields)]));
+  } catch {
+    return new Map(); // storage may be forbidden
+  }
+}
+
+function keepTyped(typed: Typed): void {
+  try {
+    if (typed.size) sessionStorage.setItem(keyOf(), JSON.stringify([...typed].map(([form, fields]) => [form, [...fields]])));
+    else sessionStorage.removeItem(keyOf());
+  } catch {
+    // See above; or there is too much of it.
   }
 }

@@ -48,6 +48,28 @@ async def test_a_link_that_is_pasted_on_the_sign_in_page_signs_in(running: Site)
         await expect(person.page.locator("h1")).not_to_have_text("Sign in")
 
 
+async def test_what_is_typed_in_a_dialog_outlives_a_sign_in_that_ends(running: Site) -> None:
+    await running.project()
+    async with at_browser(base_of(running)) as person:
+        page, name = person.page, person.page.locator("#field-name")
+        await page.goto("/users/ada")
+        await page.click("#new-project")
+        await name.fill("Half a name")
+        await page.context.clear_cookies()
+        await name.press("Enter")
+        await expect(page.locator("h1")).to_have_text("Sign in")
+        await page.fill("#token", TOKEN)
+        await page.press("#token", "Enter")
+        await page.click("#new-project")
+        await expect(name).to_have_value("Half a name")
+        # What has been made is not offered again.
+        await name.press("Enter")
+        await expect(page.locator("#project-header")).to_contain_text("Half a name")
+        await page.goto("/users/ada")
+        await page.click("#new-project")
+        await expect(name).to_have_value("")
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 async def test_by_hand_one_comes_to_the_page_that_was_wanted(
     running: Site, *, scripts: bool
