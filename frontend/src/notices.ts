@@ -12,6 +12,12 @@ export function startNotices(): void {
   body.addEventListener("htmx:configRequest", (event) => {
     (event as CustomEvent).detail.headers.Accept = "text/html";
   });
+  body.addEventListener("htmx:beforeOnLoad", (event) => {
+    if ((event as CustomEvent).detail.xhr.status !== 401) return;
+    // The sign-in has ended; the page itself leads to the sign-in page and back.
+    event.preventDefault();
+    location.reload();
+  });
   body.addEventListener("htmx:beforeSwap", (event) => {
     const { detail } = event as CustomEvent;
     // A sign-in that has ended answers with the sign-in page.

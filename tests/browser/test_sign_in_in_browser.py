@@ -48,11 +48,11 @@ async def test_a_link_that_is_pasted_on_the_sign_in_page_signs_in(running: Site)
         await expect(person.page.locator("h1")).not_to_have_text("Sign in")
 
 
-async def test_what_is_typed_in_a_dialog_outlives_a_sign_in_that_ends(running: Site) -> None:
+async def test_what_is_typed_in_a_dialog_outlives_a_sign_in_that_ends_there(running: Site) -> None:
     await running.project()
     async with at_browser(base_of(running)) as person:
         page, name = person.page, person.page.locator("#field-name")
-        await page.goto("/users/ada")
+        await page.goto("/users/ada?order=name")
         await page.click("#new-project")
         await name.fill("Half a name")
         await page.context.clear_cookies()
@@ -60,6 +60,7 @@ async def test_what_is_typed_in_a_dialog_outlives_a_sign_in_that_ends(running: S
         await expect(page.locator("h1")).to_have_text("Sign in")
         await page.fill("#token", TOKEN)
         await page.press("#token", "Enter")
+        await page.wait_for_url("**/users/ada?order=name")
         await page.click("#new-project")
         await expect(name).to_have_value("Half a name")
         # What has been made is not offered again.
