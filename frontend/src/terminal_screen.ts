@@ -109,6 +109,8 @@ export class Screen {
       this.#fit.fit();
       this.#sayLength();
     } else if (message.skipped) {
+      this.#replay = Math.max(0, this.#replay - Number(message.skipped)); // what is left out is the oldest
+      this.#terminal.write("", () => { this.#muted = this.#replay > 0; });
       this.told(`${message.skipped} bytes were left out: this page was too slow.`, false);
     } else if (message.error) {
       this.#end([textOr(message.error.message), textOr(message.error.hint)].filter(Boolean).join(" "));

@@ -3,12 +3,13 @@ is wrong, a part that does not load, storage that is forbidden; in a real browse
 """
 
 import asyncio
+import json
 import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from playwright.async_api import Route, expect
+from playwright.async_api import Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person
@@ -194,3 +195,27 @@ async def test_earlier_messages_are_not_said_to_be_none_where_the_sign_in_has_en
     await page.context.clear_cookies()
     await page.get_by_role("link", name="Show earlier").click()
     await page.wait_for_url("**/sign-in*")
+
+
+async def test_keys_reach_a_shell_of_whose_past_a_part_was_left_out(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    listed = {"terminals": [{"terminal_id": "t", "ended": False}]}
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def attach(socket: WebSocketRoute) -> None:
+        socket.on_message(lambda one: typed.put_nowait(one) if isinstance(one, bytes) else None)
+        socket.send(json.dumps({"attached": {"rows": 24, "columns": 80, "replay": 100}}))
+        socket.send(b"old bytes ")
+        socket.send(json.dumps({"skipped": 95}))
+        socket.send(b"new $ ")
+
+    await page.route("**/terminals", lambda route: route.fulfill(json=listed))
+    await page.route_web_socket("**/terminals/t", attach)
+    await person.open_project(path)
+    await page.locator("#tab-terminal").click()
+    await expect(page.locator(".xterm-rows")).to_contain_text("new $")
+    await page.keyboard.press("ArrowUp")
+    async with asyncio.timeout(20):
+        assert await typed.get() == b"\x1b[A"
