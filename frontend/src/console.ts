@@ -98,6 +98,7 @@ class Console {
       void this.#stop();
     });
     startAttaching(this.#form, this.#api, (action) => this.#try(action), (words) => this.#say(words));
+    addEventListener("storage", (event) => this.#draft.isTakenBy(event) && this.#keepOwn(event.oldValue));
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
@@ -148,6 +149,12 @@ class Console {
 
   #sentIn(session: string | null): Sent {
     return new Sent(this.#placeOf(session));
+  }
+
+  /** What another tab of the session has sent or deleted was its own: another text that is written here is kept. */
+  #keepOwn(taken: string | null): void {
+    if (this.#text.value !== taken) return this.#draft.keep(this.#text.value);
+    if (this.#sentIn(this.#session).all.some(({ message }) => message === taken)) this.#text.value = "";
   }
 
   #sendOnEnter(event: KeyboardEvent): void {

@@ -35,6 +35,11 @@ export class Draft {
     }
   }
 
+  /** Tell whether an event of storage says that another tab has taken it away. */
+  isTakenBy({ key, newValue }: StorageEvent): boolean {
+    return key === this.#key && newValue === null;
+  }
+
   read(): string {
     later.get(this.#key)?.();
     try {

@@ -326,7 +326,7 @@ async def test_long_code_is_looked_at_once_and_its_long_lines_are_scrolled_to(
     assert (await pre.text_content() or "").strip() == code.strip()
     assert (await pre.evaluate(_SELECTED)).strip() == code.strip()
     await pre.evaluate("one => one.scrollIntoView()")
-    await page.wait_for_function("document.querySelector('.prose pre').scrollWidth > 2000")
+    await page.wait_for_function("() => document.querySelector('.prose pre').scrollWidth > 2000")
 
 
 async def test_many_great_changes_at_once_do_not_freeze_the_page(person: Person) -> None:

@@ -219,3 +219,26 @@ async def test_keys_reach_a_shell_of_whose_past_a_part_was_left_out(
     await page.keyboard.press("ArrowUp")
     async with asyncio.timeout(20):
         assert await typed.get() == b"\x1b[A"
+
+
+async def test_what_is_written_in_one_tab_outlives_what_another_one_sends(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await person.open_project(path)
+    await person.say("First")
+    await person.answered()
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    await other.wait_for_selector("#composer[data-ready]")
+    await page.fill("#message", "Long thought about")
+    await other.fill("#message", "Quick")
+    await other.press("#message", "Enter")
+    await expect(page.locator(".said")).to_have_text(["First", "Quick"])
+    await page.wait_for_function(
+        "() => Object.values(localStorage).some((one) => one.includes('thought'))"
+    )
+    await page.close()
+    await other.reload()
+    await expect(other.locator("#message")).to_have_value("Long thought about")
+    person.page = other
