@@ -9,12 +9,14 @@ interface AsleepProps {
   attempt: Attempt;
 }
 
-/** Says that the project sleeps, and wakes it. */
+const MOVING: Record<string, string> = { activating: "activated", deactivating: "deactivated", deleting: "deleted" };
+
+/** Says that the project is not active, and activates it. */
 export function Asleep({ api, status, words, attempt }: AsleepProps) {
-  if (status !== "inactive" && status !== "error") return <p class="files-empty" role="status">The project is not ready yet.</p>;
+  if (status in MOVING) return <p class="files-empty" role="status">The project is being {MOVING[status]}.</p>;
   return (
     <div class="files-empty">
-      <p class="mb-3">The project sleeps. {words}</p>
+      <p class="mb-3">The project is {status === "error" ? "not active" : "inactive"}. {words}</p>
       <button type="button" class="btn" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
     </div>
   );

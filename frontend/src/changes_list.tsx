@@ -30,7 +30,7 @@ export function ChangesPane({ status, ...props }: PaneProps) {
       {said && <p class="problem" role="alert">{visible(said)}</p>}
       {status === "active"
         ? <Review key={props.session} {...props} attempt={attempt} />
-        : <Asleep api={props.api} status={status} words="What its turns changed shows when it is awake." attempt={attempt} />}
+        : <Asleep api={props.api} status={status} words="What its turns changed shows once it is active." attempt={attempt} />}
     </div>
   );
 }

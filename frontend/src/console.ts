@@ -340,7 +340,7 @@ class Console {
   /** Say what the turn is about, here and in the tab's title. */
   #tell(view: TurnView): void {
     const waking = this.#stream?.turnId === null && projectStatus() !== "active";
-    view.working(view.asks ? "Waiting for your answer" : waking ? "Waking" : "Working");
+    view.working(view.asks ? "Waiting for your answer" : waking ? "Activating" : "Working");
     document.dispatchEvent(new CustomEvent("greylag:turn", { detail: view.asks ? "asks" : "working" }));
   }
 

@@ -58,7 +58,7 @@ function FilesPane({ api, workspace, news, status }: { api: string; workspace: W
   return (
     <>
       {open !== null && <FileView key={open} workspace={workspace} path={open} news={news} onClose={close} onFolder={(path) => { close(); setFolder(path); }} />}
-      {open === null && status !== "active" && <div class="files"><Asleep api={api} status={status} words="Its files show when it is awake." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>}
+      {open === null && status !== "active" && <div class="files"><Asleep api={api} status={status} words="Its files show once it is active." attempt={attempt} /><p class="files-status" role="status">{visible(said)}</p></div>}
       {status === "active" && (
         <DropZone hidden={open !== null} onDrop={(transfer) => void upload(dropped(transfer, folder))}>
           {repository && <GitBar api={api} news={listed.current} />}
@@ -148,7 +148,7 @@ function Toolbar({ workspace, folder, attempt, onUpload, onUnpack }: ToolbarProp
           <a class="menu-item" href={workspace.archiveUrl(folder)} download={`${folder.split("/").at(-1) || "workspace"}.zip`}>Download as an archive</a>
         </div>
       </details>
-      {naming && <LineForm label="Name of the new folder" verb="Make" value="" style="input mono" onDone={make} onLeave={() => setNaming(false)} />}
+      {naming && <LineForm label="Name of the new folder" verb="Create" value="" style="input mono" onDone={make} onLeave={() => setNaming(false)} />}
     </div>
   );
 }

@@ -58,7 +58,7 @@ export function GitBar({ api, news }: { api: string; news: number }) {
       </div>
       {wish === "commit" && <LineForm label="What the commit says" verb="Commit" value="" onDone={commit} onLeave={() => setWish(null)} />}
       {wish === "push" && <LineForm label="Branch to push to" verb="Push" value={status.branch ?? ""} onDone={push} onLeave={() => setWish(null)} />}
-      <p class="files-status" role="status">{busy ? "Working…" : visible(said)}</p>
+      <p class="files-status" role="status">{busy ? "Working..." : visible(said)}</p>
     </section>
   );
 }

@@ -91,7 +91,7 @@ function commands(): Command[] {
     ...clicks("#user li a", "User"),
     ...clicks("#user button", "Action"),
     ...named("#theme-toggle", "Dark or light colours"),
-    ...named("#rail-toggle", "Narrow or wide rail"),
+    ...named("#rail-toggle", "Narrow or wide sidebar"),
   ];
 }
 

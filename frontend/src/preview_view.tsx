@@ -56,7 +56,7 @@ function Pane(given: PaneProps) {
   return (
     <div class="preview">
       {given.status === "active" ? <Previews {...given} attempt={attempt} />
-        : <Asleep api={given.api} status={given.status} words="What it serves is shown when it is awake." attempt={attempt} />}
+        : <Asleep api={given.api} status={given.status} words="What it serves shows once it is active." attempt={attempt} />}
       {said && <p class="preview-said" role="alert">{visible(said)}</p>}
     </div>
   );
@@ -239,7 +239,7 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
   };
   return (
     <details class="preview-shares" onToggle={toggle}>
-      <summary>Share</summary>
+      <summary>Shared links</summary>
       <p class="quiet">Whoever has a link sees {target.port === null ? "this file and what lies beside and below it" : "and uses all that this port serves"}, without signing in, until it runs out or you end it.</p>
       <div class="files-tools" role="group" aria-label="Copy a link that is good for">
         <span aria-hidden="true">Copy a link for</span>

@@ -25,7 +25,7 @@ function TerminalPane({ api, status }: { api: string; status: string }) {
     <div class="terminals">
       {said && <p class="terminal-said" role="alert">{visible(said)}</p>}
       {status === "active" ? <Shells list={`${api}/terminals`} attempt={attempt} />
-        : <Asleep api={api} status={status} words="Its terminals open when it is awake." attempt={attempt} />}
+        : <Asleep api={api} status={status} words="Its terminals open once it is active." attempt={attempt} />}
     </div>
   );
 }
@@ -58,7 +58,7 @@ function Shells({ list, attempt }: { list: string; attempt: Attempt }) {
           <button key={one.terminal_id} type="button" class="btn btn-small" aria-pressed={one === shown} onClick={() => choose(one.terminal_id)}>Terminal {index + 1}</button>
         ))}
         <button type="button" class={shown ? "btn btn-small btn-quiet" : "btn btn-small"} onClick={start}>New terminal</button>
-        {shown && <button type="button" class="btn btn-small btn-quiet ml-auto" onClick={() => end(shown.terminal_id)}>End it</button>}
+        {shown && <button type="button" class="btn btn-small btn-quiet ml-auto" onClick={() => end(shown.terminal_id)}>End terminal</button>}
       </div>
       {shown ? <View key={shown.terminal_id} list={list} id={shown.terminal_id} ended={shown.ended} /> : <p class="files-empty">No terminal is open.</p>}
       {shown && <p class="terminal-hint"><kbd>Tab</kbd> goes to the shell. <kbd>Alt</kbd>+<kbd>0</kbd> leaves it for the message.</p>}

@@ -37,7 +37,7 @@ async def test_a_message_wakes_the_environment_and_is_answered(
     await person.answered()
     assert await person.answer() == "You said: Hello there"
     woke = person.page.locator(".turn #waking summary")
-    await expect(woke).to_have_text(re.compile(r"^Woke in \d+\.\d s$"))
+    await expect(woke).to_have_text(re.compile(r"^Activated in \d+\.\d s$"))
     await woke.click()
     await expect(person.page.locator(".wake-done")).to_have_count(5)
     await expect(person.page.locator("#project-header .badge")).to_have_text("Active")

@@ -619,7 +619,7 @@ async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(
     await expect(said).to_have_count(3)
     await running.ask("POST", f"{path}/deactivate")
     await page.reload()
-    await expect(page.locator("#kept-at")).to_contain_text("Asleep. This is the conversation as of")
+    await expect(page.locator("#kept-at")).to_contain_text("inactive. This is the conversation")
     await expect(page.locator("[data-kept] .prose")).to_have_count(3)
     await expect(page.locator(".session-title")).to_have_text("one")
     assert await page.locator("#scroller").evaluate(FROM_END) <= 8

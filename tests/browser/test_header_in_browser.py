@@ -78,7 +78,7 @@ async def test_from_nothing_by_a_first_message_through_all_states(
     cluster.vanish(ref)
     cluster.auto = True
     await page.get_by_role("button", name="Try again").click()
-    await expect(page.locator("#waking summary")).to_have_text(re.compile(r"Woke in \d"))
+    await expect(page.locator("#waking summary")).to_have_text(re.compile(r"Activated in \d"))
     await page.press("#message", "Enter")
     await person.answered()
     await expect(page.locator("#project-model")).to_have_text("echo")

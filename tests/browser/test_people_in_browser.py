@@ -69,13 +69,13 @@ async def make_and_revoke_a_token(bob: Person) -> None:
     await expect(page.get_by_text("This one")).to_have_count(1)
     await follow(bob, "New token")
     await page.get_by_label("Name").fill("nightly")
-    await press(bob, "Make the token")
+    await press(bob, "Create")
     await heads(bob, "New token")
     await expect(page.get_by_label("Name")).to_have_value("nightly")
     await expect(page.locator(".problem")).to_have_text("Choose what the token may do.")
     await page.get_by_label("Talk to agents").check()
-    await press(bob, "Make the token")
-    await heads(bob, "Token made")
+    await press(bob, "Create")
+    await heads(bob, "Token created")
     await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     await press(bob, "Copy")
     await press(bob, "Copied")
@@ -91,7 +91,7 @@ async def make_and_revoke_a_token(bob: Person) -> None:
 
 async def find(ada: Person, words: str) -> None:
     await ada.page.goto("/users")
-    await ada.page.get_by_label("Search by id, name or address").fill(words)
+    await ada.page.get_by_label("Search by id, name or email address").fill(words)
     await press(ada, "Search")
     await heads(ada, "Users")
 
@@ -125,7 +125,7 @@ async def look_with_a_reason(ada: Person, project: str) -> None:
 async def share_and_talk(bob: Person, ada: Person, project: str) -> None:
     await bob.page.goto(project)
     await bob.page.click("#project-menu")
-    await bob.page.get_by_role("menuitem", name="Share").click()
+    await bob.page.get_by_role("menuitem", name="Members").click()
     await heads(bob, "Members")
     await bob.page.get_by_label("User").fill("nobody@example.org")
     await press(bob, "Share")

@@ -187,7 +187,7 @@ async def test_a_link_is_shared_and_ended(whole: Whole, person: Person) -> None:
             f"{API}/files/preview", json=odd | {"share_seconds": 60}
         ) as made:
             assert made.status == 201
-        await shown.get_by_text("Share", exact=True).click()
+        await shown.get_by_text("Shared links", exact=True).click()
         await expect(shown.locator(".preview-share bdi")).to_have_text("odd-ü\\xFF#.html")
         await shown.get_by_role("button", name="End").press("Enter")
         await expect(shown.get_by_text("Nothing of this project is shared")).to_be_focused()
@@ -212,7 +212,7 @@ async def test_a_project_that_sleeps_says_so(whole: Whole, person: Person) -> No
     await expect(shown).to_be_visible()
     async with whole.http.post(f"{API}/deactivate") as answer:
         assert answer.status == 200
-    await expect(shown).to_contain_text("The project sleeps")
+    await expect(shown).to_contain_text("The project is inactive")
     await looks(person, "sleeping")
     await shown.get_by_role("button", name="Activate it").click()
     await expect(shown).to_contain_text("Nothing is served yet")

@@ -48,12 +48,12 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     await page.fill("#field-name", "By key")
     await page.press("#field-name", "Enter")
     await expect(page.locator("h1")).to_have_text("By key")
-    await page.get_by_role("button", name="Narrow rail").click()
+    await page.get_by_role("button", name="Narrow sidebar").click()
     await page.reload()
     size = await page.locator("#rail").bounding_box()
     assert size is not None
     assert size["width"] == 48
-    await page.get_by_role("button", name="Narrow rail").click()
+    await page.get_by_role("button", name="Narrow sidebar").click()
     await page.set_viewport_size(NARROW)  # type: ignore[arg-type] # its own type of dict
     await expect(page.locator("#rail")).to_be_hidden()
     await page.locator("#project-header").get_by_role("button", name="Projects").click()

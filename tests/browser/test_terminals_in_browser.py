@@ -61,7 +61,7 @@ async def test_a_shell_survives_a_reload_and_tells_its_exit_code(person: Person)
     )
     await page.get_by_role("button", name="Terminal 1").click()
     await expect(said).to_have_text("The shell ended with exit code 7.")
-    await page.get_by_role("button", name="End it").press("Enter")
+    await page.get_by_role("button", name="End terminal").press("Enter")
     await expect(page.get_by_role("button", name="Terminal 2")).to_have_count(0)
 
 

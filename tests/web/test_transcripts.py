@@ -165,7 +165,7 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     session = await talk(running, *(f"message {number}" for number in range(40)))
     await sleep(running)
     page = await running.page(PAGE)
-    assert "Asleep. This is the conversation as of" in page
+    assert "The project is inactive. This is the conversation as of" in page
     assert (page.count("data-kept"), "message 39" in page, "message 9<" in page) == (
         30,
         True,
@@ -184,7 +184,7 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     assert ("message 9<" in rest, "message 10" in rest) == (True, False)
     assert "the first session" in await running.page(f"{PAGE}?session={older}")
     empty = await running.page(f"{PAGE}?session=new")
-    assert "The environment sleeps. A message wakes it." in empty
+    assert "The project is inactive. A message activates it." in empty
     assert 'class="session-link"' in empty
     unknown = await running.page(f"{PAGE}?session=unknown")
     assert "what was said before shows once it is active" in unknown
@@ -229,7 +229,7 @@ async def test_a_page_says_what_a_copy_lacks(
     await talk(running, "one", "two", "three")
     await sleep(running)
     page = await running.page(PAGE)
-    assert "Earlier messages show once it is awake." in page
+    assert "Earlier messages show once the project is active." in page
     assert (page.count("data-kept"), "You said: one" in page) == (2, False)
 
 
@@ -249,6 +249,6 @@ async def test_switched_off_nothing_is_kept_or_shown() -> None:
         assert (await get(running, f"{NOTES}/sessions"))[0] == 409
         assert (await get(running, f"{NOTES}/turns/{turn_of(running)}/events"))[0] == 409
         page = await running.page(PAGE)
-        assert "Sessions show while the project is awake" in page
+        assert "Sessions show once the project is active" in page
         assert "as of" not in page
         assert house.store._tables.transcripts == {}

@@ -164,7 +164,7 @@ def first_name(message: str, git_url: str) -> str:
     if not words:
         words = git_url.strip().rstrip("/").rpartition("/")[2].removesuffix(".git")
     if not words:
-        raise InvalidRequestError("Say what the agent shall do, or give a git address.")
+        raise InvalidRequestError("Say what the agent shall do, or name a Git repository.")
     if len(words) <= _MOST_NAME:
         return words
     whole, _, _ = words[: _MOST_NAME + 1].rpartition(" ")
