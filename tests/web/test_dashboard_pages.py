@@ -81,6 +81,30 @@ async def test_errors_are_pages_with_hint_and_request_id(running: Site) -> None:
     assert "show must be" in await running.page("/users/ada?show=1000000", 422)
 
 
+async def test_hints_on_pages_name_no_requests_and_no_fields(running: Site) -> None:
+    for path in ("/users/ada/projects/nothing", "/nowhere", "/users/nobody"):
+        page = await running.page(path, 404)
+        assert "problem-hint" in page
+        assert not re.search(r"GET |/api/|openapi|GREYLAG_", page)
+    page = await running.page("/users/ada?show=0", 422)
+    assert "Correct what the sentence names, and try again." in page
+
+
+async def test_a_new_project_offers_beginnings_and_one_that_goes_takes_no_message(
+    running: Site,
+) -> None:
+    await running.project()
+    page = await running.page(PAGE)
+    assert 'data-fill="#message"' in page
+    assert "what was said before" not in page
+    await running.ask("POST", f"{ADA}/notes/activate")
+    running.house.cluster.auto = False  # what is to stop goes on
+    await running.ask("DELETE", f"{ADA}/notes", headers={"Prefer": "respond-async"})
+    page = await running.page(PAGE)
+    assert "The project is being deleted." in page
+    assert re.search(r'<textarea[^>]* disabled placeholder="This project is being deleted"', page)
+
+
 async def test_an_open_page_gets_errors_as_notices(running: Site) -> None:
     path = "/users/ada/projects/nothing/activate"
     async with running.http.post(path, headers=HTMX) as answer:

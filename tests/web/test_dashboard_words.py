@@ -84,7 +84,7 @@ def test_the_longest_list_is_taken() -> None:
 
 @pytest.mark.parametrize("metadata", ["[1]", "{", '{"a": 1e999999}', "[" * 100_000, '"x"'])
 def test_metadata_that_is_no_object_is_refused(metadata: str) -> None:
-    with pytest.raises(InvalidRequestError, match="metadata"):
+    with pytest.raises(InvalidRequestError, match="Metadata"):
         ProjectForm(metadata=metadata).metadata_object()
 
 

@@ -42,6 +42,20 @@ _PLACES = (
     ("`greylag logs`", "The log"),
     ("`greylag shell`", "The terminal pane"),
 )
+_HINTS: Mapping[str, str] = {
+    "confirmation_not_found": "Open the project to see what the agent asks now.",
+    "conflict": "Load the page again, then repeat the change.",
+    "idempotency_conflict": "Load the page again, then repeat the change.",
+    "invalid_request": "Correct what the sentence names, and try again.",
+    "method_not_allowed": "Go back, and try it from the page.",
+    "not_found": "See that the address is right, or begin at the projects.",
+    "project_not_found": "It may have been deleted, or be shared with you no more.",
+    "session_not_found": "It may have been deleted. Open the project to see its sessions.",
+    "turn_not_found": "It may be too old to be kept. Open the project to see its sessions.",
+    "user_not_found": "See that the address is right, or begin at the projects.",
+    "wait_timeout": "It goes on in the background, and the page shows how it stands.",
+}
+"""What to do on a page about errors whose own hints name requests and fields, by code."""
 _DELETE = 0x7F
 _PICTURES = 0x2400
 _SPANS = (
@@ -248,13 +262,13 @@ class ProjectForm:
             value = parse_json(self.metadata)
         except (ValueError, RecursionError) as error:
             place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-            raise InvalidRequestError(f"metadata must be a JSON object{place}.") from error
+            raise InvalidRequestError(f"Metadata must be a JSON object{place}.") from error
         if not isinstance(value, dict):
-            raise InvalidRequestError('metadata must be a JSON object, such as {"team": "blue"}.')
+            raise InvalidRequestError('Metadata must be a JSON object, such as {"team": "blue"}.')
         try:
             return check_metadata(value)
         except ValueError as error:
-            raise InvalidRequestError(f"metadata {error}.") from error
+            raise InvalidRequestError(f"Metadata {error}.") from error
 
 
 def form_field(form: FormData, name: str) -> str:
@@ -363,8 +377,9 @@ def form_page(
 
 def error_page(request: Request, problem: ProblemDocument) -> Response:
     """Return ``problem`` as a page, or, when htmx asks, as a notice for the page that is open."""
+    shown = problem.model_copy(update={"hint": _HINTS.get(problem.code, problem.hint)})
     response = respond_to(
-        request, "error.html", "fragments/notice.html", status=problem.status, problem=problem
+        request, "error.html", "fragments/notice.html", status=problem.status, problem=shown
     )
     # Only htmx reads these.
     response.headers["HX-Retarget"] = "#notices"

@@ -74,7 +74,8 @@ async def show_project(
         conversation=said,
         turns_shown=limit,
         message_key=secrets.token_hex(16),
-        may_send=await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
+        may_send=not view.deleting
+        and await call.use_cases.gate.may(call.principal, Action.MESSAGES_SEND, call.ref),
     )
     links: PreviewLinks = request.app.state.preview_links
     response.headers[POLICY] = links.content_policy(origin_of(request))
