@@ -284,7 +284,7 @@ function Row({ workspace, entry, renamed, attempt, onUnpack, onFolder, onFile }:
   const open = () => (entry.kind === "folder" ? onFolder(entry.path) : onFile(entry.path));
   return (
     <li class="files-row">
-      <button type="button" ref={opener} class={`files-name files-${entry.kind}`} onClick={open} dir="auto">{name}{entry.kind === "link" && ` \u2192 ${visible(entry.target ?? "")}`}</button>
+      <button type="button" ref={opener} class={`files-name files-${entry.kind}`} onClick={open}><bdi>{name}</bdi>{entry.kind === "link" && <> {"\u2192"} <bdi>{visible(entry.target ?? "")}</bdi></>}</button>
       <span class="files-facts">{entry.kind === "file" && sized(entry.size)}</span>
       <span class="files-facts files-when" title={entry.modified}>{ago(new Date(entry.modified))}</span>
       <details class="menu">
@@ -345,7 +345,7 @@ function Matches({ found, onOpen }: { found: { matches: Match[]; whole: boolean 
       <ul class="files-list">
         {found.matches.map((match, index) => (
           <li key={index} class="files-match">
-            <button type="button" class="files-name" onClick={() => onOpen(match.path)}>{visible(match.path)}{match.line > 0 && `:${match.line}`}</button>
+            <button type="button" class="files-name" onClick={() => onOpen(match.path)}><bdi>{visible(match.path)}</bdi>{match.line > 0 && `:${match.line}`}</button>
             {match.line > 0 && <code>{visible(match.text)}</code>}
           </li>
         ))}

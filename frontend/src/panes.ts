@@ -2,7 +2,7 @@
 import { focusInstead } from "./focus";
 import { keep, kept } from "./kept";
 
-const NARROW = matchMedia("(max-width: 900px)");
+const NARROW = matchMedia("(width <= 56.25rem)");
 const WIDTH_KEY = "greylag-side";
 const PANE_KEY = "greylag-pane";
 
@@ -62,13 +62,12 @@ export function projectStatus(): string {
 /** Show a part of the page by its name. */
 export function showPane(name: string): void {
   const panes = document.getElementById("panes");
-  const tab = document.getElementById(`tab-${name}`);
-  if (!panes || !tab) return;
-  tab.hidden = false;
+  if (!panes || !document.getElementById(`tab-${name}`)) return;
   panes.dataset.shown = name;
   // Beside the conversation there is always a pane.
   const side = name === "chat" ? (panes.dataset.side ?? lastPane()) : name;
   panes.dataset.side = side;
+  for (const shown of NARROW.matches ? [name] : [name, side]) document.getElementById(`tab-${shown}`)!.hidden = false;
   keep(PANE_KEY, side);
   for (const one of tabs()) {
     const selected = nameOf(one) === (NARROW.matches ? name : side);

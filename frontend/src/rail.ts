@@ -5,7 +5,7 @@ import { loaded } from "./notices";
 import { isComposing } from "./text";
 import type { TurnState } from "./turn_stream";
 
-const NARROW = matchMedia("(max-width: 900px)");
+const NARROW = matchMedia("(width <= 56.25rem)");
 const WORDS: Record<string, string> = { asks: "Needs you: ", working: "Working: " };
 
 let turns: TurnState[] = []; // of the project that is open
@@ -50,7 +50,10 @@ function refresh(): void {
 function startWidth(rail: HTMLElement): void {
   const toggle = rail.querySelector<HTMLButtonElement>("#rail-toggle")!;
   const root = document.documentElement;
-  const show = () => toggle.setAttribute("aria-pressed", String(root.dataset.rail === "narrow"));
+  const show = () => {
+    toggle.ariaLabel = NARROW.matches ? "Close" : "Narrow sidebar";
+    toggle.ariaPressed = NARROW.matches ? null : String(root.dataset.rail === "narrow");
+  };
   toggle.hidden = false;
   toggle.addEventListener("click", () => {
     if (NARROW.matches) return closeDrawer();
@@ -58,6 +61,7 @@ function startWidth(rail: HTMLElement): void {
     keep("greylag-rail", root.dataset.rail);
     show();
   });
+  NARROW.addEventListener("change", show);
   show();
 }
 

@@ -41,7 +41,8 @@ class Chromium:
     Each is in a context of its own, with cookies, storage and workers that no other has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = [*_ARGUMENTS, *arguments]
         self._running: tuple[Playwright, Browser] | None = None
         self._at_it = 0
         self._kept = False
@@ -65,7 +66,7 @@ class Chromium:
         if self._running is None:
             playwright = await async_playwright().start()
             browser = await playwright.chromium.launch(
-                executable_path=chromium(), args=list(_ARGUMENTS)
+                executable_path=chromium(), args=self._arguments
             )
             self._running = playwright, browser
         self._at_it += 1
@@ -140,14 +141,16 @@ async def at_browser(
     width: int = 1200,
     dark: bool = False,
     scripts: bool = True,
+    arguments: tuple[str, ...] = (),
 ) -> AsyncIterator[Person]:
-    """Open a browser whose paths are those of the site at ``base``, signed in by ``token``.
+    """Open a browser whose paths are those of the site at ``base``, signed in by ``token``, with
+    these ``arguments`` beside those of all.
 
     On leaving it fails if the browser complained: of a script's error, of the content security
     policy, of a file that is not there.
     """
     async with (
-        CHROMIUM.opened() as browser,
+        (Chromium(*arguments) if arguments else CHROMIUM).opened() as browser,
         await browser.new_context(
             base_url=base,
             viewport={"width": width, "height": 850},

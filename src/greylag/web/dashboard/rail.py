@@ -124,7 +124,8 @@ def _row(project: Project, activity: AgentActivity | None) -> ProjectRow:
     if activity is not None and activity.last_at is not None:
         times.append(activity.last_at)
     at = moment(max(one for one in times if one is not None))
-    return ProjectRow(view, state, STATES[state], asks, at)
+    words = view.label.lower() if state == "moving" else STATES[state]
+    return ProjectRow(view, state, words, asks, at)
 
 
 def _state(project: Project, view: ProjectView, activity: AgentActivity | None) -> str:
