@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -733,6 +733,10 @@ class Outcome:
     deadline_at: datetime | None = None
     due_at: datetime | None = None
     events: Sequence[NewEvent] = field(default=())
+
+
+OBSERVED = frozenset(one.name for one in fields(Outcome)) - {"events"}
+"""The fields of a project that an outcome has."""
 
 
 class Duty(StrEnum):

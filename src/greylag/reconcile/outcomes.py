@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import MAX_RESTARTS, Observation, Verb
 from greylag.domain.project import Desired, NewEvent, Project, Status
-from greylag.ports import Outcome
+from greylag.ports import OBSERVED, Outcome
 
 STABLE_AFTER = timedelta(seconds=60)
 
@@ -41,20 +41,7 @@ _REACHED = {
 
 def unchanged(project: Project, events: Sequence[NewEvent] = ()) -> Outcome:
     """Return the outcome that leaves the observed half as it is."""
-    return Outcome(
-        status=project.status,
-        endpoint=project.endpoint,
-        error=project.error,
-        error_terminal=project.error_terminal,
-        observed_generation=project.observed_generation,
-        attempts=project.attempts,
-        last_activated_at=project.last_activated_at,
-        last_deactivated_at=project.last_deactivated_at,
-        outdated=project.outdated,
-        deadline_at=project.deadline_at,
-        due_at=project.due_at,
-        events=events,
-    )
+    return Outcome(**{name: getattr(project, name) for name in OBSERVED}, events=events)
 
 
 def settled(

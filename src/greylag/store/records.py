@@ -17,6 +17,7 @@ from greylag.domain.project import Event, Lease, Project, ProjectRecord, Project
 from greylag.ports import (
     CURSOR_FORM,
     LONGEST_SIGNED,
+    OBSERVED,
     Claim,
     Duty,
     Finding,
@@ -28,6 +29,9 @@ from greylag.ports import (
 
 LOG_LENGTH = 500
 KEY_LIFETIME = timedelta(days=1)
+
+_OF_A_WISH = {"error_terminal", "attempts", "deadline_at"}
+"""One that came meanwhile has set these for itself: what the worker knows of them is older."""
 
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a record that something else has written may raise."""
@@ -113,26 +117,11 @@ def recorded(
     before = record.project
     overtaken = before.generation != claim.project.generation
     again = release and (overtaken or record.woken)
-    project = replace(
-        before,
-        status=outcome.status,
-        endpoint=outcome.endpoint,
-        error=outcome.error,
-        observed_generation=outcome.observed_generation,
-        last_activated_at=outcome.last_activated_at,
-        last_deactivated_at=outcome.last_deactivated_at,
-        outdated=outcome.outdated,
-        due_at=now if again else outcome.due_at,
-        lease=None if release else lease,
-    )
-    # A wish that came meanwhile has set these for itself; what the worker knows of them is older.
-    if not overtaken:
-        project = replace(
-            project,
-            error_terminal=outcome.error_terminal,
-            attempts=outcome.attempts,
-            deadline_at=outcome.deadline_at,
-        )
+    written = OBSERVED - _OF_A_WISH if overtaken else OBSERVED
+    project = replace(before, **{name: getattr(outcome, name) for name in written})
+    project = replace(project, lease=None if release else lease)
+    if again:
+        project = replace(project, due_at=now)
     if _shown(project) != _shown(before):
         project = replace(project, updated_at=now)
     events = _numbered(before.last_seq, claim, outcome, now)
