@@ -2,7 +2,7 @@
 
 What somebody is to the thing that they ask for is their standing: its owner, an administrator, or
 one of the members whom a project was shared with. Who has none is told what they would be told if
-there were no such user or project. ``docs/people.md`` holds the table below as ``table`` writes it.
+there were no such user or project. ``docs/people.md`` holds the table below.
 """
 
 import asyncio
@@ -111,25 +111,6 @@ WITH_REASON = frozenset({Action.AGENT_READ, Action.FILES_READ})
 _WHILE_DISABLED = frozenset(
     {Action.ENVIRONMENT_ACTIVATE, Action.MESSAGES_SEND, Action.PROJECTS_WRITE}
 )
-
-
-def table() -> str:
-    """Return the rules as the table of the documentation."""
-    lines = [
-        f"| action | {' | '.join(Standing)} | scope of a token |",
-        f"|---|{'---|' * len(Standing)}---|",
-    ]
-    for action, (standings, scope) in RULES.items():
-        cells = [
-            "with a reason"
-            if standing is Standing.ADMIN and action in WITH_REASON
-            else "yes"
-            if standing in standings
-            else "no"
-            for standing in Standing
-        ]
-        lines.append(f"| `{action}` | {' | '.join(cells)} | `{scope}` |")
-    return "\n".join(lines)
 
 
 class Gate:
