@@ -4,13 +4,14 @@ Values from outside are checked so that every store, log and answer can hold the
 """
 
 import math
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from greylag.common.agent_api import Decision
-from greylag.common.clock import maybe_rfc3339, rfc3339
+from greylag.common.clock import rfc3339
 from greylag.common.git import MAX_REF_LENGTH, REF_FORM
 from greylag.domain.audit import Result
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH, MAX_NAME_LENGTH, NAME_FORM, SEGMENT_FORM
@@ -611,32 +612,15 @@ class ProjectOut(Out):
     )
 
     @classmethod
-    def of(cls, project: Project) -> Self:  # type: ignore[override]  # by hand: lists are long
-        """Return ``project`` as it is shown."""
-        error, source = project.error, project.source
-        return cls(
-            id=project.id,
-            user_id=project.user_id,
-            project_id=project.project_id,
-            name=project.name,
-            metadata=dict(project.metadata),
-            source=SourceOut(git=GitSourceOut.model_validate(source)) if source else None,
-            status=project.status,
-            desired=project.desired,
-            endpoint=project.endpoint,
-            error=ErrorOut.model_validate(error) if error else None,
-            error_message=error.message if error else None,
-            namespace=project.names.namespace,
-            deployment=project.names.deployment,
-            service=project.names.service,
-            ingress=project.names.ingress,
-            outdated=project.outdated is not None,
-            last_activated_at=maybe_rfc3339(project.last_activated_at),
-            last_deactivated_at=maybe_rfc3339(project.last_deactivated_at),
-            created_at=rfc3339(project.created_at),
-            updated_at=rfc3339(project.updated_at),
-            generation=project.generation,
-            observed_generation=project.observed_generation,
+    def of(cls, kept: Project, **more: Any) -> Self:
+        """Return a project as it is shown."""
+        return super().of(
+            kept,
+            **asdict(kept.names),
+            source={"git": kept.source} if kept.source else None,
+            error_message=kept.error.message if kept.error else None,
+            outdated=kept.outdated is not None,
+            **more,
         )
 
 
@@ -700,13 +684,8 @@ class NewProjectIn(In):
     """A project to create."""
 
     name: _Name = Field(examples=["Notes"])
-    project_id: Text | None = Field(
-        None,
-        min_length=1,
-        max_length=MAX_ID_LENGTH,
-        json_schema_extra={"pattern": ID_FORM},
-        description="Made from the name when it is left out.",
-        examples=["notes"],
+    project_id: _Id | None = Field(
+        None, description="Made from the name when it is left out.", examples=["notes"]
     )
     metadata: Metadata | None = Field(None, examples=[{"team": "blue"}])
     source: SourceIn | None = Field(None, description="Left out: an empty workspace.")
@@ -720,13 +699,7 @@ class NewProjectIn(In):
 class EditIn(In):
     """What to change of a project; what is left out stays as it is."""
 
-    name: Text | None = Field(
-        None,
-        min_length=1,
-        max_length=MAX_NAME_LENGTH,
-        json_schema_extra={"pattern": NAME_FORM},
-        examples=["Better notes"],
-    )
+    name: _Name | None = Field(None, examples=["Better notes"])
     metadata: Metadata | None = Field(
         None, description="Replaces all metadata.", examples=[{"team": "red"}]
     )
