@@ -25,7 +25,7 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import ClaimsOption, JWTClaimsRegistry
 from yarl import URL
 
-from greylag.common.net import is_confidential, proxy_for
+from greylag.common.net import beginning, is_confidential, proxy_for
 from greylag.common.typed import parse_json, shaped
 from greylag.domain.errors import IdentityProviderUnavailableError, SignInFailedError
 from greylag.ports import AuthorizationRequest, Clock, ProviderClaims, ProviderSignOut
@@ -346,10 +346,12 @@ class OidcProvider:
                 proxy=None if proxy is None else proxy.url,
                 proxy_headers=None if proxy is None else proxy.auth_header(),
             ) as answer:
-                status, body = answer.status, await _read(answer)
+                status, body = answer.status, await beginning(answer.content, ANSWER_LIMIT + 1)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             reason = f"{type(error).__name__} {error}".strip()
             raise self._unavailable(reason[:_LONGEST_WORDS]) from error
+        if len(body) > ANSWER_LIMIT:
+            raise self._unavailable(f"an answer of more than {ANSWER_LIMIT} bytes")
         said = _object(body)
         if said is None or _REDIRECT <= status < _REFUSAL or status >= _FAULT:
             raise self._unavailable(f"{URL(address).path} answers {status}, or no JSON")
@@ -407,16 +409,6 @@ class _CachedDocument(Generic[T]):
         self._asking = None
         if not asking.cancelled():
             asking.exception()  # whoever waited has been told; there may be nobody
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """Return an answer's body; ``ValueError`` for one that is too large."""
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > ANSWER_LIMIT:
-            raise ValueError(f"an answer of more than {ANSWER_LIMIT} bytes")
-    return bytes(body)
 
 
 def _object(body: bytes) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ is.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
@@ -17,7 +17,7 @@ from typing import Any, assert_never
 import structlog
 
 from greylag.common.backoff import backoff
-from greylag.common.concurrent import to_its_end
+from greylag.common.concurrent import to_its_end, until_one_ends
 from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import (
     ClusterError,
@@ -178,7 +178,6 @@ class _Pass:
         started: whether this pass has set about starting the environment.
         restored: whether it has found that the records were put back from an older copy.
         announced: the verbs that the activation log has been told of.
-        announced_steps: the steps that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
         copied: whether that was kept before the environment's end.
     """
@@ -391,23 +390,12 @@ class _Pass:
         if self.project.deadline_at is not None:
             left = (self.project.deadline_at - self.world.clock.now()).total_seconds()
             longest = min(longest, left) if left > 0 else longest
-        changed = self.world.cluster.changed(self.project.environment, longest)
-        waits = [
-            asyncio.create_task(changed, name="cluster changed"),
-            asyncio.create_task(news.changed(longest), name="record changed"),
-        ]
-        try:
-            async with self.slot.given_up():
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            results = await asyncio.gather(*waits, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(
-                result, (asyncio.CancelledError, ClusterError)
-            ):
-                raise result
+        async with self.slot.given_up():
+            with suppress(ClusterError):
+                await until_one_ends(
+                    cluster_changed=self.world.cluster.changed(self.project.environment, longest),
+                    record_changed=news.changed(longest),
+                )
 
     async def _renew(self) -> None:
         """Go on with the record as it is now; a changed wish makes the log begin anew."""
