@@ -100,7 +100,7 @@ async def work(settings: Settings, announce: Announce) -> None:
             tasks.create_task(greylag.notifier.run(), name="notifications"),
         }
         health = HttpServer(
-            create_health_app(greylag.use_cases.check_ready),
+            create_health_app(greylag.use_cases.store.ping),
             ends_within=GRACEFUL_SHUTDOWN_SECONDS,
             limits=ServerLimits(connections=_PROBES),
         )

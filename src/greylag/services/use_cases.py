@@ -87,7 +87,3 @@ class UseCases:
         """Tell the audit trail what was counted, and hear of no agent any more."""
         await self.audit.flush()
         await self.activities.close()
-
-    async def check_ready(self) -> None:
-        """Return when requests can be served, else raise what is wrong."""
-        await self.store.ping()

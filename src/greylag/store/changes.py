@@ -21,11 +21,7 @@ class Signal:
         self._event.set()
 
     async def changed(self, timeout: float) -> bool:  # noqa: ASYNC109 - the port's signature
-        """Return ``True`` as soon as something has changed, ``False`` after ``timeout`` seconds.
-
-        Raises:
-            StoreUnavailableError: changes can no longer be heard of.
-        """
+        """See the port; ``StoreUnavailableError`` when changes can no longer be heard of."""
         try:
             async with asyncio.timeout(timeout):
                 await self._event.wait()

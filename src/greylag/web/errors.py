@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import structlog
@@ -162,7 +162,13 @@ def install_error_handlers(app: FastAPI) -> None:
     """Let ``app`` answer every error: as a problem document to a program, as a page to a browser
     that asked for a page.
     """
-    allowed = AllowedMethods(app)
+
+    @cache
+    def methods() -> list[tuple[re.Pattern[str], str]]:
+        # For the Allow header: the framework names one route's methods only, and a path has a route
+        # for each; the OpenAPI document has them all.
+        paths = app.openapi()["paths"]
+        return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
 
     async def on_greylag_error(asked: HTTPConnection, error: Exception) -> Response:
         return page_or_problem(asked, translated(error))
@@ -175,8 +181,10 @@ def install_error_handlers(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             return page_or_problem(request, unexpected(error))
         headers = dict(error.headers or {})
-        if error.status_code == 405 and (methods := allowed.of(request.url.path)):  # noqa: PLR2004 - HTTP's
-            headers["allow"] = methods
+        if error.status_code == 405:  # noqa: PLR2004 - HTTP's
+            taken = (names for place, names in methods() if place.match(request.url.path))
+            if (allowed := next(taken, None)) is not None:
+                headers["allow"] = allowed
         return page_or_problem(request, *_of_http(error), headers)
 
     async def on_fault(request: Request, _error: Exception) -> Response:
@@ -187,26 +195,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_fault)
-
-
-class AllowedMethods:
-    """Which methods a path of the API takes, for the Allow header (RFC 9110, section 10.2.1).
-
-    The framework names one route's methods only, and a path has a route for each; the OpenAPI
-    document has them all.
-    """
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-
-    def of(self, path: str) -> str | None:
-        """Return the methods of ``path`` (decoded) as the header lists them, or ``None``."""
-        return next((methods for regex, methods in self._table if regex.match(path)), None)
-
-    @cached_property
-    def _table(self) -> list[tuple[re.Pattern[str], str]]:
-        paths = self._app.openapi()["paths"]
-        return [(compile_path(path)[0], ", ".join(paths[path]).upper()) for path in paths]
 
 
 def problem_of(error: ErrorInfo, status: int) -> ProblemDocument:

@@ -59,7 +59,7 @@ async def health() -> HealthOut:
 )
 async def ready(use_cases: UseCasesDep) -> HealthOut:
     """Ok when the store can be read and written; a problem document otherwise."""
-    await use_cases.check_ready()
+    await use_cases.store.ping()
     return HealthOut(status="ok")
 
 

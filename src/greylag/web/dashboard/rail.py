@@ -163,17 +163,7 @@ async def read_rail(
         sessions: its sessions.
         selected: the session that is open.
     """
-    found = await read_rows(call) if rows is None else rows
-    return await _rail(call, found, shown, sessions, selected)
-
-
-async def _rail(
-    call: RequestContext,
-    rows: Sequence[ProjectRow],
-    shown: ProjectView | None,
-    sessions: Sequence[Session] | None,
-    selected: str | None = None,
-) -> Rail:
+    rows = await read_rows(call) if rows is None else rows
     gate = call.use_cases.gate
     here = [row for row in rows[MOST_ROWS:] if shown and row.project.key == shown.key]
     return Rail(
@@ -241,7 +231,7 @@ async def rail_frames(
                 yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
             rows = project_rows(projects, watch)
-            rail = await _rail(call, rows, shown, sessions.known)
+            rail = await read_rail(call, rows=rows, shown=shown, sessions=sessions.known)
             news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
             for frame in [*news_of_rail, *more(rows)]:
                 yield frame
