@@ -15,28 +15,6 @@ WAIT_MARGIN = 30
 StateChange = Literal["activate", "deactivate"]
 
 
-class ErrorJson(TypedDict):
-    """Why a project's status is ``error``."""
-
-    code: str
-    message: str
-    hint: str
-
-
-class GitSourceJson(TypedDict):
-    """A repository that a project starts from."""
-
-    url: str
-    ref: str | None
-    depth: int | None
-
-
-class SourceJson(TypedDict):
-    """What a project starts from."""
-
-    git: GitSourceJson
-
-
 class ProjectJson(TypedDict):
     """A project. Times are RFC 3339 in UTC."""
 
@@ -45,11 +23,11 @@ class ProjectJson(TypedDict):
     project_id: str
     name: str
     metadata: dict[str, Any]
-    source: SourceJson | None
+    source: dict[str, dict[str, Any]] | None
     status: str
     desired: str
     endpoint: str | None
-    error: ErrorJson | None
+    error: dict[str, str] | None
     error_message: str | None
     namespace: str
     deployment: str

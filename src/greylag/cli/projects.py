@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from greylag.cli.access import Access, api_command, place_of, task_group
-from greylag.cli.client import ProjectJson, ProjectPlace, SourceJson, StateChange, Wish
+from greylag.cli.client import ProjectJson, ProjectPlace, StateChange, Wish
 from greylag.cli.errors import CliError
 from greylag.cli.logs import event_line
 from greylag.cli.output import Output, confirm, counted, moment
@@ -291,7 +291,7 @@ def _told(project: ProjectJson) -> dict[str, Any]:
         "error": f"{error['message']} [{error['code']}]" if error else None,
         "hint": error["hint"] if error else None,
         "metadata": project["metadata"],
-        "source": _source(project["source"]),
+        "source": _source(project["source"]["git"]) if project["source"] else None,
         "namespace": project["namespace"],
         "deployment": project["deployment"],
         "activated": project["last_activated_at"],
@@ -312,10 +312,7 @@ def _row(project: ProjectJson) -> tuple[str, ...]:
     )
 
 
-def _source(source: SourceJson | None) -> str | None:
-    if source is None:
-        return None
-    git = source["git"]
+def _source(git: dict[str, Any]) -> str:
     depth = f" (the last {counted(git['depth'], 'commit')})" if git["depth"] else ""
     return f"{git['url']}{' at ' + git['ref'] if git['ref'] else ''}{depth}"
 
