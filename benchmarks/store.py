@@ -23,12 +23,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from tests.fakes.store import MemoryStore
+from tests.wishes import edit
 
 from greylag.common.sqlite import transaction
 from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, ProjectRef, Status, new_record_id
-from greylag.ports import AuditFilter, Edit, Outcome, PageQuery, ProjectStore
+from greylag.ports import AuditFilter, Outcome, PageQuery, ProjectStore
+from greylag.services.projects import Edit
 from greylag.store import records
 from greylag.store.sqlite import tables
 from greylag.store.sqlite.store import SqliteStore
@@ -149,7 +151,7 @@ def steps(store: ProjectStore, other: ProjectStore, given: Given) -> dict[str, S
         assert await store.poke_unsettled(NOW + timedelta(hours=number)) > 0
 
     async def rename(number: int, audit: AuditEvent | None = None) -> None:
-        await store.edit(*place, Edit(name=f"{number} {audit is None}"), NOW, audit=audit)
+        await edit(store, *place, Edit(name=f"{number} {audit is None}"), NOW, audit=audit)
 
     async def rename_audited(number: int) -> None:
         await rename(number, AuditEvent(at=NOW, actor=SYSTEM, action="rename", object="x"))

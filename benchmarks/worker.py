@@ -22,6 +22,7 @@ from tests.fakes.cluster import MemoryCluster
 from tests.fakes.delivery import MemoryDelivery
 from tests.fakes.store import MemoryStore
 from tests.harness import settings
+from tests.wishes import want
 
 from greylag import wiring
 from greylag.common.clock import SystemClock
@@ -33,7 +34,7 @@ from greylag.store.sqlite.store import SqliteStore
 
 USERS = 1000
 SETTLE_SECONDS = 3.0
-WRITES = frozenset({"create", "want", "claim_due", "renew", "record", "forget", "poke"})
+WRITES = frozenset({"create", "change", "claim_due", "renew", "record", "forget", "poke"})
 
 
 class CountingStore(MemoryStore):
@@ -90,7 +91,7 @@ async def activation() -> Counter[str]:
     await store.create(made)
     store.calls.clear()
     now = clock.now()
-    await store.want(made.user_id, made.project_id, Desired.ACTIVE, now, now.replace(year=9999))
+    await want(store, made.user_id, made.project_id, Desired.ACTIVE, now, now.replace(year=9999))
     adapters = wiring.Adapters(
         store, MemoryCluster(auto=True), MemoryAgents(), MemoryDelivery(), clock
     )

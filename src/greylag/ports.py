@@ -45,7 +45,6 @@ from greylag.domain.lifecycle import Observation
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
     DEFAULT_TEMPLATE,
-    Desired,
     Environment,
     Event,
     NewEvent,
@@ -53,10 +52,6 @@ from greylag.domain.project import (
     ProjectRecord,
     ProjectRef,
     Status,
-    edited,
-    handed_over,
-    refreshed,
-    wanted,
 )
 from greylag.domain.users import (
     ApiToken,
@@ -695,14 +690,6 @@ class ProjectPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
-    """What a user may change at any time; ``None`` leaves it as it is."""
-
-    name: str | None = None
-    metadata: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """The right to work on one project until ``project.lease.until``; fenced by its number."""
 
@@ -904,93 +891,14 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
     async def has_projects(self, owner: str) -> bool:
         """Tell whether this owner has a project, readable or not."""
 
-    async def edit(
-        self,
-        owner: str,
-        project_id: str,
-        edit: Edit,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Change name or metadata and return the project. Idempotent.
-
-        Raises:
-            ProjectDeletingError: it is being deleted.
-        """
-        return await self.change(
-            ProjectRef(owner, project_id),
-            lambda before: edited(before, edit.name, edit.metadata, now),
-            audit,
-        )
-
-    async def want(  # noqa: PLR0913 - what is wanted, until when, and for whom
-        self,
-        owner: str,
-        project_id: str,
-        desired: Desired,
-        now: datetime,
-        deadline: datetime,
-        *,
-        again: bool = False,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Write what is wanted and return the project.
-
-        A change: ``generation`` grows, ``due_at`` is now, ``deadline_at`` is ``deadline``,
-        ``attempts`` is 0, ``error_terminal`` is false. The same again changes nothing, unless the
-        project is in error: then it counts as a change (try once more). ``DELETED`` is final.
-        With ``again`` a project of which something else is wanted is returned as it is.
-
-        Raises:
-            ProjectDeletingError: it is being deleted, and something else is wanted.
-        """
-        return await self.change(
-            ProjectRef(owner, project_id),
-            lambda before: wanted(before, desired, now, deadline, again=again),
-            audit,
-        )
-
-    async def refresh(
-        self, owner: str, project_id: str, now: datetime, *, audit: AuditEvent | None = None
-    ) -> Project:
-        """Write that an environment which is ``outdated`` is to be started anew with the settings
-        that it lacks, and return the project. Nothing changes for one that is not. Idempotent.
-        """
-        return await self.change(
-            ProjectRef(owner, project_id), lambda before: refreshed(before, now), audit
-        )
-
-    async def hand_over(
-        self,
-        owner: str,
-        project_id: str,
-        new_owner: str,
-        now: datetime,
-        *,
-        audit: AuditEvent | None = None,
-    ) -> Project:
-        """Give a project that rests, asleep, to another user, and return it. Its environment stays
-        what it is. What an Idempotency-Key of the owner before has created is not theirs any more.
-
-        Raises:
-            ProjectExistsError: the new owner has a project of this id.
-            ProjectDeletingError: it is being deleted.
-            ConflictError: it does not rest.
-        """
-        return await self.change(
-            ProjectRef(owner, project_id),
-            lambda before: handed_over(before, new_owner, now),
-            audit,
-        )
-
     async def change(
         self,
         ref: ProjectRef,
         rule: Callable[[ProjectRecord], ProjectRecord],
         audit: AuditEvent | None,
     ) -> Project:
-        """Make of a record what ``rule`` makes of it, in one atomic step, and return its project.
+        """Make of a record what ``rule`` makes of it, such as ``greylag.domain.project.wanted``, in
+        one atomic step, and return its project.
 
         ``rule`` may be called more than once, refuses by raising, and returns the same record where
         nothing changes.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.contract.store_adapters import T0, at, make_project
 from tests.store import mongo_servers
+from tests.wishes import edit, refresh, want
 
 from greylag.domain.audit import (
     Actor,
@@ -20,7 +21,8 @@ from greylag.domain.audit import (
 from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Desired
 from greylag.domain.users import User
-from greylag.ports import AuditFilter, Edit, IdempotencyKey, ProjectStore
+from greylag.ports import AuditFilter, IdempotencyKey, ProjectStore
+from greylag.services.projects import Edit
 from greylag.store.mongo.store import MongoStore
 
 ALL = AuditFilter()
@@ -55,9 +57,9 @@ async def test_a_change_leaves_its_entry_and_what_changes_nothing_leaves_none(
     with pytest.raises(ProjectExistsError):
         await store.create(make_project(), audit=event(action="twice"))
     for _ in range(2):
-        await store.edit("ada", "demo", Edit(name="N"), at(1), audit=event(action="edit"))
-        await store.want("ada", "demo", Desired.ACTIVE, at(1), at(9), audit=event(action="want"))
-    await store.refresh("ada", "demo", at(2), audit=event(action="refresh"))
+        await edit(store, "ada", "demo", Edit(name="N"), at(1), audit=event(action="edit"))
+        await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(9), audit=event(action="want"))
+    await refresh(store, "ada", "demo", at(2), audit=event(action="refresh"))
     for _ in range(2):
         await store.put(User("ada", "Ada"), T0, audit=event(action="put"))
     await store.put(User("ada", "Ada L", version=1), T0, audit=event(action="put again"))

@@ -3,9 +3,11 @@
 import asyncio
 
 from tests.contract.store_adapters import IDLE, REF, at, claim, make_project
+from tests.wishes import edit, want
 
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports import Edit, ProjectStore
+from greylag.ports import ProjectStore
+from greylag.services.projects import Edit
 
 
 async def test_only_those_who_asked_for_a_project_hear_of_it(store: ProjectStore) -> None:
@@ -26,14 +28,14 @@ async def test_every_change_is_heard_and_what_changes_nothing_is_not(store: Proj
     with store.subscribe(REF) as heard:
         await store.create(make_project(due_at=at(0)))
         assert await heard.changed(5)
-        await store.edit("ada", "demo", Edit(name="x"), at(1))
+        await edit(store, "ada", "demo", Edit(name="x"), at(1))
         assert await heard.changed(5)
-        await store.edit("ada", "demo", Edit(name="x"), at(1))
-        await store.want("ada", "demo", Desired.INACTIVE, at(1), at(9))
+        await edit(store, "ada", "demo", Edit(name="x"), at(1))
+        await want(store, "ada", "demo", Desired.INACTIVE, at(1), at(9))
         claimed = await claim(store, 1)
         claimed = await store.renew(claimed, at(1), 30)
         assert not await heard.changed(0.01)
-        await store.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+        await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(9))
         assert await heard.changed(5)
         await store.poke(REF, at(1))
         assert await heard.changed(5)

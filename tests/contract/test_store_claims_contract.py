@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store_adapters import IDLE, all_claims, at, claim, make_project, state
+from tests.wishes import refresh, want
 
 from greylag.domain.errors import LeaseLostError
 from greylag.domain.project import Desired, Lease, NewEvent
@@ -105,7 +106,7 @@ async def test_the_claim_number_grows_with_every_claim(store: ProjectStore) -> N
 async def test_a_renewed_lease_holds_longer_and_shows_what_changed(store: ProjectStore) -> None:
     await store.create(make_project(due_at=at(0)))
     first = await claim(store, 0, lease=30)
-    await store.want("ada", "demo", Desired.ACTIVE, at(5), at(125))
+    await want(store, "ada", "demo", Desired.ACTIVE, at(5), at(125))
     second = await store.renew(first, at(20), 30)
     assert second.number == first.number
     assert second.project == await store.get("ada", "demo")
@@ -118,12 +119,12 @@ async def test_a_wish_for_the_settings_that_are_lacked_is_written_once(
     store: ProjectStore,
 ) -> None:
     await store.create(make_project(due_at=at(0)))
-    assert await store.refresh("ada", "demo", at(1)) == await store.get("ada", "demo")
+    assert await refresh(store, "ada", "demo", at(1)) == await store.get("ada", "demo")
     lacking = replace(IDLE, outdated="new-image", due_at=at(99))
     await store.record(await claim(store, 1), lacking, at(1), release=True)
-    wished = await store.refresh("ada", "demo", at(2))
+    wished = await refresh(store, "ada", "demo", at(2))
     assert (wished.outdated, wished.refresh, wished.due_at) == ("new-image", "new-image", at(2))
-    assert await store.refresh("ada", "demo", at(3)) == wished
+    assert await refresh(store, "ada", "demo", at(3)) == wished
     await store.record(await claim(store, 3), replace(IDLE, due_at=None), at(4), release=True)
     assert (await store.get("ada", "demo")).outdated is None
 

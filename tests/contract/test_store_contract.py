@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store_adapters import at, make_project
+from tests.wishes import edit, want
 
 from greylag.domain.errors import (
     ErrorInfo,
@@ -12,7 +13,8 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.project import Desired, GitSource, Lease, Status
-from greylag.ports import Edit, PageQuery, ProjectStore
+from greylag.ports import PageQuery, ProjectStore
+from greylag.services.projects import Edit
 
 
 async def test_every_field_of_a_project_comes_back_as_it_was_put_in(store: ProjectStore) -> None:
@@ -53,18 +55,18 @@ async def test_what_a_caller_does_to_metadata_does_not_reach_the_store(
 async def test_an_edit_changes_what_it_names_and_nothing_else(store: ProjectStore) -> None:
     project = make_project(metadata={"a": 1})
     await store.create(project)
-    renamed = await store.edit("ada", "demo", Edit(name="New"), at(1))
+    renamed = await edit(store, "ada", "demo", Edit(name="New"), at(1))
     assert renamed == replace(project, name="New", updated_at=at(1))
-    tagged = await store.edit("ada", "demo", Edit(metadata={"b": [2]}), at(2))
+    tagged = await edit(store, "ada", "demo", Edit(metadata={"b": [2]}), at(2))
     assert tagged == replace(renamed, metadata={"b": [2]}, updated_at=at(2))
-    assert await store.edit("ada", "demo", Edit(metadata={"b": [2]}), at(3)) == tagged
+    assert await edit(store, "ada", "demo", Edit(metadata={"b": [2]}), at(3)) == tagged
     assert await store.get("ada", "demo") == tagged
 
 
 async def test_a_wish_that_changes_something_starts_anew(store: ProjectStore) -> None:
     project = make_project(attempts=4, error_terminal=True, due_at=at(500))
     await store.create(project)
-    wanted = await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
+    wanted = await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(121))
     assert wanted == replace(
         project,
         desired=Desired.ACTIVE,
@@ -80,18 +82,18 @@ async def test_a_wish_that_changes_something_starts_anew(store: ProjectStore) ->
 
 async def test_the_same_wish_again_changes_nothing(store: ProjectStore) -> None:
     await store.create(make_project())
-    wanted = await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
-    assert await store.want("ada", "demo", Desired.ACTIVE, at(2), at(122)) == wanted
+    wanted = await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(121))
+    assert await want(store, "ada", "demo", Desired.ACTIVE, at(2), at(122)) == wanted
 
 
 async def test_a_wish_that_is_made_again_alone_is_no_new_one(store: ProjectStore) -> None:
     project = (await store.create(make_project())).project
     for wish in (Desired.ACTIVE, Desired.DELETED):
-        assert await store.want("ada", "demo", wish, at(1), at(9), again=True) == project
-    wanted = await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
-    assert await store.want("ada", "demo", Desired.ACTIVE, at(2), at(9), again=True) == wanted
+        assert await want(store, "ada", "demo", wish, at(1), at(9), again=True) == project
+    wanted = await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(121))
+    assert await want(store, "ada", "demo", Desired.ACTIVE, at(2), at(9), again=True) == wanted
     await store.create(make_project("bad", desired=Desired.ACTIVE, status=Status.ERROR))
-    tried = await store.want("ada", "bad", Desired.ACTIVE, at(2), at(122), again=True)
+    tried = await want(store, "ada", "bad", Desired.ACTIVE, at(2), at(122), again=True)
     assert (tried.generation, tried.due_at) == (2, at(2))
 
 
@@ -102,20 +104,20 @@ async def test_the_same_wish_for_a_project_in_error_tries_once_more(
     await store.create(
         make_project(desired=desired, status=Status.ERROR, error_terminal=True, attempts=5)
     )
-    again = await store.want("ada", "demo", desired, at(2), at(122))
+    again = await want(store, "ada", "demo", desired, at(2), at(122))
     assert (again.generation, again.attempts, again.error_terminal) == (2, 0, False)
     assert (again.due_at, again.deadline_at) == (at(2), at(122))
 
 
 async def test_a_deletion_is_final(store: ProjectStore) -> None:
     await store.create(make_project())
-    wanted = await store.want("ada", "demo", Desired.DELETED, at(1), at(121))
+    wanted = await want(store, "ada", "demo", Desired.DELETED, at(1), at(121))
     for other in (Desired.ACTIVE, Desired.INACTIVE):
         with pytest.raises(ProjectDeletingError):
-            await store.want("ada", "demo", other, at(2), at(122))
+            await want(store, "ada", "demo", other, at(2), at(122))
     with pytest.raises(ProjectDeletingError):
-        await store.edit("ada", "demo", Edit(name="x"), at(2))
-    assert await store.want("ada", "demo", Desired.DELETED, at(3), at(123)) == wanted
+        await edit(store, "ada", "demo", Edit(name="x"), at(2))
+    assert await want(store, "ada", "demo", Desired.DELETED, at(3), at(123)) == wanted
     assert await store.get("ada", "demo") == wanted
 
 
@@ -123,9 +125,9 @@ async def test_what_is_not_there_is_not_found(store: ProjectStore) -> None:
     with pytest.raises(ProjectNotFoundError):
         await store.get("ada", "demo")
     with pytest.raises(ProjectNotFoundError):
-        await store.edit("ada", "demo", Edit(), at(0))
+        await edit(store, "ada", "demo", Edit(), at(0))
     with pytest.raises(ProjectNotFoundError):
-        await store.want("ada", "demo", Desired.ACTIVE, at(0), at(1))
+        await want(store, "ada", "demo", Desired.ACTIVE, at(0), at(1))
     with pytest.raises(ProjectNotFoundError):
         await store.events("ada", "demo", 0, 1)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store_adapters import REF, at, claim, make_project
+from tests.wishes import hand_over, want
 
 from greylag.domain.errors import (
     ConflictError,
@@ -32,7 +33,7 @@ async def test_a_project_that_rests_is_anothers_with_its_log_and_environment(
 ) -> None:
     before = await resting(store)
     with store.subscribe(REF) as news, store.subscribe(ProjectRef("bob", "demo")) as news_of_bob:
-        given = await store.hand_over("ada", "demo", "bob", at(1))
+        given = await hand_over(store, "ada", "demo", "bob", at(1))
         assert await news.changed(5)
         assert await news_of_bob.changed(5)
     assert given == replace(before, user_id="bob", environment_user="ada", updated_at=at(1))
@@ -55,7 +56,7 @@ async def test_a_project_that_rests_is_anothers_with_its_log_and_environment(
     claimed = await claim(store, 2)
     assert claimed.project.ref == given.ref
     await store.record(claimed, ASLEEP, at(3), release=True)
-    home = await store.hand_over("bob", "demo", "ada", at(4))
+    home = await hand_over(store, "bob", "demo", "ada", at(4))
     assert home.environment_user is None
     assert await store.of_environment(REF) == home
 
@@ -64,7 +65,7 @@ async def test_neither_its_name_nor_its_key_makes_another_one_with_the_same_envi
     store: ProjectStore,
 ) -> None:
     await resting(store)
-    await store.hand_over("ada", "demo", "bob", at(1))
+    await hand_over(store, "ada", "demo", "bob", at(1))
     with pytest.raises(IdempotencyConflictError):
         await store.create(make_project(), KEY)
     with pytest.raises(IdempotencyConflictError):
@@ -74,7 +75,7 @@ async def test_neither_its_name_nor_its_key_makes_another_one_with_the_same_envi
     with pytest.raises(ProjectExistsError, match="already"):
         await store.create(make_project(user_id="bob"))
     await store.create(make_project("other"))
-    gone = await store.want("bob", "demo", Desired.DELETED, at(2), at(9))
+    gone = await want(store, "bob", "demo", Desired.DELETED, at(2), at(9))
     await store.forget(await claim(store, 2))
     assert (await store.create(make_project())).new
     assert (await store.get("ada", "demo")).id != gone.id
@@ -85,22 +86,22 @@ async def test_only_what_rests_is_handed_over_and_to_whom_has_none_of_its_id(
 ) -> None:
     await store.create(make_project(due_at=at(0)))
     with pytest.raises(ConflictError, match="not asleep"):
-        await store.hand_over("ada", "demo", "bob", at(0))
+        await hand_over(store, "ada", "demo", "bob", at(0))
     claimed = await claim(store, 0)
     asleep = await store.record(claimed, ASLEEP, at(0), release=False)
     with pytest.raises(ConflictError, match="being worked on"):
-        await store.hand_over("ada", "demo", "bob", at(0))
+        await hand_over(store, "ada", "demo", "bob", at(0))
     asleep = await store.record(claimed, ASLEEP, at(0), release=True)
     await store.create(make_project(user_id="bob"))
     with pytest.raises(ProjectExistsError):
-        await store.hand_over("ada", "demo", "bob", at(0))
-    assert await store.hand_over("ada", "demo", "ada", at(1)) == asleep
+        await hand_over(store, "ada", "demo", "bob", at(0))
+    assert await hand_over(store, "ada", "demo", "ada", at(1)) == asleep
     with pytest.raises(ProjectNotFoundError):
-        await store.hand_over("eve", "demo", "ada", at(0))
-    await store.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+        await hand_over(store, "eve", "demo", "ada", at(0))
+    await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(9))
     with pytest.raises(ConflictError):
-        await store.hand_over("ada", "demo", "cid", at(1))
-    await store.want("ada", "demo", Desired.DELETED, at(1), at(9))
+        await hand_over(store, "ada", "demo", "cid", at(1))
+    await want(store, "ada", "demo", Desired.DELETED, at(1), at(9))
     with pytest.raises(ProjectDeletingError):
-        await store.hand_over("ada", "demo", "cid", at(1))
+        await hand_over(store, "ada", "demo", "cid", at(1))
     assert (await store.get("ada", "demo")).environment_user is None

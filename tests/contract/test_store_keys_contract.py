@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store_adapters import at, claim, make_project
+from tests.wishes import edit
 
 from greylag.domain.errors import IdempotencyConflictError, ProjectExistsError, ProjectNotFoundError
-from greylag.ports import Edit, IdempotencyKey, PageQuery, ProjectStore
+from greylag.ports import IdempotencyKey, PageQuery, ProjectStore
+from greylag.services.projects import Edit
 
 KEY = IdempotencyKey("key", "print")
 DAY = 24 * 3600
@@ -29,7 +31,7 @@ async def test_the_same_key_again_returns_the_first_project_as_it_is_now(
     store: ProjectStore,
 ) -> None:
     first = await store.create(make_project("one"), KEY)
-    await store.edit("ada", "one", Edit(name="renamed"), at(1))
+    await edit(store, "ada", "one", Edit(name="renamed"), at(1))
     again = await store.create(make_project("two"), KEY)
     assert first.new
     assert not again.new
@@ -64,7 +66,7 @@ async def test_a_key_is_forgotten_with_its_project(store: ProjectStore) -> None:
 async def test_what_a_key_has_created_is_told_and_nothing_is_made(store: ProjectStore) -> None:
     assert await store.created("ada", KEY, at(0)) is None
     await store.create(make_project("one"), KEY)
-    await store.edit("ada", "one", Edit(name="renamed"), at(1))
+    await edit(store, "ada", "one", Edit(name="renamed"), at(1))
     there = await store.get("ada", "one")
     assert await store.created("ada", KEY, at(DAY - 0.001)) == there
     assert await store.created("ada", KEY, at(DAY)) is None

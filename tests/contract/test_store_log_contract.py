@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store_adapters import IDLE, at, claim, log, make_project, state
+from tests.wishes import want
 
 from greylag.domain.errors import ProjectNotFoundError
 from greylag.domain.project import Desired, Event, NewEvent, Status
@@ -23,7 +24,7 @@ async def test_events_are_numbered_kept_and_read_in_order(store: ProjectStore) -
     first = [NewEvent("a", "A \u2603 \udcff", "hint"), NewEvent("b", "B")]
     starting = Outcome(status=Status.ACTIVATING, events=first)
     assert (await store.record(claimed, starting, at(1), release=False)).last_seq == 2
-    assert (await store.want("ada", "demo", Desired.ACTIVE, at(2), at(3))).last_seq == 2
+    assert (await want(store, "ada", "demo", Desired.ACTIVE, at(2), at(3))).last_seq == 2
     ready = Outcome(status=Status.ACTIVE, events=[NewEvent("c", "C")])
     await store.record(claimed, ready, at(4), release=True)
     (listed,) = (await store.page("ada", PageQuery())).projects

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.contract.store_adapters import ADAPTERS, at, make_project, open_store
 from tests.contract.store_model import ModelStore, Ref
+from tests.wishes import want
 
 from greylag.domain.errors import (
     GreylagError,
@@ -96,7 +97,9 @@ class StoresAgree(RuleBasedStateMachine):
     @rule(ref=REFS, desired=st.sampled_from(Desired), seconds=SECONDS, again=st.booleans())
     def want(self, ref: Ref, desired: Desired, seconds: int, again: bool) -> None:  # noqa: FBT001
         deadline = self.now + seconds
-        answer = self.both(lambda s: s.want(*ref, desired, at(self.now), at(deadline), again=again))
+        answer = self.both(
+            lambda s: want(s, *ref, desired, at(self.now), at(deadline), again=again)
+        )
         expected = self.model.want(ref, desired.value, self.now, deadline, again=again)
         assert (answer if isinstance(answer, str) else "wanted") == expected
 

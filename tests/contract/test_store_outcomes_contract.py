@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.contract.store_adapters import IDLE, REF, all_claims, at, claim, make_project
+from tests.wishes import want
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, ProjectRef, Status
@@ -57,7 +58,7 @@ async def test_without_release_the_lease_stays(store: ProjectStore) -> None:
 async def test_a_wish_during_a_lease_makes_the_project_due_after_it(store: ProjectStore) -> None:
     await store.create(make_project(due_at=at(0)))
     claimed = await claim(store, 0)
-    wanted = await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
+    wanted = await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(121))
     assert (wanted.due_at, wanted.lease) == (at(1), claimed.project.lease)
     assert await all_claims(store, 2) == []
     stale = replace(IDLE, due_at=at(900), deadline_at=at(999), error_terminal=True, attempts=9)
@@ -75,7 +76,7 @@ async def test_a_wish_that_a_renewal_has_shown_leaves_the_due_time_to_the_outcom
 ) -> None:
     await store.create(make_project(due_at=at(0)))
     claimed = await claim(store, 0)
-    await store.want("ada", "demo", Desired.ACTIVE, at(1), at(121))
+    await want(store, "ada", "demo", Desired.ACTIVE, at(1), at(121))
     renewed = await store.renew(claimed, at(2), 30)
     recorded = await store.record(renewed, replace(IDLE, due_at=at(50)), at(3), release=True)
     assert recorded.due_at == at(50)

@@ -2,10 +2,12 @@
 
 import pytest
 from tests.contract.store_adapters import at, make_project
+from tests.wishes import edit, want
 
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Project, Status
-from greylag.ports import Edit, PageQuery, ProjectStore
+from greylag.ports import PageQuery, ProjectStore
+from greylag.services.projects import Edit
 
 
 @pytest.mark.parametrize(
@@ -38,9 +40,9 @@ async def test_other_users_projects_do_not_exist(store: ProjectStore) -> None:
     with pytest.raises(ProjectNotFoundError):
         await store.get("bob", "demo")
     with pytest.raises(ProjectNotFoundError):
-        await store.edit("bob", "demo", Edit(name="mine"), at(0))
+        await edit(store, "bob", "demo", Edit(name="mine"), at(0))
     with pytest.raises(ProjectNotFoundError):
-        await store.want("bob", "demo", Desired.ACTIVE, at(0), at(1))
+        await want(store, "bob", "demo", Desired.ACTIVE, at(0), at(1))
     with pytest.raises(ProjectNotFoundError):
         await store.events("bob", "demo", 0, 10)
 

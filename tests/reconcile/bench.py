@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from tests.clocks import FakeClock
 from tests.harness import Harness, settings
+from tests.wishes import want
 
 from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
@@ -63,7 +64,7 @@ class Bench(Harness):
     async def want(self, desired: Desired, ref: ProjectRef = REF) -> Project:
         now = self.clock.now()
         deadline = now + timedelta(seconds=PACE.activation_timeout)
-        return await self.store.want(ref.user_id, ref.project_id, desired, now, deadline)
+        return await want(self.store, ref.user_id, ref.project_id, desired, now, deadline)
 
     async def reach(self, desired: Desired, ref: ProjectRef = REF) -> Project:
         await self.want(desired, ref)

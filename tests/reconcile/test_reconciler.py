@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.reconcile.bench import PACE, REF, Bench
+from tests.wishes import refresh
 
 from greylag.domain.errors import (
     ClusterError,
@@ -488,7 +489,7 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
 
     at = await bench.cluster.reach(project.environment)
     turn = await bench.gateway.start_turn(at, None, "wait: a while", "m1")
-    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
     await bench.loop.drain()
     assert ((await bench.project()).status, bench.verbs()) == (Status.ACTIVE, before)
 
@@ -535,7 +536,7 @@ async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
     *, terminal: bool
 ) -> None:
     bench = await outdated()
-    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
     for _ in range(5):
         bench.cluster.fail_next(
             REF, Verb.STOP, ClusterError("Busy.", code="busy", terminal=terminal)
@@ -554,7 +555,7 @@ async def test_a_new_start_whose_stop_is_refused_is_told_once_and_gets_its_time(
 async def test_a_new_start_starts_whatever_has_failed_for_good_before_it() -> None:
     bench = await outdated()
     now = bench.clock.now()
-    await bench.store.refresh(REF.user_id, REF.project_id, now)
+    await refresh(bench.store, REF.user_id, REF.project_id, now)
     claim = await bench.store.claim_due("another", now, PACE.lease)
     assert claim is not None
     given_up = outcomes.failed(claim.project, CRASHED, terminal=True, due_at=now)

@@ -59,7 +59,6 @@ from greylag.ports import (
     AnyKept,
     AuditFilter,
     Duty,
-    Edit,
     PageQuery,
     ProjectPage,
     RecordUnreadableError,
@@ -69,7 +68,7 @@ from greylag.services import access, notifications, secrets, shares, tokens
 from greylag.services.access import RULES, WITH_REASON, Gate, Standing
 from greylag.services.agents import NewMessage
 from greylag.services.people import UserEdit
-from greylag.services.projects import NewProject, Projects
+from greylag.services.projects import Edit, NewProject, Projects
 from greylag.services.secrets import NewSecret
 from greylag.services.shares import NewShare
 from greylag.services.tokens import NewToken
@@ -678,15 +677,15 @@ async def test_what_is_stopped_as_a_message_comes_is_counted_when_it_is_woken(
     for ref in (running, other):
         await of.projects.create(OPERATOR, "eve", NewProject("P", ref.project_id))
     await of.projects.want(OPERATOR, running, Desired.ACTIVE)
-    write = house.store.want
+    write = house.store.change
 
-    async def overtaken(*given: Any, **more: Any) -> Project:
-        monkeypatch.setattr(house.store, "want", write)
+    async def overtaken(*given: Any) -> Project:
+        monkeypatch.setattr(house.store, "change", write)
         await of.projects.want(OPERATOR, running, Desired.INACTIVE)
         await of.projects.want(OPERATOR, other, Desired.ACTIVE)
-        return await house.store.want(*given, **more)
+        return await write(*given)
 
-    monkeypatch.setattr(house.store, "want", overtaken)
+    monkeypatch.setattr(house.store, "change", overtaken)
     with pytest.raises(LimitExceededError):
         async with of.agents.send(OPERATOR, running, NewMessage("hello")):
             pass
@@ -1102,7 +1101,7 @@ async def test_who_was_taken_out_after_a_hand_over_was_cut_off_is_not_carried_by
     of = house.use_cases
     async with _shared_with_bob(house) as ref:
         with monkeypatch.context() as cut:
-            cut.setattr(house.store, "hand_over", _away)
+            cut.setattr(house.store, "change", _away)
             with pytest.raises(StoreUnavailableError):
                 await of.accounts.hand_over(OPERATOR, ref, "eve")
         await of.gate.unshare(OPERATOR, ref, "bob")
@@ -1115,17 +1114,17 @@ async def test_what_changes_of_members_while_their_project_is_handed_over_counts
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House()
-    gate, hand_over = house.use_cases.gate, house.store.hand_over
+    gate, change = house.use_cases.gate, house.store.change
 
-    async def late(*asked: Any, **more: Any) -> Project:
+    async def late(*asked: Any) -> Project:
         await gate.unshare(OPERATOR, ref, "bob")
         await gate.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
         await gate.share(OPERATOR, ref, "Zoë", MemberRole.VIEWER)
-        return await hand_over(*asked, **more)
+        return await change(*asked)
 
     async with _shared_with_bob(house) as ref:
         await gate.share(OPERATOR, ref, "cid", MemberRole.EDITOR)
-        monkeypatch.setattr(house.store, "hand_over", late)
+        monkeypatch.setattr(house.store, "change", late)
         given = await house.use_cases.accounts.hand_over(OPERATOR, ref, "eve")
         expected = {"cid": MemberRole.VIEWER, "Zoë": MemberRole.VIEWER}
         assert await _who(house, given.ref) == expected

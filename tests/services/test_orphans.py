@@ -8,6 +8,7 @@ from tests.clocks import FakeClock
 from tests.contract.store_adapters import at, claim, make_project
 from tests.fakes.cluster import MemoryCluster
 from tests.fakes.store import MemoryStore
+from tests.wishes import hand_over
 
 from greylag.common.clock import SystemClock
 from greylag.domain.errors import (
@@ -335,7 +336,7 @@ async def test_what_was_handed_over_is_no_orphan_and_is_not_adopted_over() -> No
         at(0),
         release=True,
     )
-    await scene.store.hand_over("ada", "kept", "bob", at(1))
+    await hand_over(scene.store, "ada", "kept", "bob", at(1))
     assert await scene.orphans.found() == []
     kept = Orphan("ada", "kept", "user-ada", "kept-api")
     await scene.orphans.adopt(kept)  # its record is there

@@ -21,8 +21,8 @@ from greylag.domain.errors import (
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Event, GitSource, NewEvent, ProjectRef, Status
 from greylag.domain.users import OPERATOR, Principal
-from greylag.ports import Edit, Outcome, PageQuery
-from greylag.services.projects import NewProject
+from greylag.ports import Outcome, PageQuery
+from greylag.services.projects import Edit, NewProject
 
 
 async def test_a_principal_bound_to_a_user_reaches_only_that_user() -> None:

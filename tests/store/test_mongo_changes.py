@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.contract.store_adapters import REF, at, claim, make_project
 from tests.store import mongo_servers
+from tests.wishes import edit, want
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports import Edit
+from greylag.services.projects import Edit
 from greylag.store.mongo.store import MongoStore
 
 Pair = tuple[MongoStore, MongoStore]
@@ -44,9 +45,9 @@ async def test_each_kind_of_write_is_heard_once_and_leases_are_nobodys_news(pair
     with ours.subscribe(REF) as heard:
         await theirs.create(make_project(due_at=at(0)))
         assert await heard.changed(10)
-        await theirs.edit("ada", "demo", Edit(name="x"), at(1))
+        await edit(theirs, "ada", "demo", Edit(name="x"), at(1))
         assert await heard.changed(10)
-        await theirs.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+        await want(theirs, "ada", "demo", Desired.ACTIVE, at(1), at(9))
         assert await heard.changed(10)
         await theirs.poke(REF, at(1))
         assert await heard.changed(10)
@@ -75,7 +76,7 @@ async def test_a_write_whose_caller_was_cancelled_is_told(pair: Pair) -> None:
     await ours.create(make_project())
     with theirs.subscribe(REF) as far, ours.subscribe(REF) as near:
         await far.changed(0.2)
-        wanting = asyncio.create_task(ours.want("ada", "demo", Desired.ACTIVE, at(1), at(9)))
+        wanting = asyncio.create_task(want(ours, "ada", "demo", Desired.ACTIVE, at(1), at(9)))
         async with asyncio.timeout(10):
             while not ours._begun:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
@@ -100,8 +101,8 @@ async def test_simultaneous_edits_of_two_processes_are_both_kept(pair: Pair) -> 
     ours, theirs = pair
     await ours.create(make_project())
     await asyncio.gather(
-        *(ours.edit("ada", "demo", Edit(name=f"n{n}"), at(n)) for n in range(5)),
-        *(theirs.edit("ada", "demo", Edit(metadata={"n": n}), at(n)) for n in range(5)),
+        *(edit(ours, "ada", "demo", Edit(name=f"n{n}"), at(n)) for n in range(5)),
+        *(edit(theirs, "ada", "demo", Edit(metadata={"n": n}), at(n)) for n in range(5)),
     )
     project = await ours.get("ada", "demo")
     assert project.name.startswith("n")

@@ -16,11 +16,13 @@ from pymongo.asynchronous.database import AsyncDatabase
 from structlog.testing import capture_logs
 from tests.contract.store_adapters import IDLE, all_claims, at, claim, log, make_project
 from tests.store import mongo_servers
+from tests.wishes import edit, want
 
 from greylag.domain.errors import ConfigError, ErrorInfo, StoreUnavailableError
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, NewEvent, Project, Status
-from greylag.ports import Edit, IdempotencyKey, Outcome, PageQuery, RecordUnreadableError
+from greylag.ports import IdempotencyKey, Outcome, PageQuery, RecordUnreadableError
+from greylag.services.projects import Edit
 from greylag.store.mongo import connection, documents
 from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
@@ -171,8 +173,8 @@ async def test_what_an_older_document_leaves_out_is_derived(place: Place) -> Non
 async def test_fields_that_are_not_ours_survive_every_write(place: Place) -> None:
     await place.put(theirs=[{"$odd": 1}], due_at=at(0))
     store = await place.open()
-    await store.edit("ada", "demo", Edit(name="New"), at(1))
-    await store.want("ada", "demo", Desired.INACTIVE, at(1), at(9))
+    await edit(store, "ada", "demo", Edit(name="New"), at(1))
+    await want(store, "ada", "demo", Desired.INACTIVE, at(1), at(9))
     claimed = await store.renew(await claim(store, 2), at(3), 30)
     outcome = Outcome(status=Status.INACTIVE, events=[NewEvent("e", "E")])
     await store.record(claimed, outcome, at(4), release=True)
@@ -222,8 +224,8 @@ async def test_a_revision_that_is_no_number_cannot_be_read(
     await place.put(revision=revision)
     for asked in (
         store.get("ada", "demo"),
-        store.edit("ada", "demo", Edit(name="New"), at(1)),
-        store.want("ada", "demo", Desired.ACTIVE, at(1), at(2)),
+        edit(store, "ada", "demo", Edit(name="New"), at(1)),
+        want(store, "ada", "demo", Desired.ACTIVE, at(1), at(2)),
     ):
         with pytest.raises(RecordUnreadableError, match="revision is"):
             await asked
@@ -235,7 +237,7 @@ async def test_a_revision_that_a_shell_has_written_is_counted_up(
     place: Place, store: MongoStore, revision: object
 ) -> None:
     await place.put(revision=revision)
-    assert (await store.edit("ada", "demo", Edit(name="New"), at(1))).name == "New"
+    assert (await edit(store, "ada", "demo", Edit(name="New"), at(1))).name == "New"
     document = await place.raw["projects"].find_one({"project_id": "demo"})
     assert document is not None
     assert document["revision"] == (revision or 0) + 1  # type: ignore[operator]

@@ -9,6 +9,7 @@ from pymongo.errors import PyMongoError
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
+from tests.wishes import want
 
 from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
@@ -69,7 +70,7 @@ async def test_each_step_of_a_projects_life_survives_the_fault_and_is_done_once(
     key = IdempotencyKey("k", "f")
     created = await patient.create(make_project(due_at=at(0)), key)
     assert created.new
-    wanted = await patient.want("ada", "demo", Desired.ACTIVE, at(1), at(99))
+    wanted = await want(patient, "ada", "demo", Desired.ACTIVE, at(1), at(99))
     assert wanted.generation == 2
     claimed = await claim(patient, 2)
     assert claimed.number == 1
@@ -88,9 +89,9 @@ async def test_a_write_that_no_majority_has_is_not_acknowledged(
     await quick.create(make_project())
     proxy.inject("update", Fault.WRITE_CONCERN)
     with pytest.raises(StoreUnavailableError, match="majority"):
-        await quick.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+        await want(quick, "ada", "demo", Desired.ACTIVE, at(1), at(9))
     # It may have happened, and is the same when it is asked again.
-    assert (await quick.want("ada", "demo", Desired.ACTIVE, at(2), at(9))).generation == 2
+    assert (await want(quick, "ada", "demo", Desired.ACTIVE, at(2), at(9))).generation == 2
 
 
 async def test_a_server_that_refuses_connections_is_said_soon_and_found_again(
@@ -160,7 +161,7 @@ async def test_while_changes_cannot_be_followed_listeners_look_for_themselves(
 async def test_an_activation_costs_so_many_commands(patient: MongoStore, proxy: WireProxy) -> None:
     await patient.create(make_project())
     proxy.seen.clear()
-    await patient.want("ada", "demo", Desired.ACTIVE, at(1), at(99))
+    await want(patient, "ada", "demo", Desired.ACTIVE, at(1), at(99))
     claimed = await claim(patient, 2)
     for release in (False, False, True):
         await patient.record(claimed, STARTED, at(3), release=release)

@@ -9,6 +9,7 @@ import pytest
 from tests.contract.store_adapters import IDLE, at, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, proxied
+from tests.wishes import want
 
 from greylag.domain.errors import LeaseLostError, StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent
@@ -44,7 +45,7 @@ async def work(storm: Storm, store: MongoStore, name: str, dice: random.Random) 
             if claim is not None:
                 storm.claims.append((claim.project.project_id, claim.number))
                 await _outcomes(storm, store, claim, dice)
-            await store.want("ada", f"p{dice.randrange(PROJECTS)}", Desired.ACTIVE, at(0), at(99))
+            await want(store, "ada", f"p{dice.randrange(PROJECTS)}", Desired.ACTIVE, at(0), at(99))
         except (StoreUnavailableError, LeaseLostError) as error:
             storm.refused[error.code] += 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.store_adapters import REF, at, make_project
+from tests.wishes import edit
 
 from greylag.common import sqlite
 from greylag.domain.errors import (
@@ -19,7 +20,8 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.project import ProjectRef, Status
-from greylag.ports import Edit, PageQuery
+from greylag.ports import PageQuery
+from greylag.services.projects import Edit
 from greylag.store.sqlite import schema, tables
 from greylag.store.sqlite.store import SqliteStore
 
@@ -133,10 +135,10 @@ async def test_a_full_disk_changes_nothing_and_room_heals_it(store: SqliteStore)
     await store._writer.run(fill)
     big = {"text": "x" * 1_000_000}
     with pytest.raises(StoreUnavailableError, match="full"):
-        await store.edit("ada", "demo", Edit(name="big", metadata=big), at(1))
+        await edit(store, "ada", "demo", Edit(name="big", metadata=big), at(1))
     assert await store.get("ada", "demo") == made
     await store._writer.run(lambda sql: sql.execute("PRAGMA max_page_count = 100000"))
-    assert (await store.edit("ada", "demo", Edit(metadata=big), at(2))).metadata == big
+    assert (await edit(store, "ada", "demo", Edit(metadata=big), at(2))).metadata == big
 
 
 async def test_a_file_that_another_holds_is_unavailable_and_then_available_again(

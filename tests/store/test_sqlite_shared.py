@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 from tests.contract.store_adapters import REF, at, claim, make_project
+from tests.wishes import edit, want
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
-from greylag.ports import Edit, PageQuery
+from greylag.ports import PageQuery
+from greylag.services.projects import Edit
 from greylag.store.sqlite import store
 from greylag.store.sqlite.store import SqliteStore
 
@@ -48,7 +50,7 @@ async def test_a_page_is_as_the_last_write_left_it_whoever_wrote(pair: Pair) -> 
         await pair[0].create(make_project(f"p{number}", created=number))
     for number in range(70):
         name = f"name {number}"
-        await pair[number % 2].edit("ada", "p1", Edit(name=name), at(9))
+        await edit(pair[number % 2], "ada", "p1", Edit(name=name), at(9))
         for one, limit in product(pair, (2, 3, 50 + number)):
             page = await one.page("ada", PageQuery(limit))
             assert page.projects[1].name == name
@@ -63,9 +65,9 @@ async def test_each_kind_of_write_is_heard(pair: Pair) -> None:
     with ours.subscribe(REF) as heard:
         # What came before may be told late; the rest is about what comes now.
         await heard.changed(0.05)
-        await theirs.edit("ada", "demo", Edit(name="x"), at(1))
+        await edit(theirs, "ada", "demo", Edit(name="x"), at(1))
         assert await heard.changed(10)
-        await theirs.want("ada", "demo", Desired.ACTIVE, at(1), at(9))
+        await want(theirs, "ada", "demo", Desired.ACTIVE, at(1), at(9))
         assert await heard.changed(10)
         await theirs.poke(REF, at(1))
         assert await heard.changed(10)

@@ -13,11 +13,20 @@ import random
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.names import EnvironmentNames
-from greylag.domain.project import Desired, NewEvent, Project, Status, new_record_id
+from greylag.domain.project import (
+    Desired,
+    NewEvent,
+    Project,
+    ProjectRef,
+    Status,
+    new_record_id,
+    wanted,
+)
 from greylag.ports import Claim, Outcome, ProjectStore
 from greylag.store.mongo.store import MongoStore
 from greylag.store.sqlite.store import SqliteStore
@@ -59,8 +68,9 @@ async def work(place: str, seed: int) -> None:
         else:
             desired = Desired.ACTIVE
         told = _event("want", name, now)
-        wanted = await store.want("ada", name, desired, now, now, audit=told)
-        tell("want", name, generation=wanted.generation)
+        wish = partial(wanted, desired=desired, now=now, deadline=now, again=False)
+        wished = await store.change(ProjectRef("ada", name), wish, told)
+        tell("want", name, generation=wished.generation)
         claim = await store.claim_due("w", now, 60)
         if claim is None:
             raise RuntimeError("what was wanted must be due")

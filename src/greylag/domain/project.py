@@ -312,7 +312,12 @@ class ProjectRecord:
 def edited(
     record: ProjectRecord, name: str | None, metadata: Mapping[str, Any] | None, now: datetime
 ) -> ProjectRecord:
-    """Return the record with the edit in it; the same record when that changes nothing."""
+    """Return the record with the edit in it (``None`` leaves name or metadata as it is); the same
+    record when that changes nothing.
+
+    Raises:
+        ProjectDeletingError: it is being deleted.
+    """
     project = record.project
     if project.desired is Desired.DELETED:
         raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
@@ -328,6 +333,12 @@ def wanted(
 ) -> ProjectRecord:
     """Return the record with the wish in it; the same record when it changes nothing, or is to be
     made ``again`` and was not made.
+
+    The same wish again changes nothing, unless the project is in error: then it is tried once more.
+    ``DELETED`` is final.
+
+    Raises:
+        ProjectDeletingError: it is being deleted, and something else is wanted.
     """
     project = record.project
     if project.desired is Desired.DELETED and desired is not Desired.DELETED:
@@ -359,7 +370,13 @@ def refreshed(record: ProjectRecord, now: datetime) -> ProjectRecord:
 
 
 def handed_over(record: ProjectRecord, new_owner: str, now: datetime) -> ProjectRecord:
-    """Return the record as another user's; the same record when it is theirs already."""
+    """Return the record as another user's; the same record when it is theirs already. Its
+    environment stays what it is.
+
+    Raises:
+        ProjectDeletingError: it is being deleted.
+        ConflictError: it does not rest, asleep.
+    """
     project = record.project
     if project.desired is Desired.DELETED:
         raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")

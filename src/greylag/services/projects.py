@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import KW_ONLY, asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from greylag.domain.audit import SYSTEM, Actor, AuditAction, name_of
@@ -33,13 +34,16 @@ from greylag.domain.project import (
     ProjectRef,
     Status,
     check_source,
+    edited,
+    handed_over,
     new_record_id,
+    refreshed,
+    wanted,
 )
 from greylag.domain.users import Action, DefaultLimits, Principal, User
 from greylag.ports import (
     Clock,
     Created,
-    Edit,
     IdempotencyKey,
     PageQuery,
     ProjectPage,
@@ -74,6 +78,14 @@ class NewProject:
     project_id: str | None = None
     metadata: Mapping[str, Any] | None = None
     source: GitSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a user may change at any time; ``None`` leaves it as it is."""
+
+    name: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +206,8 @@ class Projects:
             raise ConflictError(taken, hint=hint)
         carried = await self.gate.carry_members(principal, ref, user.id)
         try:
-            given = await self.store.hand_over(
-                ref.user_id, ref.project_id, user.id, self.clock.now(), audit=event
-            )
+            over = partial(handed_over, new_owner=user.id, now=self.clock.now())
+            given = await self.store.change(ref, over, event)
         except ProjectExistsError as error:
             raise ConflictError(error.info.message, hint=hint) from error
         except ConflictError:
@@ -229,9 +240,8 @@ class Projects:
             name=edit.name,
             metadata=None if edit.metadata is None else sorted(edit.metadata),
         )
-        return await self.store.edit(
-            ref.user_id, ref.project_id, edit, self.clock.now(), audit=event
-        )
+        rule = partial(edited, name=edit.name, metadata=edit.metadata, now=self.clock.now())
+        return await self.store.change(ref, rule, event)
 
     async def want(
         self,
@@ -279,21 +289,16 @@ class Projects:
         """
         await self.gate.authorize(principal, _ACTIONS[Desired.ACTIVE], ref)
         event = self.gate.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
-        return await self.store.refresh(ref.user_id, ref.project_id, self.clock.now(), audit=event)
+        return await self.store.change(ref, partial(refreshed, now=self.clock.now()), event)
 
     async def _want(
         self, who: Principal | Actor, ref: ProjectRef, desired: Desired, *, again: bool = False
     ) -> Project:
         now = self.clock.now()
-        return await self.store.want(
-            ref.user_id,
-            ref.project_id,
-            desired,
-            now,
-            now + timedelta(seconds=self.activation_timeout),
-            again=again,
-            audit=self.gate.audit.event(who, _ACTIONS[desired], name_of(ref)),
-        )
+        deadline = now + timedelta(seconds=self.activation_timeout)
+        rule = partial(wanted, desired=desired, now=now, deadline=deadline, again=again)
+        event = self.gate.audit.event(who, _ACTIONS[desired], name_of(ref))
+        return await self.store.change(ref, rule, event)
 
     async def settled(self, project: Project, within: float | None = None) -> Project | None:
         """Wait until what ``project`` wants is so; ``None`` means that the project is gone.
@@ -419,12 +424,12 @@ class Projects:
     def _check_template(self, owner: User, metadata: Mapping[str, Any]) -> None:
         """Raise ``LimitExceededError`` when a user's project may not have this template."""
         allowed = self.limits.of(owner).templates
-        wanted = metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
-        if allowed is None or wanted in (DEFAULT_TEMPLATE, *allowed):  # it may be any JSON
+        template = metadata.get(TEMPLATE_KEY, DEFAULT_TEMPLATE)
+        if allowed is None or template in (DEFAULT_TEMPLATE, *allowed):  # it may be any JSON
             return
         named = ", ".join(sorted({DEFAULT_TEMPLATE, *allowed}))
         raise LimitExceededError(
-            f"The user {owner.id} may not use the template {wanted!r}.",
+            f"The user {owner.id} may not use the template {template!r}.",
             hint=f"Set metadata.template to one of: {named}; or ask an administrator for more.",
         )
 

@@ -10,8 +10,8 @@ from greylag.common.clock import rfc3339
 from greylag.domain.errors import ConflictError, ProjectNotFoundError, WaitTimeoutError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action
-from greylag.ports import CURSOR_FORM, Edit, PageQuery
-from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, NewProject
+from greylag.ports import CURSOR_FORM, PageQuery
+from greylag.services.projects import KEY_FORM, MAX_KEY_LENGTH, Edit, NewProject
 from greylag.web.addresses import address
 from greylag.web.deps import (
     LOCATION,

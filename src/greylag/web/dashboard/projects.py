@@ -13,7 +13,7 @@ from greylag.common.concurrent import merged
 from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
-from greylag.ports import Edit
+from greylag.services.projects import Edit
 from greylag.web.addresses import origin_of, project_url, user_url
 from greylag.web.dashboard.accounts import look_needed
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
