@@ -52,15 +52,10 @@ def check_text(value: str) -> str:
     return value
 
 
-def check_email(value: str) -> str:
-    """Return ``value``, which people give as an address of email.
-
-    Raises:
-        ValueError: it can be none.
-    """
+def _email(value: str) -> str:
     if "@" not in value:
         raise ValueError("must be an email address, with an @")
-    return value
+    return value.lower()
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +232,7 @@ class AccountOut(UserOut):
 Email = Annotated[
     Text,
     Field(max_length=320, json_schema_extra={"pattern": "@"}),
-    AfterValidator(check_email),
+    AfterValidator(_email),
 ]
 _Name = Annotated[
     Text,
@@ -260,8 +255,7 @@ class NewUserIn(In):
 
     def user(self) -> User:
         """Return the user to add."""
-        given = self.model_dump(exclude={"limits", "email"})
-        return User(**given, email=_address(self.email), limits=_limits(self.limits))
+        return User(**self.model_dump(exclude={"limits"}), limits=_limits(self.limits))
 
 
 class UserEditIn(In):
@@ -276,11 +270,7 @@ class UserEditIn(In):
     def edit(self) -> UserEdit:
         """Return what is to be changed."""
         limits = _limits(self.limits) if self.limits else None
-        return UserEdit(self.display_name, self.role, self.disabled, _address(self.email), limits)
-
-
-def _address(email: str | None) -> str | None:
-    return email.lower() if email else None
+        return UserEdit(self.display_name, self.role, self.disabled, self.email, limits)
 
 
 def _limits(given: LimitsIn) -> Limits:
@@ -751,27 +741,27 @@ class FilePreviewIn(In):
     share_seconds: ShareSeconds | None = _SHARE_SECONDS
 
 
-class PreviewOut(BaseModel):
+class PreviewOut(Out):
     """A link that opens a preview; ``share`` names it where any browser may use it."""
 
     url: str
-    expires_at: str
+    expires_at: Time
     share: str | None = None
 
 
-class ShareOut(BaseModel):
+class ShareOut(Out):
     """A link by which anybody may open a preview."""
 
     share: str = Field(description="Its name, by which it is ended.")
     port: int | None = Field(description="What it shows; null: files of the workspace.")
     path: str = Field(description="Where it leads.", examples=["/"])
     by: str | None = Field(description="Who made it; null: the operator.")
-    created_at: str
-    expires_at: str
+    created_at: Time
+    expires_at: Time
     url: str
 
 
-class SharesOut(BaseModel):
+class SharesOut(Out):
     """What is shared of a project, the newest first."""
 
     shares: list[ShareOut]

@@ -119,15 +119,7 @@ async def _made(
 
 
 def _shown(share: Share, links: PreviewLinks) -> ShareOut:
-    return ShareOut(
-        share=share.key,
-        port=share.port,
-        path=share.path,
-        by=share.by,
-        created_at=rfc3339(share.created_at),
-        expires_at=rfc3339(share.expires_at),
-        url=links.link(of_share(share)),
-    )
+    return ShareOut.of(share, share=share.key, url=links.link(of_share(share)))
 
 
 def _links(request: Request) -> PreviewLinks:
