@@ -5,10 +5,10 @@ lines of JSON.
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query
@@ -109,64 +109,54 @@ async def _encoded(batches: AsyncIterator[Sequence[NumberedEntry]]) -> AsyncIter
         yield "".join(f"{json.dumps(entry)}\n" for _, entry in batch).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class AuditForm:
-    """What the filter's form holds, as it was typed."""
+def _form(request: Request) -> dict[str, str]:
+    """Return what the filter's form holds, as it was typed."""
+    query = request.query_params
+    return {one.name: query.get(one.name, "").strip() for one in fields(AuditFilter)}
 
-    user: str = ""
-    action: str = ""
-    object: str = ""
-    result: str = ""
-    since: str = ""
-    until: str = ""
 
-    @classmethod
-    def read(cls, request: Request) -> Self:
-        """Return what the address asks for."""
-        query = request.query_params
-        return cls(**{one.name: query.get(one.name, "").strip() for one in fields(cls)})
+def _asked(form: Mapping[str, str]) -> AuditFilter:
+    """Return which entries a form asks for; days are whole ones, in UTC.
 
-    def filter(self) -> AuditFilter:
-        """Return which entries it asks for; days are whole ones, in UTC.
+    Raises:
+        InvalidRequestError: there is no such day or result.
+    """
+    try:
+        until = _day(form["until"])
+        return AuditFilter(
+            user=form["user"] or None,
+            action=form["action"] or None,
+            object=form["object"] or None,
+            result=Result(form["result"]) if form["result"] else None,
+            since=_day(form["since"]),
+            until=until and until + timedelta(days=1),
+        )
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequestError(f"The filter asks for what cannot be: {error}.") from error
 
-        Raises:
-            InvalidRequestError: there is no such day or result.
-        """
-        try:
-            until = _day(self.until)
-            return AuditFilter(
-                user=self.user or None,
-                action=self.action or None,
-                object=self.object or None,
-                result=Result(self.result) if self.result else None,
-                since=_day(self.since),
-                until=until and until + timedelta(days=1),
-            )
-        except (ValueError, OverflowError) as error:
-            raise InvalidRequestError(f"The filter asks for what cannot be: {error}.") from error
 
-    def url(self, path: str = AUDIT_PAGE, **more: Any) -> str:
-        """Return the address at ``path`` that asks for the same."""
-        given = {name: value for name, value in {**asdict(self), **more}.items() if value}
-        return address(f"{path}?{urlencode(given)}" if given else path)
+def _url(form: Mapping[str, str], path: str = AUDIT_PAGE, **more: Any) -> str:
+    """Return the address at ``path`` that asks for what a form does."""
+    given = {name: value for name, value in {**form, **more}.items() if value}
+    return address(f"{path}?{urlencode(given)}" if given else path)
 
 
 @page_router.get(AUDIT_PAGE)
 async def show_audit(request: Request, call: CallDep) -> Response:
     """Show the newest entries, or those before the one that the address names."""
-    form = AuditForm.read(request)
+    form = _form(request)
     cursor = request.query_params.get("cursor", "")
     known = cursor.isascii() and cursor.isdecimal() and len(cursor) < 16  # noqa: PLR2004 - of 2^53
     before = int(cursor) if known else None
-    page = await call.use_cases.audit_reader.page(call.principal, form.filter(), STEP, before)
+    page = await call.use_cases.audit_reader.page(call.principal, _asked(form), STEP, before)
     return call.page(
         "audit.html",
         form=form,
         results=tuple(Result),
         entries=[_row(number, entry) for number, entry in page.entries],
-        older=page.cursor and form.url(cursor=page.cursor),
-        newest=form.url() if before else None,
-        export=form.url(f"{AUDIT_PAGE}/export"),
+        older=page.cursor and _url(form, cursor=page.cursor),
+        newest=_url(form) if before else None,
+        export=_url(form, f"{AUDIT_PAGE}/export"),
     )
 
 
@@ -174,7 +164,7 @@ async def show_audit(request: Request, call: CallDep) -> Response:
 async def export_audit(request: Request, call: CallDep) -> Response:
     """Give all that the filter finds as a file, a line of JSON for each entry."""
     saved = {"content-disposition": 'attachment; filename="audit.jsonl"'}
-    return await lines(call, AuditForm.read(request).filter(), saved)
+    return await lines(call, _asked(_form(request)), saved)
 
 
 def _day(text: str) -> datetime | None:

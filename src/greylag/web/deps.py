@@ -14,13 +14,13 @@ from urllib.parse import quote
 import structlog
 from fastapi import APIRouter, Depends, Header, Path
 from fastapi.dependencies.models import Dependant
-from starlette.datastructures import QueryParams
+from starlette.datastructures import FormData, QueryParams
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from greylag.common.typed import parse_json
-from greylag.domain.errors import InvalidRequestError, UnauthorizedError
+from greylag.domain.errors import ErrorInfo, InvalidRequestError, UnauthorizedError
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
@@ -73,6 +73,12 @@ class RequestContext:
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page of the site, for who asks."""
         return respond(template, status=status, site=self.site, **values)
+
+    def form(
+        self, template: str, form: FormData | None, error: str | ErrorInfo | None, **values: Any
+    ) -> Response:
+        """Return a page with a form as it was sent, with what is wrong in it, if anything is."""
+        return self.page(template, status=422 if error else 200, form=form, error=error, **values)
 
     def while_allowed(self, action: Action) -> AbstractAsyncContextManager[None]:
         """Return a block that ends, by an error, once ``action`` is not allowed any more."""

@@ -273,30 +273,22 @@ def _page(
     call: RequestContext, view: AccountView, form: FormData | None = None, error: str | None = None
 ) -> Response:
     service = call.use_cases.sign_in
-    return call.page(
-        "account.html",
-        status=422 if error else 200,
-        account=view,
-        user=view.user,
-        provider=service and service.provider.name,
-        form=form,
-        error=error,
-    )
+    provider = service and service.provider.name
+    return call.form("account.html", form, error, account=view, user=view.user, provider=provider)
 
 
 async def _token_form(call: RequestContext, form: FormData, error: str | None = None) -> Response:
     user = await call.use_cases.accounts.show(call.principal, call.user_id)
     asked = PageQuery(limit=MAX_PROJECTS)
     page = await call.use_cases.projects.page(call.principal, call.user_id, asked)
-    return call.page(
+    return call.form(
         "new_token.html",
-        status=422 if error else 200,
+        form,
+        error,
         user=user,
         projects=page.projects,
         scopes=_SCOPES,
         longest=f"{call.use_cases.tokens.longest_days:g}",
-        form=form,
-        error=error,
     )
 
 
@@ -341,7 +333,7 @@ async def list_users(
 async def new_user(call: CallDep) -> Response:
     """Show an empty form."""
     await call.use_cases.accounts.all(call.principal)
-    return _user_form(call, FormData())
+    return call.form("new_user.html", FormData(), None)
 
 
 @router.post("/new-user")
@@ -361,7 +353,7 @@ async def make_user(request: Request, call: CallDep) -> Response:
         new = parsed(NewUserIn, given).user()
         made = await call.use_cases.accounts.make(call.principal, new)
     except FORM_REFUSALS as error:
-        return _user_form(call, form, words_of(error))
+        return call.form("new_user.html", form, words_of(error))
     return see(user_url(made.id, ACCOUNT))
 
 
@@ -375,15 +367,6 @@ def _matching(users: Sequence[User], words: str) -> list[User]:
             for word in wanted
         )
     ]
-
-
-def _user_form(call: RequestContext, form: FormData, error: str | None = None) -> Response:
-    return call.page(
-        "new_user.html",
-        status=422 if error else 200,
-        form=form,
-        error=error,
-    )
 
 
 # Looking at another's projects.

@@ -77,13 +77,7 @@ async def _webhook_form(
     call: RequestContext, form: FormData, error: ErrorInfo | None = None
 ) -> Response:
     user = await call.use_cases.accounts.show(call.principal, call.user_id)
-    return call.page(
-        "new_webhook.html",
-        status=422 if error else 200,
-        user=user,
-        form=form,
-        error=error,
-    )
+    return call.form("new_webhook.html", form, error, user=user)
 
 
 @router.post(ACCOUNT_PAGE + "/notifications/{target}/test")
