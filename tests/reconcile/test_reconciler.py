@@ -512,7 +512,7 @@ async def test_an_agent_that_hangs_costs_no_lease_however_often_it_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = await outdated(pace=replace(PACE, lease=2.0))
-    await bench.store.refresh(REF.user_id, REF.project_id, bench.clock.now())
+    await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
 
     async def hangs(*_: object) -> None:
         began = asyncio.get_running_loop().time()
