@@ -19,7 +19,8 @@ from greylag.domain.errors import (
     NotActiveError,
 )
 from greylag.domain.project import Project, ProjectRef
-from greylag.domain.users import OPERATOR
+from greylag.domain.users import OPERATOR, Limits
+from greylag.services.people import UserEdit
 from greylag.web.dashboard import pages, rail
 from greylag.web.dashboard.pages import ProjectView, project_view
 from greylag.web.dashboard.rail import read_projects, read_sessions
@@ -137,6 +138,18 @@ async def test_a_form_error_keeps_what_was_typed(running: Site) -> None:
         page = await answer.text()
     assert 'value="Mine"' in page
     assert "{oops" in page
+
+
+async def test_a_form_that_a_limit_refuses_keeps_what_was_typed(running: Site) -> None:
+    await running.project()
+    limited = UserEdit(limits=Limits(templates=("small",)))
+    await running.house.use_cases.people.edit("ada", limited)
+    form = {"name": "Mine", "metadata": '{"template": "large", "team": "blue"}'}
+    for path in ("/users/ada/new-project", f"{PAGE}/edit"):
+        async with running.http.post(path, data=form, headers=HTML) as answer:
+            page = await answer.text()
+        assert "may not use the template" in page
+        assert ('value="Mine"' in page, "blue" in page) == (True, True)
 
 
 @pytest.mark.parametrize("path", ["/users/ada/new-project", f"{PAGE}/edit", f"{PAGE}/messages"])

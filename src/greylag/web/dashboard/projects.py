@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from greylag.common import sse
 from greylag.common.concurrent import merged
-from greylag.domain.errors import InvalidRequestError, ProjectNotFoundError
+from greylag.domain.errors import ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
 from greylag.services.projects import Edit
@@ -18,6 +18,7 @@ from greylag.web.addresses import origin_of, project_url, user_url
 from greylag.web.dashboard.accounts import look_needed
 from greylag.web.dashboard.conversations import TURNS_SHOWN, bounded, read_conversation
 from greylag.web.dashboard.pages import (
+    FORM_REFUSALS,
     PROJECT_PAGE,
     Back,
     ProjectForm,
@@ -33,6 +34,7 @@ from greylag.web.dashboard.pages import (
     render,
     respond,
     see,
+    words_of,
 )
 from greylag.web.dashboard.rail import RECHECK_SECONDS, project_rows, rail_frames, read_rail
 from greylag.web.dashboard.waking import waking
@@ -118,8 +120,8 @@ async def edit_project(request: Request, call: ProjectCallDep) -> Response:
     try:
         change = Edit(form.name, form.metadata_object())
         changed = await call.use_cases.projects.edit(*call.at, change)
-    except InvalidRequestError as error:
-        return form_page(request, form, error.info.message, **await _values(call, back))
+    except FORM_REFUSALS as error:
+        return form_page(request, form, words_of(error), **await _values(call, back))
     return _changed(request, call, changed, back)
 
 
