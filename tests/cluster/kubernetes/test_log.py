@@ -29,11 +29,12 @@ def at(nanoseconds: int) -> str:
 class Node:
     """An API server with one pod, whose container's streams say one after the other ``streams``.
 
-    The last one stays open. ``states``: as what the container is told at each look, the last one
-    again and again: its state, and how often it was started again.
+    The last one stays open, and of "" there is no log yet. ``states``: as what the container is
+    told at each look, the last one again and again: its state, and how often it was started again;
+    ``None``: there is no pod.
     """
 
-    def __init__(self, streams: list[str], states: list[tuple[dict[str, Any], int]]) -> None:
+    def __init__(self, streams: list[str], states: list[tuple[dict[str, Any], int] | None]) -> None:
         self.streams = streams
         self.states = states
         self.asked: list[dict[str, str]] = []
@@ -42,15 +43,20 @@ class Node:
         if not request.path.endswith("/log"):
             return self._pods()
         self.asked.append(dict(request.query))
+        if not (told := self.streams.pop(0)):
+            return web.json_response({"message": "It is waiting to start."}, status=400)
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(self.streams.pop(0).encode())
+        await response.write(told.encode())
         if not self.streams:
             await asyncio.sleep(PATIENCE)
         return response
 
     def _pods(self) -> web.Response:
-        state, restarts = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        found = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if found is None:
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+        state, restarts = found
         status = {"name": AGENTD, "state": state, "restartCount": restarts}
         meta = {"uid": "u", "name": "demo-api-1", "namespace": "user-ada"}
         pod = {"metadata": meta, "status": {"containerStatuses": [status]}}
@@ -81,6 +87,20 @@ async def test_a_stream_that_ends_while_its_container_runs_is_opened_again_from_
     assert told == [b"one\n", b"two\n", b"three\n", b"at once\n", b"\n", b"last\n"]
     assert [one.get("sinceTime") for one in node.asked] == [None, at(2), at(2)]
     assert [one.get("tailLines") for one in node.asked] == ["10", None, None]
+
+
+@pytest.mark.parametrize("tail", [0, 2])
+@pytest.mark.parametrize("pods", [[(RUNS, 0)], [None, None, (RUNS, 0)]])
+async def test_a_log_that_begins_after_it_was_asked_for_is_given_whole(
+    tail: int, pods: list[tuple[dict[str, Any], int] | None]
+) -> None:
+    written = f"{at(1)} one\n{at(2)} two\n{at(3)} last\n"
+    node = Node([*([] if pods[0] is None else [""]), written], pods)
+    async with served(node.answer) as (_, api):
+        lines = log.followed(api, ENVIRONMENT, tail)
+        assert await heard(lines, b"last\n") == [b"one\n", b"two\n", b"last\n"]
+        await lines.aclose()
+    assert node.asked[-1].get("tailLines") is None
 
 
 @pytest.mark.parametrize("tail", [0, 1])

@@ -33,6 +33,7 @@ class _Place:
 
     Attributes:
         run: of which pod, by its uid, after how many restarts of its container.
+        begins: whether there was no log yet, so that all that comes is new.
         first: when the line was written that came first.
         stamp: when the last whole line was written.
         rest: the beginning of a line that has no end yet.
@@ -43,6 +44,7 @@ class _Place:
     """
 
     run: tuple[str, int] | None = None
+    begins: bool = False
     first: bytes = b""
     stamp: bytes = b""
     rest: bytes = b""
@@ -95,6 +97,7 @@ async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenera
         with translated():
             pod = await _newest(api, environment)
             run = None if pod is None else _run_of(pod)
+            first = None if pod is None else first
             # A node that puts no times to lines cannot be asked for what follows.
             again = run == place.run and _runs(pod) and place.first != b""
             if not again and (end := _end(place)):
@@ -107,6 +110,8 @@ async def followed(api: Api, environment: Environment, tail: int) -> AsyncGenera
                 if reading.rest and not _BROKEN_STAMP.fullmatch(reading.rest):
                     place, first = reading, None
                     place.first = place.first or _parted(place.rest)[0]
+                if reading.begins:
+                    first = None
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -144,6 +149,7 @@ async def _lines(
     except ApiError as error:
         if error.status not in _NO_LOG_YET:
             raise
+        place.begins = True
 
 
 def _end(place: _Place) -> bytes:
