@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 from tests.services.house import House
 from tests.web.server import Site, served, settings, site
+from tests.web.test_people_api import signed_in
 
 from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
@@ -125,6 +127,21 @@ async def test_a_client_that_leaves_frees_its_place_while_the_turn_goes_on() -> 
                         break
         async with running.http.get(f"{path}/turns/{turn}") as answer:
             assert (await answer.json())["status"] == "running"
+
+
+async def test_strangers_take_no_place_of_a_project_and_learn_of_none() -> None:
+    async with site(settings(streams_per_project=1)) as running:
+        path = await running.project(active=True)
+        stranger = await signed_in(running, "eve")
+        base = f"http://127.0.0.1:{running.port}"
+        async with (
+            running.http.get(f"{path}/events") as open_already,
+            aiohttp.ClientSession(base, headers=stranger) as eve,
+            eve.post(f"{path}/messages", json={"message": "hello"}) as refused,
+        ):
+            assert open_already.status == 200
+            assert refused.status == 404
+            assert (await refused.json(content_type=None))["code"] == "user_not_found"
 
 
 async def test_only_a_client_that_left_is_logged_so(capsys: pytest.CaptureFixture[str]) -> None:

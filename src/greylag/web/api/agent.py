@@ -96,6 +96,8 @@ async def send_message(
     `tool_confirmation`, `tool_notification`, `tool_response`, `context_exceeded`, `history_update`
     and `error`, until `complete` ends the stream.
     """
+    # Asked before a place is taken, too: strangers are to take none, and to learn of none.
+    await call.use_cases.gate.authorize(call.principal, Action.MESSAGES_SEND, call.ref)
     new = NewMessage(body.message, body.session_id, body.message_id)
     opening = call.use_cases.agents.send(*call.at, new)
     return call.streams.events(call.ref, opening, Action.AGENT_READ)
