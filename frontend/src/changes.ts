@@ -75,16 +75,21 @@ export class ChangeLog {
     this.#api = api;
   }
 
+  /** Return the address of a turn or an undo, whose id is the environment's word. */
+  #turn(id: string): string {
+    return `${this.#api}/turns/${encodeURIComponent(id)}`;
+  }
+
   async turns(session: string): Promise<Turn[]> {
     return (await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/turns?limit=30`)).json()).turns;
   }
 
   async turn(id: string): Promise<Turn> {
-    return (await ask(`${this.#api}/turns/${id}`)).json();
+    return (await ask(this.#turn(id))).json();
   }
 
   async list(span: Span): Promise<Changes> {
-    if ("turn" in span) return (await ask(`${this.#api}/turns/${span.turn}/changes`)).json();
+    if ("turn" in span) return (await ask(`${this.#turn(span.turn)}/changes`)).json();
     return (await ask(`${this.#api}/changes?${new URLSearchParams(span.since ? { from: span.since } : {})}`)).json();
   }
 
@@ -103,7 +108,7 @@ export class ChangeLog {
   /** Undo; with `forget` the agent's history is cut, too. */
   async undo(id: string, override: boolean, forget: boolean): Promise<Undone> {
     // An environment of an older version knows no `history`.
-    return (await post(`${this.#api}/turns/${id}/undo`, { override, ...(forget && { history: "cut" }) })).json();
+    return (await post(`${this.#turn(id)}/undo`, { override, ...(forget && { history: "cut" }) })).json();
   }
 }
 

@@ -182,7 +182,7 @@ function Opened({ api, page, target, opened, open, attempt }: OpenedProps) {
     });
     return () => { current = false; };
   }, [api, target, opened]);
-  const where = target.port === null ? `${page}/preview?` : `${page}/preview/${target.port}?`;
+  const where = target.port === null ? `${page}/preview?` : `${page}/preview/${encodeURIComponent(target.port)}?`;
   const name = target.port === null ? target.path : `port ${target.port}`;
   return (
     <>
@@ -215,7 +215,7 @@ function canBeFramed(url: string): boolean {
 }
 
 async function linkTo(api: string, { port, path }: Target, seconds: number | null = null): Promise<Link> {
-  const where = port === null ? `${api}/files/preview` : `${api}/ports/${port}/preview`;
+  const where = port === null ? `${api}/files/preview` : `${api}/ports/${encodeURIComponent(port)}/preview`;
   return (await post(where, { path, share_seconds: seconds })).json();
 }
 

@@ -82,12 +82,17 @@ export class TurnStream {
     return error.passing || (this.turnId !== null && error.status === 429);
   }
 
+  /** Its id is the environment's word: whatever it holds, it leads nowhere else. */
+  get #turn(): string {
+    return `${this.#api}/turns/${encodeURIComponent(this.turnId ?? "")}`;
+  }
+
   cancel(): Promise<Response> {
-    return post(`${this.#api}/turns/${this.turnId}/cancel`);
+    return post(`${this.#turn}/cancel`);
   }
 
   confirm(id: string, decision: Decision): Promise<Response> {
-    return post(`${this.#api}/turns/${this.turnId}/confirmations/${encodeURIComponent(id)}`, { decision });
+    return post(`${this.#turn}/confirmations/${encodeURIComponent(id)}`, { decision });
   }
 
   /** Before the turn is known the message is sent again: its id makes it the same turn. */
@@ -98,7 +103,7 @@ export class TurnStream {
       return post(`${this.#api}/messages`, body, { signal });
     }
     const headers: Record<string, string> = this.#last < 0 ? {} : { "Last-Event-ID": `${this.turnId}-${this.#last}` };
-    return ask(`${this.#api}/turns/${this.turnId}/events`, { signal, headers });
+    return ask(`${this.#turn}/events`, { signal, headers });
   }
 
   #take(id: string | null, { type, content }: StreamEvent, handlers: Handlers): Fate {

@@ -1,6 +1,7 @@
 """A person and the agent, in a real browser over the memory adapters."""
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -225,6 +226,41 @@ async def test_a_hostile_answer_is_only_text(running: Site, person: Person) -> N
     await expect(person.page.locator(".said")).to_contain_text("[U+202E]")
     assert "owned" not in await person.page.title()
     await person.picture("console-hostile")
+
+
+@pytest.mark.parametrize("kind", ["turn", "port"])
+async def test_ids_of_a_hostile_environment_lead_to_nothing_else(
+    running: Site, person: Person, kind: str
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    victim = (await running.project("victim", active=True)).removeprefix("/api")
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(request: Request) -> None:
+        if request.method == "POST":
+            asked.put_nowait(request.url)
+
+    page.on("request", note)
+    way = f"../../../../../..{victim}/delete?"
+    told = {"turn_id": way, "session_id": "s", "message_id": "m"}
+    event = json.dumps({"type": "turn", "content": told})
+    begun = {"content_type": "text/event-stream", "body": f"id: t-0\ndata: {event}\n\n"}
+    served = {"ports": [{"port": f"../{way}", "process": "x"}]}
+    await page.route("**/api/**/messages", lambda route: route.fulfill(**begun))
+    await page.route("**/api/**/ports", lambda route: route.fulfill(json=served))
+    await person.open_project(path)
+    if kind == "turn":
+        await person.say("Hello")
+        await expect(page.locator(".turn[data-turn]")).to_have_count(1)
+        await page.get_by_role("button", name="Stop").click()
+        assert (await asked.get()).endswith("/messages")
+    else:
+        await page.locator("#tab-preview").click()
+    async with asyncio.timeout(30):
+        url = await asked.get()
+    assert url.partition("/api/")[2].startswith(f"{path.removeprefix('/api/')}/")
+    _, found = await running.ask("GET", f"/api{victim}")
+    assert found["desired"] == "active"
 
 
 async def test_answers_are_light_markdown(running: Site, person: Person) -> None:
