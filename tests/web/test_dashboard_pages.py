@@ -21,7 +21,7 @@ from greylag.domain.errors import (
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import OPERATOR, Limits
 from greylag.services.people import UserEdit
-from greylag.web.dashboard import pages, rail
+from greylag.web.dashboard import conversations, pages, rail
 from greylag.web.dashboard.pages import ProjectView, project_view
 from greylag.web.dashboard.rail import read_projects, read_sessions
 from greylag.web.deps import RequestContext
@@ -120,6 +120,21 @@ async def test_an_agent_that_does_not_answer_leaves_the_rest_of_the_page(running
     page = await running.page(PAGE)
     assert "agent_unreachable" in page
     assert "Deactivate" in page
+
+
+async def test_the_form_for_a_session_s_name_leads_to_that_session_whatever_the_agent_says(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project(active=True)
+    other = Session("../../other/sessions/s", "", "", 0)
+
+    async def says(*_: object, **__: object) -> Session:
+        return other
+
+    monkeypatch.setattr(conversations, "ask", says)
+    form = await running.page(f"{PAGE}/sessions/mine/rename")
+    assert f'action="{PAGE}/sessions/mine/rename"' in form
+    assert "other" not in form
 
 
 async def test_a_form_sent_twice_creates_one_project(running: Site) -> None:

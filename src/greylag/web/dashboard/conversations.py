@@ -170,7 +170,7 @@ async def ask_for_title(request: Request, call: ProjectCallDep, session: str) ->
         site=call.site,
         rail=await read_rail(call),
         project=view,
-        session=found,
+        session=replace(found, session_id=session),  # the agent may tell any
         most=agent_api.MOST_TITLE,
     )
 
