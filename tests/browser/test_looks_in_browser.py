@@ -31,6 +31,7 @@ UNDER = """button => {
   return [...text.getClientRects()].some(one =>
     one.right > left && one.left < right && one.bottom > top && one.top < bottom);
 }"""
+HEIGHTS = "all => all.map(one => one.getBoundingClientRect().height)"
 WIDER = "document.documentElement.scrollWidth - innerWidth"
 
 
@@ -195,3 +196,26 @@ async def test_the_part_that_was_left_open_has_its_tab(person: Person) -> None:
     await page.get_by_role("tab", name="Log").press("ArrowLeft")
     await expect(page.get_by_role("tab", name="Preview")).to_be_focused()
     await page.get_by_role("tab", name="Files").click()
+
+
+async def test_what_is_pressed_by_a_finger_has_the_room_of_one(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    await running.project("touch", active=True)
+    touch = await page.context.new_cdp_session(page)
+    await touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    await size(person, 380)
+    await page.goto("/users/ada/projects/touch?session=new")
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.fill("#message", "run: ls")
+    await page.click("#send")
+    await expect(page.locator(".ask")).to_be_visible()
+    assert min(await page.locator(".ask button").evaluate_all(HEIGHTS)) >= 40
+    await page.get_by_role("button", name="Allow").click()
+    await person.answered()
+    assert min(await page.locator(".turn-line button").evaluate_all(HEIGHTS)) >= 40
+    assert min(await page.locator("#composer button:visible").evaluate_all(HEIGHTS)) >= 32
+    await page.goto("/users/ada")
+    assert min(await page.locator("#projects :is(a, button)").evaluate_all(HEIGHTS)) >= 32
+    await touch.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
