@@ -179,6 +179,7 @@ async def test_an_administrator_switches_to_another_user_and_reads_only_with_a_r
     page = await pages.get("admin", PAGE)
     assert "You look at the projects of" in page
     assert "Only with a reason may you read this." in page
+    assert "Say why; it is audited." in page
     assert "A secret" not in page
     assert "disabled placeholder" in page
     history = "/api/users/ada/projects/notes/sessions"

@@ -41,6 +41,7 @@ _PLACES = (
     ("and `greylag logs`", "and the log"),
     ("`greylag logs`", "The log"),
     ("`greylag shell`", "The terminal pane"),
+    (", on the page or in the header x-greylag-reason;", ";"),
 )
 _HINTS: Mapping[str, str] = {
     "confirmation_not_found": "Open the project to see what the agent asks now.",
