@@ -48,6 +48,7 @@ from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
+from greylag.services.members import Members
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
 from greylag.services.orphans import Orphans
@@ -151,9 +152,11 @@ def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
     recent = RecentPeople(store, clock)
     people = People(recent, settings.user_list, clock, _sign_in_limits(settings))
     gate = Gate(recent, people, store, clock)
+    members = Members(recent, people, store, gate, clock)
     projects = Projects(
         store,
         gate,
+        members,
         clock,
         namespace_prefix=settings.namespace_prefix,
         activation_timeout=settings.activation_timeout,
@@ -180,6 +183,7 @@ def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
         people=people,
         accounts=Accounts(people, gate, projects, recent, notifications, clock),
         gate=gate,
+        members=members,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
         shares=Shares(recent, projects, gate, clock),

@@ -65,8 +65,9 @@ from greylag.ports import (
     has_record,
 )
 from greylag.services import access, notifications, secrets, shares, tokens
-from greylag.services.access import RULES, WITH_REASON, Gate, Standing
+from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.agents import NewMessage
+from greylag.services.members import Members
 from greylag.services.people import UserEdit
 from greylag.services.projects import Edit, NewProject, Projects
 from greylag.services.secrets import NewSecret
@@ -101,9 +102,9 @@ CASES: list[tuple[Callable[[UseCases], Awaitable[Any]], Action]] = [
     (lambda of: of.agents.logs(*AT, follow=False, tail=1), Action.LOGS_READ),
     (lambda of: of.agents.socket(*AT, COMMAND_SOCKET, {}), Action.TERMINAL_USE),
     (lambda of: of.agents.relay(*AT, AgentRequest(LIST_TERMINALS, {})), Action.TERMINAL_USE),
-    (lambda of: of.gate.members(*AT), Action.MEMBERS_READ),
-    (lambda of: of.gate.share(*AT, "ada", MemberRole.EDITOR), Action.MEMBERS_WRITE),
-    (lambda of: of.gate.unshare(*AT, "ada"), Action.MEMBERS_WRITE),
+    (lambda of: of.members.of(*AT), Action.MEMBERS_READ),
+    (lambda of: of.members.share(*AT, "ada", MemberRole.EDITOR), Action.MEMBERS_WRITE),
+    (lambda of: of.members.unshare(*AT, "ada"), Action.MEMBERS_WRITE),
     (lambda of: of.accounts.hand_over(*AT, "ada"), Action.PROJECTS_HAND_OVER),
     (lambda of: of.accounts.show(*WHO), Action.ACCOUNT_READ),
     (lambda of: of.accounts.sessions(*WHO), Action.ACCOUNT_READ),
@@ -153,7 +154,7 @@ WHO_IS = {
 async def shared(role: MemberRole = MemberRole.VIEWER) -> House:
     house = House()
     await house.use_cases.projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
-    await house.use_cases.gate.share(WHO_IS[Standing.OWNER], REF, "Zo\u00eb", role)
+    await house.use_cases.members.share(WHO_IS[Standing.OWNER], REF, "Zo\u00eb", role)
     return house
 
 
@@ -206,14 +207,15 @@ async def test_the_gate_keeps_to_the_table(standing: Standing) -> None:
 
 async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_project() -> None:
     house = await shared()
-    projects, gate = house.use_cases.projects, house.use_cases.gate
+    of = house.use_cases
+    projects, gate, members = of.projects, of.gate, of.members
     await projects.create(OPERATOR, "ada", NewProject("Other", "other"))
     assert [user.id for user in await gate.visible(ZOE)] == ["Zo\u00eb", "ada"]
     page = await projects.page(ZOE, "ada", PageQuery())
     assert [one.project_id for one in page.projects] == ["demo"]
     with pytest.raises(UserNotFoundError):
         await projects.get(ZOE, ProjectRef("ada", "other"))
-    assert [(one.user_id, one.role) for one in await gate.members(ZOE, REF)] == [
+    assert [(one.user_id, one.role) for one in await members.of(ZOE, REF)] == [
         ("Zo\u00eb", "viewer")
     ]
     async with house.working():
@@ -222,7 +224,7 @@ async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_
         await projects.create(OPERATOR, "ada", NewProject("Another", "demo"))
         with pytest.raises(UserNotFoundError):
             await projects.get(ZOE, REF)
-        assert await gate.members(OPERATOR, REF) == []
+        assert await members.of(OPERATOR, REF) == []
 
 
 @asynccontextmanager
@@ -258,7 +260,7 @@ async def test_who_was_a_member_of_a_project_that_is_gone_is_none_to_be_taken_ou
     (member,) = await house.store.labelled(Member)
     async with _made_anew(house, member):
         with pytest.raises(MissingError):
-            await house.use_cases.gate.unshare(OPERATOR, REF, "Zo\u00eb")
+            await house.use_cases.members.unshare(OPERATOR, REF, "Zo\u00eb")
 
 
 @pytest.mark.parametrize("does", ["share", "unshare"])
@@ -266,9 +268,9 @@ async def test_what_is_on_its_way_to_members_leaves_those_of_a_project_made_anew
     does: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = await shared()
-    gate = house.use_cases.gate
+    members = house.use_cases.members
     async with _made_anew(house) as (before, after):
-        new = await gate.share(OPERATOR, REF, "Zo\u00eb", MemberRole.EDITOR)
+        new = await members.share(OPERATOR, REF, "Zo\u00eb", MemberRole.EDITOR)
         looks = iter([before])
 
         async def as_it_was(_owner: str, _project_id: str) -> Project:
@@ -278,27 +280,29 @@ async def test_what_is_on_its_way_to_members_leaves_those_of_a_project_made_anew
             late.setattr(house.store, "get", as_it_was)
             if does == "share":
                 with pytest.raises(ConflictError):
-                    await gate.share(OPERATOR, REF, "Zo\u00eb", MemberRole.VIEWER)
+                    await members.share(OPERATOR, REF, "Zo\u00eb", MemberRole.VIEWER)
             else:
                 with pytest.raises(MissingError):
-                    await gate.unshare(OPERATOR, REF, "Zo\u00eb")
-        assert await gate.members(OPERATOR, REF) == [replace(new, version=1)]
+                    await members.unshare(OPERATOR, REF, "Zo\u00eb")
+        assert await members.of(OPERATOR, REF) == [replace(new, version=1)]
 
 
 async def test_a_hand_over_leaves_the_members_of_a_project_that_is_just_being_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House()
-    of, carry = house.use_cases, house.use_cases.gate.carry_members
+    of, carry = house.use_cases, Members.carry
     theirs = ProjectRef("eve", "demo")
 
-    async def late(*asked: Any) -> Mapping[str, MemberRole]:
+    async def late(
+        members: Members, who: Principal, ref: ProjectRef, owner: str
+    ) -> Mapping[str, MemberRole]:
         await of.projects.create(OPERATOR, "eve", NewProject("Mine", "demo"))
-        await of.gate.share(OPERATOR, theirs, "bob", MemberRole.VIEWER)
-        return await carry(*asked)
+        await of.members.share(OPERATOR, theirs, "bob", MemberRole.VIEWER)
+        return await carry(members, who, ref, owner)
 
     async with _shared_with_bob(house) as ref:
-        monkeypatch.setattr(of.gate, "carry_members", late)
+        monkeypatch.setattr(Members, "carry", late)
         with pytest.raises(ConflictError, match="another project"):
             await of.accounts.hand_over(OPERATOR, ref, "eve")
         assert await _who(house, theirs) == {"bob": MemberRole.VIEWER}
@@ -307,28 +311,28 @@ async def test_a_hand_over_leaves_the_members_of_a_project_that_is_just_being_ma
 
 async def test_a_share_is_changed_and_taken_back_at_once_and_whoever_has_it_may_leave() -> None:
     house = await shared()
-    gate, ada = house.use_cases.gate, WHO_IS[Standing.OWNER]
+    gate, members, ada = house.use_cases.gate, house.use_cases.members, WHO_IS[Standing.OWNER]
     with pytest.raises(ForbiddenError):
         await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
-    await gate.share(ada, REF, "Zo\u00eb", MemberRole.EDITOR)
+    await members.share(ada, REF, "Zo\u00eb", MemberRole.EDITOR)
     await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
     with pytest.raises(ForbiddenError):
-        await gate.share(ZOE, REF, "Zo\u00eb", MemberRole.EDITOR)
-    await gate.unshare(ZOE, REF, "Zo\u00eb")
+        await members.share(ZOE, REF, "Zo\u00eb", MemberRole.EDITOR)
+    await members.unshare(ZOE, REF, "Zo\u00eb")
     with pytest.raises(UserNotFoundError):
         await gate.authorize(ZOE, Action.PROJECTS_READ, REF)
     with pytest.raises(InvalidRequestError):
-        await gate.share(ada, REF, "ada", MemberRole.EDITOR)
+        await members.share(ada, REF, "ada", MemberRole.EDITOR)
     with pytest.raises(UserNotFoundError):
-        await gate.share(ada, REF, "nobody", MemberRole.EDITOR)
+        await members.share(ada, REF, "nobody", MemberRole.EDITOR)
 
 
 async def test_an_administrator_with_whom_it_is_shared_may_do_what_its_members_may() -> None:
     house = await shared()
-    gate, boss = house.use_cases.gate, WHO_IS[Standing.ADMIN]
+    gate, members, boss = house.use_cases.gate, house.use_cases.members, WHO_IS[Standing.ADMIN]
     await house.use_cases.people.make(User("boss", "Boss", Role.ADMIN))
     assert await gate.is_foreign(boss, REF)
-    await gate.share(boss, REF, "boss", MemberRole.EDITOR)
+    await members.share(boss, REF, "boss", MemberRole.EDITOR)
     for action in (Action.MESSAGES_SEND, Action.AGENT_READ, Action.PROJECTS_DELETE):
         await gate.authorize(boss, action, REF)
     assert not await gate.is_foreign(boss, REF)
@@ -397,7 +401,7 @@ async def test_a_token_for_some_projects_makes_no_administrator_and_sees_nobody_
         await projects.create(OPERATOR, owner, NewProject("Notes", "notes"))
     theirs = ProjectRef("bob", "notes")
     await gate.authorize(boss, Action.PROJECTS_DELETE, theirs)
-    await gate.share(boss, theirs, "Zo\u00eb", MemberRole.EDITOR)
+    await house.use_cases.members.share(boss, theirs, "Zo\u00eb", MemberRole.EDITOR)
     for who in (boss, ZOE):
         token = replace(who, projects=frozenset({"notes"}))
         assert [one.id for one in await gate.visible(token)] == [who.user_id]
@@ -596,7 +600,7 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     house = Harness(given, clock=clock)
     of, store = house.use_cases, house.store
     ref = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project.ref
-    await of.gate.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
+    await of.members.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
     everything, ada = frozenset(Scope), Principal("ada", "ada")
     text, token = await of.tokens.make(ada, NewToken("t", everything))
     thief = await of.tokens.principal(text, "192.0.2.1")
@@ -624,7 +628,7 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     await refused(of.tokens.make(thief, NewToken("u", everything)), revoked, UnauthorizedError)
     operator, signed_out = _in_a_browser(store, clock)
     await refused(of.projects.want(operator, ref, Desired.ACTIVE), signed_out, UnauthorizedError)
-    unshared = of.gate.unshare(OPERATOR, ref, "bob")
+    unshared = of.members.unshare(OPERATOR, ref, "bob")
     await refused(of.projects.want(bob, ref, Desired.ACTIVE), unshared, UserNotFoundError)
     await of.accounts.make(OPERATOR, User("eve", "Eve", role=Role.ADMIN))
     demoted = of.people.edit("eve", UserEdit(role=Role.USER), by=OPERATOR)
@@ -812,7 +816,7 @@ async def _furnished(house: House, user_id: str) -> tuple[str, str]:
     await of.notifications.add_webhook(who, user_id, "w", "https://here", "https://hooks.example")
     ref = ProjectRef("Zo\u00eb", "theirs")
     await of.projects.create(ZOE, ref.user_id, NewProject("T", ref.project_id))
-    await of.gate.share(ZOE, ref, user_id, MemberRole.VIEWER)
+    await of.members.share(ZOE, ref, user_id, MemberRole.VIEWER)
     return secret, token
 
 
@@ -909,12 +913,12 @@ async def test_a_link_that_a_removed_user_made_is_not_good_with_another_s_rights
     ada, eve = Principal("ada", "ada"), Principal("eve", "eve")
     await of.projects.create(ada, "ada", NewProject("Demo", "demo"))
     await of.accounts.make(OPERATOR, User("eve", "Eve"))
-    await of.gate.share(ada, ref, "eve", MemberRole.EDITOR)
+    await of.members.share(ada, ref, "eve", MemberRole.EDITOR)
     link = await of.shares.make(eve, ref, NewShare(8080, "/", "https://here", 60))
     own = await of.shares.make(ada, ref, NewShare(8080, "/", "https://here", 60))
     await of.accounts.remove(OPERATOR, "eve")
     await of.accounts.make(OPERATOR, User("eve", "Another"))
-    await of.gate.share(ada, ref, "eve", MemberRole.EDITOR)
+    await of.members.share(ada, ref, "eve", MemberRole.EDITOR)
     with pytest.raises(UnauthorizedError):
         await of.shares.check(eve, ref, link.key)
     await of.shares.check(ada, ref, own.key)
@@ -997,11 +1001,11 @@ async def test_what_runs_of_the_disabled_is_stopped_though_nobody_came_to_it() -
 async def _is_not_handed_to_one_who_has_such(of: UseCases, ref: ProjectRef, bob: Principal) -> None:
     theirs = ProjectRef("bob", ref.project_id)
     await of.projects.create(bob, "bob", NewProject("Mine", ref.project_id))
-    await of.gate.share(bob, theirs, "eve", MemberRole.VIEWER)
+    await of.members.share(bob, theirs, "eve", MemberRole.VIEWER)
     await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=2)))
     with pytest.raises(ConflictError, match="has a project"):
         await of.accounts.hand_over(WHO_IS[Standing.ADMIN], ref, "bob")
-    assert [one.role for one in await of.gate.members(bob, theirs)] == [MemberRole.VIEWER]
+    assert [one.role for one in await of.members.of(bob, theirs)] == [MemberRole.VIEWER]
     await of.projects.settled(await of.projects.want(bob, theirs, Desired.DELETED))
     await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=1)))
 
@@ -1035,7 +1039,7 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
     async with house.working():
         await of.projects.settled(made)
         for name in ("eve", "bob"):
-            await of.gate.share(ada, ref, name, MemberRole.EDITOR)
+            await of.members.share(ada, ref, name, MemberRole.EDITOR)
         link = await of.shares.make(ada, ref, NewShare(8080, "/", "https://here", 60))
         running = await of.projects.settled(await of.projects.want(ada, ref, Desired.ACTIVE))
         assert running is not None
@@ -1049,7 +1053,7 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
         bob = Principal("bob", "bob")
         await _is_not_handed_to_one_who_has_such(of, ref, bob)
         given = await _handed_over_while_its_log_is_followed(house, ref, "bob")
-        assert [one.user_id for one in await of.gate.members(bob, given.ref)] == ["eve"]
+        assert [one.user_id for one in await of.members.of(bob, given.ref)] == ["eve"]
         assert await house.store.find(Share, link.key) is None
         with pytest.raises(ProjectNotFoundError):
             await of.projects.get(ada, ref)
@@ -1081,7 +1085,7 @@ async def _shared_with_bob(house: House) -> AsyncIterator[ProjectRef]:
     made = (await of.projects.create(ada, "ada", NewProject("Demo", "demo"))).project
     async with house.working():
         await of.projects.settled(made)
-        await of.gate.share(ada, ref, "bob", MemberRole.EDITOR)
+        await of.members.share(ada, ref, "bob", MemberRole.EDITOR)
         yield ref
 
 
@@ -1090,7 +1094,7 @@ async def _away(*_asked: Any, **_more: Any) -> Any:
 
 
 async def _who(house: House, ref: ProjectRef) -> dict[str, MemberRole]:
-    found = await house.use_cases.gate.members(OPERATOR, ref)
+    found = await house.use_cases.members.of(OPERATOR, ref)
     return {one.user_id: one.role for one in found}
 
 
@@ -1104,8 +1108,8 @@ async def test_who_was_taken_out_after_a_hand_over_was_cut_off_is_not_carried_by
             cut.setattr(house.store, "change", _away)
             with pytest.raises(StoreUnavailableError):
                 await of.accounts.hand_over(OPERATOR, ref, "eve")
-        await of.gate.unshare(OPERATOR, ref, "bob")
-        await of.gate.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
+        await of.members.unshare(OPERATOR, ref, "bob")
+        await of.members.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
         given = await of.accounts.hand_over(OPERATOR, ref, "eve")
         assert await _who(house, given.ref) == {"cid": MemberRole.VIEWER}
 
@@ -1114,16 +1118,16 @@ async def test_what_changes_of_members_while_their_project_is_handed_over_counts
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house = House()
-    gate, change = house.use_cases.gate, house.store.change
+    members, change = house.use_cases.members, house.store.change
 
     async def late(*asked: Any) -> Project:
-        await gate.unshare(OPERATOR, ref, "bob")
-        await gate.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
-        await gate.share(OPERATOR, ref, "Zoë", MemberRole.VIEWER)
+        await members.unshare(OPERATOR, ref, "bob")
+        await members.share(OPERATOR, ref, "cid", MemberRole.VIEWER)
+        await members.share(OPERATOR, ref, "Zoë", MemberRole.VIEWER)
         return await change(*asked)
 
     async with _shared_with_bob(house) as ref:
-        await gate.share(OPERATOR, ref, "cid", MemberRole.EDITOR)
+        await members.share(OPERATOR, ref, "cid", MemberRole.EDITOR)
         monkeypatch.setattr(house.store, "change", late)
         given = await house.use_cases.accounts.hand_over(OPERATOR, ref, "eve")
         expected = {"cid": MemberRole.VIEWER, "Zoë": MemberRole.VIEWER}
@@ -1138,11 +1142,11 @@ async def test_nothing_of_a_hand_over_that_was_cut_off_comes_back_with_the_proje
     async with _shared_with_bob(house) as ref:
         link = await of.shares.make(OPERATOR, ref, NewShare(8080, "/", "https://here", 60))
         with monkeypatch.context() as cut:
-            cut.setattr(type(of.gate), "settle_members", _away)
+            cut.setattr(Members, "settle", _away)
             with pytest.raises(StoreUnavailableError):
                 await of.accounts.hand_over(OPERATOR, ref, "eve")
         there = (await house.store.get("eve", "demo")).ref
-        await of.gate.unshare(OPERATOR, there, "bob")
+        await of.members.unshare(OPERATOR, there, "bob")
         back = await of.accounts.hand_over(OPERATOR, there, "ada")
         assert await _who(house, back.ref) == {}
         assert await house.store.find(Share, link.key) is None
@@ -1151,17 +1155,17 @@ async def test_nothing_of_a_hand_over_that_was_cut_off_comes_back_with_the_proje
 async def test_of_two_hand_overs_at_once_the_later_takes_no_member_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    house, members = House(), Gate._members
+    house, members = House(), Members._members
 
-    async def late(gate: Gate, ref: ProjectRef, record_id: str) -> Sequence[Member]:
+    async def late(of: Members, ref: ProjectRef, record_id: str) -> Sequence[Member]:
         if asyncio.current_task() is second:
             await asyncio.wait({first})
-        return await members(gate, ref, record_id)
+        return await members(of, ref, record_id)
 
     async with _shared_with_bob(house) as ref:
         give = partial(house.use_cases.accounts.hand_over, OPERATOR, ref, "eve")
         first, second = (asyncio.create_task(give(), name=name) for name in ("one", "two"))
-        monkeypatch.setattr(Gate, "_members", late)
+        monkeypatch.setattr(Members, "_members", late)
         with pytest.raises(ConflictError, match="has a project"):
             await second
         assert await _who(house, (await first).ref) == {"bob": MemberRole.EDITOR}

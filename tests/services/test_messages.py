@@ -122,20 +122,20 @@ async def test_whoever_may_not_any_more_once_it_is_awake_gives_the_agent_no_mess
     end: str, error: type[GreylagError]
 ) -> None:
     house = House()
-    gate, now = house.use_cases.gate, house.clock.now()
+    members, now = house.use_cases.members, house.clock.now()
     who = Principal("zoe", "Zoë")
     if end == "sign out":
         who = replace(OPERATOR, sign_in=f"cookie c {int(now.timestamp())}")
     async with house.working():
         await _create(house)
-        await gate.share(OPERATOR, REF, "Zoë", MemberRole.EDITOR)
+        await members.share(OPERATOR, REF, "Zoë", MemberRole.EDITOR)
         async with house.use_cases.agents.send(who, REF, NewMessage("hello")) as frames:
             assert b'"status"' in await anext(frames)
             match end:
                 case "share":
-                    await gate.share(OPERATOR, REF, "Zoë", MemberRole.VIEWER)
+                    await members.share(OPERATOR, REF, "Zoë", MemberRole.VIEWER)
                 case "unshare":
-                    await gate.unshare(OPERATOR, REF, "Zoë")
+                    await members.unshare(OPERATOR, REF, "Zoë")
                 case _:
                     await house.store.revoke("cookie c", now + timedelta(days=30), now)
             with pytest.raises(error):

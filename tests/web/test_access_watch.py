@@ -185,7 +185,7 @@ async def test_what_is_seen_without_a_reason_goes_on_after_a_look() -> None:
 async def test_who_may_see_conversations_anyway_goes_on_after_a_look(running: Site) -> None:
     live = (await running.project(active=True)).removeprefix("/api") + "/live"
     async with asyncio.timeout(PATIENCE), looking(running) as (http, end_look):
-        await running.house.use_cases.gate.share(OPERATOR, REF, "boss", MemberRole.VIEWER)
+        await running.house.use_cases.members.share(OPERATOR, REF, "boss", MemberRole.VIEWER)
         async with http.get(live) as looked:
             await end_look()
             await looked_at_again(running)
@@ -218,7 +218,7 @@ async def status_of(http: aiohttp.ClientSession, method: str, path: str, **given
 async def signed_in_editor(running: Site) -> AsyncIterator[aiohttp.ClientSession]:
     """Give a client of somebody with whom ada's notes are shared."""
     headers = await signed_in(running, "editor")
-    await running.house.use_cases.gate.share(OPERATOR, REF, "editor", MemberRole.EDITOR)
+    await running.house.use_cases.members.share(OPERATOR, REF, "editor", MemberRole.EDITOR)
     base = f"http://127.0.0.1:{running.port}"
     async with aiohttp.ClientSession(base, headers=headers) as http:
         yield http

@@ -83,8 +83,8 @@ async def people_at_work() -> AsyncIterator[tuple[Site, dict[str, dict[str, str]
             "admin": await signed_in(running, "boss", Role.ADMIN),
         }
         await of.projects.create(OPERATOR, "ada", NewProject("Notes", "notes"))
-        await of.gate.share(OPERATOR, REF, "editor", MemberRole.EDITOR)
-        await of.gate.share(OPERATOR, REF, "viewer", MemberRole.VIEWER)
+        await of.members.share(OPERATOR, REF, "editor", MemberRole.EDITOR)
+        await of.members.share(OPERATOR, REF, "viewer", MemberRole.VIEWER)
         yield running, who
 
 

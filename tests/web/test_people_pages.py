@@ -122,7 +122,6 @@ async def test_administrators_find_add_change_disable_and_remove_users(pages: Pa
 async def test_a_project_is_shared_by_id_or_address_changed_taken_back_and_left(
     pages: Pages,
 ) -> None:
-    gate = pages.running.house.use_cases.gate
     members = f"{PAGE}/members"
     wrong = await pages.post("operator", members, 422, member="nobody@x.y", role="editor")
     assert "There is no user" in wrong
@@ -138,7 +137,7 @@ async def test_a_project_is_shared_by_id_or_address_changed_taken_back_and_left(
     assert await pages.post("viewer", f"{members}/viewer/remove") == "/"
     await pages.get("viewer", members, 404)
     await pages.post("operator", f"{members}/editor/remove")
-    found = await gate.members(OPERATOR, REF)
+    found = await pages.running.house.use_cases.members.of(OPERATOR, REF)
     assert [(one.user_id, one.role) for one in found] == [("stranger", "editor")]
 
 

@@ -635,7 +635,7 @@ async def test_an_administrator_s_reason_opens_no_preview_and_none_is_made(files
     boss = await signed_in(files.running, "boss", Role.ADMIN)
     looks = {**boss, "x-greylag-reason": "a support case"}
     base, page = f"http://127.0.0.1:{files.running.port}", files.path.removeprefix("/api")
-    gate = files.running.house.use_cases.gate
+    sharing = files.running.house.use_cases.members
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("POST", f"{files.path}/files/preview", {"json": {"path": "lib.js"}}),
         ("GET", f"{page}/preview", {"params": {"path": "lib.js"}}),
@@ -646,7 +646,7 @@ async def test_an_administrator_s_reason_opens_no_preview_and_none_is_made(files
                 assert (answer.status, "owner and members" in await answer.text()) == (403, True)
         _, told = await files.running.ask("GET", "/api/audit?action=previews.link")
         assert told["entries"] == []
-        await gate.share(OPERATOR, ProjectRef("ada", "notes"), "boss", MemberRole.VIEWER)
+        await sharing.share(OPERATOR, ProjectRef("ada", "notes"), "boss", MemberRole.VIEWER)
         async with http.post(f"{files.path}/files/preview", json={"path": "lib.js"}) as answer:
             link = URL((await answer.json())["url"], encoded=True)
     assert (await files.ask(link))[0] == 303

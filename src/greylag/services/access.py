@@ -17,33 +17,28 @@ from zlib import crc32
 import structlog
 
 from greylag.common.concurrent import to_its_end
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import name_of
 from greylag.domain.errors import (
     ConflictError,
     ForbiddenError,
     GreylagError,
-    InvalidRequestError,
     LimitExceededError,
-    MissingError,
     ProjectNotFoundError,
     StoreUnavailableError,
     UnauthorizedError,
 )
-from greylag.domain.project import Project, ProjectRef
+from greylag.domain.project import ProjectRef
 from greylag.domain.users import (
     Action,
     Member,
-    MemberRole,
     Principal,
     Role,
     Scope,
     User,
     member_key,
-    of_project,
     of_user,
 )
 from greylag.ports import (
-    Attempts,
     Clock,
     Duty,
     PeopleStore,
@@ -114,7 +109,7 @@ _WHILE_DISABLED = frozenset(
 
 
 class Gate:
-    """Decides for every use case, and keeps whom projects are shared with."""
+    """Decides for every use case."""
 
     def __init__(
         self, people: PeopleStore, directory: People, projects: ProjectStore, clock: Clock
@@ -333,11 +328,11 @@ class Gate:
         owners = set[str]()
         for one in await self._people.labelled(Member, of_user(user_id)):
             wanted = owner in {None, one.owner} and one.owner not in owners
-            if wanted and await self._is_of_now(one):
+            if wanted and await self.is_of_now(one):
                 owners.add(one.owner)
         return owners
 
-    async def _is_of_now(self, one: Member) -> bool:
+    async def is_of_now(self, one: Member) -> bool:
         """Tell whether it is of the project that has this name now, and of none that had it."""
         try:
             project = await self._projects.get(one.owner, one.project_id)
@@ -360,119 +355,6 @@ class Gate:
         shared = await self._people.labelled(Member, of_user(principal.user_id))
         return frozenset(one.project_id for one in shared if one.owner == owner)
 
-    async def members(self, principal: Principal, ref: ProjectRef) -> Sequence[Member]:
-        """Return whom a project is shared with."""
-        await self.authorize(principal, Action.MEMBERS_READ, ref)
-        project = await self._projects.get(ref.user_id, ref.project_id)
-        return await self._members(ref, project.id)
-
-    async def share(
-        self, principal: Principal, ref: ProjectRef, user_id: str, role: MemberRole
-    ) -> Member:
-        """Share a project with a user, in this role from now on. Idempotent.
-
-        Raises:
-            UserNotFoundError: there is no such user.
-            InvalidRequestError: it is the owner.
-        """
-        await self.authorize(principal, Action.MEMBERS_WRITE, ref)
-        project = await self._projects.get(ref.user_id, ref.project_id)
-        if user_id == ref.user_id:
-            raise InvalidRequestError("A project is not shared with its own owner.")
-        await self._directory.get(user_id)
-        new = Member(ref.user_id, ref.project_id, project.id, user_id, role)
-        return await self._keep_member(principal, new)
-
-    async def _keep_member(self, principal: Principal, new: Member) -> Member:
-        on = name_of(ProjectRef(new.owner, new.project_id))
-        attempts = Attempts("this member")
-        while True:
-            before = await self._people.find(Member, new.key)
-            known = before is None or before.record_id == new.record_id
-            if before is not None and not known and await self._is_of_now(before):
-                has = f"The user {new.owner!r} has another project {new.project_id!r} by now."
-                raise ConflictError(has, hint="Look at the project again.")
-            wanted = new if before is None else replace(new, version=before.version)
-            if wanted == before:
-                return wanted
-            event = self.audit.event(
-                principal, AuditAction.MEMBER_SET, on, member=new.user_id, role=new.role
-            )
-            if await self._people.put(wanted, self._clock.now(), audit=event):
-                return wanted
-            attempts.failed()
-
-    async def carry_members(
-        self, principal: Principal, ref: ProjectRef, owner: str
-    ) -> Mapping[str, MemberRole]:
-        """Write down with whom a project is shared once it is ``owner``'s, and return it: before it
-        is handed over, as that may be cut off after; until then it means nothing. What is there of
-        a hand-over that was cut off goes. The caller has asked whether it may.
-        """
-        project = await self._projects.get(ref.user_id, ref.project_id)
-        there = ProjectRef(owner, ref.project_id)
-        found = await self._members(ref, project.id)
-        carried = {one.user_id: one for one in found if one.user_id != owner}
-        for left in await self._members(there, project.id):
-            if left.user_id not in carried:
-                await self._drop(principal, left)
-        for one in carried.values():
-            await self._keep_member(principal, replace(one, owner=owner, version=0))
-        return {name: one.role for name, one in carried.items()}
-
-    async def settle_members(
-        self,
-        principal: Principal,
-        ref: ProjectRef,
-        given: Project,
-        carried: Mapping[str, MemberRole],
-    ) -> None:
-        """Forget with whom a project was shared where it was, before it was ``given``, and follow
-        there what has changed of that since it was ``carried``.
-        """
-        back = set(carried)
-        for one in await self._members(ref, given.id):
-            back.add(one.user_id)
-            if one.user_id != given.user_id and one.role is not carried.get(one.user_id):
-                await self._keep_member(principal, replace(one, owner=given.user_id, version=0))
-            # Whoever removes it first decides: it is carried on, or taken back.
-            if await self._drop(principal, one):
-                back.remove(one.user_id)
-        for one in await self._members(given.ref, given.id):
-            if one.user_id in back:
-                await self._drop(principal, one)
-
-    async def drop_members(self, principal: Principal, ref: ProjectRef, record_id: str) -> None:
-        """Forget with whom a project was to be shared under a name that it has not got."""
-        for one in await self._members(ref, record_id):
-            await self._drop(principal, one)
-
-    async def _drop(self, principal: Principal, one: Member) -> bool:
-        # Another project of its name may have a member under the same key by now.
-        on = name_of(ProjectRef(one.owner, one.project_id))
-        told = self.audit.event(principal, AuditAction.MEMBER_REMOVE, on, member=one.user_id)
-        of_it = {"record_id": one.record_id}
-        return await self._people.remove(Member, one.key, only=of_it, audit=told)
-
-    async def _members(self, ref: ProjectRef, record_id: str) -> Sequence[Member]:
-        found = await self._people.labelled(Member, of_project(ref.user_id, ref.project_id))
-        return [one for one in found if one.record_id == record_id]
-
-    async def unshare(self, principal: Principal, ref: ProjectRef, user_id: str) -> None:
-        """Take a project back from a user, who may also leave it themselves.
-
-        Raises:
-            MissingError: it was not shared with them.
-        """
-        leaves = user_id == principal.user_id
-        action = Action.MEMBERS_READ if leaves else Action.MEMBERS_WRITE
-        await self.authorize(principal, action, ref)
-        project = await self._projects.get(ref.user_id, ref.project_id)
-        key, of_it = member_key(ref.user_id, ref.project_id, user_id), {"record_id": project.id}
-        event = self.audit.event(principal, AuditAction.MEMBER_REMOVE, name_of(ref), member=user_id)
-        if not await self._people.remove(Member, key, only=of_it, audit=event):
-            raise MissingError(f"The project is not shared with {user_id!r}.")
-
     async def _standings(self, principal: Principal, what: str | ProjectRef) -> frozenset[Standing]:
         """Return all that a principal is to it: an administrator may be its owner or a member."""
         owner = _owner(what)
@@ -487,7 +369,7 @@ class Gate:
         member = await self._people.find(Member, key)
         if member is None or principal.projects is not None:
             return admin
-        return admin | {Standing(member.role)} if await self._is_of_now(member) else admin
+        return admin | {Standing(member.role)} if await self.is_of_now(member) else admin
 
 
 def _owner(what: str | ProjectRef) -> str:

@@ -51,6 +51,7 @@ from greylag.ports import (
     Subscription,
 )
 from greylag.services.access import Gate
+from greylag.services.members import Members
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
@@ -99,6 +100,7 @@ class Projects:
 
     store: ProjectStore
     gate: Gate
+    members: Members
     clock: Clock
     _: KW_ONLY
     namespace_prefix: str
@@ -204,16 +206,16 @@ class Projects:
         if await self._find(there) is not None:
             taken = f"The user {user.id!r} has a project {ref.project_id!r}."
             raise ConflictError(taken, hint=hint)
-        carried = await self.gate.carry_members(principal, ref, user.id)
+        carried = await self.members.carry(principal, ref, user.id)
         try:
             over = partial(handed_over, new_owner=user.id, now=self.clock.now())
             given = await self.store.change(ref, over, event)
         except ProjectExistsError as error:
             raise ConflictError(error.info.message, hint=hint) from error
         except ConflictError:
-            await self.gate.drop_members(principal, there, project.id)
+            await self.members.drop(principal, there, project.id)
             raise
-        await self.gate.settle_members(principal, ref, given, carried)
+        await self.members.settle(principal, ref, given, carried)
         return given
 
     async def _check_projects(self, user: User, most: int | None) -> None:

@@ -8,6 +8,7 @@ from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
+from greylag.services.members import Members
 from greylag.services.notifications import Notifications
 from greylag.services.people import People
 from greylag.services.projects import Projects
@@ -70,6 +71,7 @@ class UseCases:
     people: People
     accounts: Accounts
     gate: Gate
+    members: Members
     tokens: Tokens
     audit_reader: AuditReader
     device_logins: DeviceLogins

@@ -236,7 +236,7 @@ async def revoke_token(call: CallDep, token: _TokenId) -> None:
 )
 async def list_members(call: ProjectCallDep) -> MembersOut:
     """For all who may see the project."""
-    found = await call.use_cases.gate.members(*call.at)
+    found = await call.use_cases.members.of(*call.at)
     return MembersOut(members=[MemberOut.model_validate(one) for one in found])
 
 
@@ -250,7 +250,7 @@ async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn)
     """In this role from now on, effective at once. An `editor` talks to the agent, changes files
     and activates; a `viewer` reads and follows live.
     """
-    one = await call.use_cases.gate.share(*call.at, member, body.role)
+    one = await call.use_cases.members.share(*call.at, member, body.role)
     return MemberOut.model_validate(one)
 
 
@@ -263,7 +263,7 @@ async def share_project(call: ProjectCallDep, member: _MemberId, body: MemberIn)
 )
 async def unshare_project(call: ProjectCallDep, member: _MemberId) -> None:
     """Effective within a second, for streams that run too. Whom it is shared with may leave."""
-    await call.use_cases.gate.unshare(*call.at, member)
+    await call.use_cases.members.unshare(*call.at, member)
 
 
 @router.post(

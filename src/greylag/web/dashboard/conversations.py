@@ -251,7 +251,7 @@ async def read_conversation(
     Of a project that is not active it is what a copy holds; an agent that fails or takes longer
     than a page may is an ``error`` of the result, so that the rest of the page stands.
     """
-    shared = bool(await call.use_cases.gate.members(*call.at))
+    shared = bool(await call.use_cases.members.of(*call.at))
     read = _read if project.is_active else _read_kept
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

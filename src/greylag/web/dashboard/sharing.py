@@ -54,11 +54,11 @@ async def share(request: Request, call: ProjectCallDep) -> Response:
         role = MemberRole(form_field(form, "role"))
     except ValueError:
         return await _page(call, named, "Choose a role.")
-    gate, (principal, ref) = call.use_cases.gate, call.at
-    await gate.authorize(principal, Action.MEMBERS_WRITE, ref)
+    principal, ref = call.at
+    await call.use_cases.gate.authorize(principal, Action.MEMBERS_WRITE, ref)
     try:
         user = await call.use_cases.people.named(named)
-        await gate.share(principal, ref, user.id, role)
+        await call.use_cases.members.share(principal, ref, user.id, role)
     except (*FORM_REFUSALS, UserNotFoundError) as error:
         return await _page(call, named, words_of(error))
     return see(f"{project_url(ref)}/members")
@@ -67,7 +67,7 @@ async def share(request: Request, call: ProjectCallDep) -> Response:
 @router.post(MEMBERS_PAGE + "/{member}/remove")
 async def unshare(request: Request, call: ProjectCallDep, member: str) -> Response:
     """Take the project back from a member, who may leave it themselves."""
-    await call.use_cases.gate.unshare(*call.at, member)
+    await call.use_cases.members.unshare(*call.at, member)
     left = member == call.principal.user_id
     return lead(request, address("/") if left else f"{project_url(call.ref)}/members")
 
@@ -95,7 +95,7 @@ async def _page(
     owner_error: ErrorInfo | None = None,
 ) -> Response:
     gate, users = call.use_cases.gate, call.use_cases.people
-    found = await gate.members(*call.at)
+    found = await call.use_cases.members.of(*call.at)
     may_hand_over = await gate.may(call.principal, Action.PROJECTS_HAND_OVER, call.ref)
     names = {user.id: user.display_name for user in await users.users()} if found else {}
     shares = await gate.may(call.principal, Action.MEMBERS_WRITE, call.ref)
