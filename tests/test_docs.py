@@ -17,6 +17,7 @@ from greylag.agentd.turns import errors
 from greylag.cli.errors import Exit
 from greylag.cli.main import VERBS, greylag
 from greylag.cluster.kubernetes.options import ConnectionSettings, OptionsSettings
+from greylag.clusters import printed_manifests
 from greylag.common.git import CAUSES
 from greylag.common.settings import variable_of
 from greylag.config import DEFAULT_USERS, Settings, load_settings
@@ -337,6 +338,21 @@ def test_the_table_of_rights_is_that_of_the_roles(column: int, program: str) -> 
         if len(cells) == 3 and kind in _roles("greylag-worker", "greylag-web-proxy")
     }
     assert {kind: verbs for kind, verbs in told.items() if verbs} == roles
+
+
+def test_each_object_of_an_environment_stands_in_the_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in FIELDS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACR_IMAGE", "goose:1")
+    monkeypatch.setenv("INGRESS_BASE_DOMAIN", "agents.test")
+    monkeypatch.setenv("GREYLAG_KUBE_AUTHORITIES", "-----BEGIN CERTIFICATE-----")
+    told = {tuple(cells[:2]) for cells in rows("docs/kubernetes.md")}
+    for thing in yaml.safe_load_all(printed_manifests("ada", "notes")):
+        name = thing["metadata"]["name"].replace("ada", "<user>").replace("notes", "<project>")
+        assert (thing["kind"], f"`{name}`") in told
 
 
 # Links and files.
