@@ -148,6 +148,7 @@ async def found_session(
     fitting = [one for one in ids if one.startswith(beginning)]
     if len(fitting) == 1:
         return fitting[0]
-    begin = f"{len(fitting)} sessions of the project begin" if fitting else "No session begins"
+    what = f"{len(fitting)} sessions of the project begin"
+    begin = what if fitting else "No session of the project begins"
     hint = "`greylag sessions PROJECT` lists them; give more of the id."
     raise CliError(f"{begin} with {beginning!r}.", hint)
