@@ -67,12 +67,14 @@ export function showPane(name: string): void {
   // Beside the conversation there is always a pane.
   const side = name === "chat" ? (panes.dataset.side ?? lastPane()) : name;
   panes.dataset.side = side;
-  for (const shown of NARROW.matches ? [name] : [name, side]) document.getElementById(`tab-${shown}`)!.hidden = false;
   keep(PANE_KEY, side);
   for (const one of tabs()) {
     const selected = nameOf(one) === (NARROW.matches ? name : side);
     one.setAttribute("aria-selected", String(selected));
     one.tabIndex = selected ? 0 : -1;
+    // What is seldom looked at has its tab while it is open, and once it was chosen here.
+    if (nameOf(one) === name) delete one.dataset.seldom;
+    one.hidden = "seldom" in one.dataset && !selected;
   }
   for (const pane of document.querySelectorAll<HTMLElement>(".pane")) pane.hidden = pane.id !== `pane-${side}`;
   focusInstead(document.getElementById(`pane-${name}`)!);

@@ -108,6 +108,17 @@ async def test_text_of_twice_the_size_leaves_room_for_the_conversation(running: 
         assert await person.page.evaluate(WIDER) <= 0
 
 
+async def test_a_phone_with_text_of_twice_the_size_cuts_no_tab(running: Site) -> None:
+    base = f"http://127.0.0.1:{running.port}"
+    async with at_browser(base, width=380, arguments=DOUBLE) as person:
+        page = person.page
+        await page.goto("/users/ada/projects/shown")
+        await expect(page.locator("#fact-mode")).not_to_be_empty()
+        cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+        assert await page.locator("#tabs [role=tab]:visible, .fact:visible").evaluate_all(cut) == 0
+        assert await page.evaluate(WIDER) <= 0
+
+
 async def test_states_are_told_apart_at_rest_and_without_colours(person: Person) -> None:
     page = person.page
     await size(person, 1200)
@@ -193,6 +204,9 @@ async def test_the_part_that_was_left_open_has_its_tab(person: Person) -> None:
     await page.get_by_role("menuitem", name="Log").click()
     await page.goto("/users/ada/projects/long")
     await expect(page.get_by_role("tab", name="Log")).to_have_attribute("aria-selected", "true")
+    await size(person, 380)
+    await expect(page.get_by_role("tab", name="Log")).to_be_hidden()
+    await size(person, 1200)
     await page.get_by_role("tab", name="Log").press("ArrowLeft")
     await expect(page.get_by_role("tab", name="Preview")).to_be_focused()
     await page.get_by_role("tab", name="Files").click()
