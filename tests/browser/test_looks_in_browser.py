@@ -108,14 +108,22 @@ async def test_text_of_twice_the_size_leaves_room_for_the_conversation(running: 
         assert await person.page.evaluate(WIDER) <= 0
 
 
-async def test_a_phone_with_text_of_twice_the_size_cuts_no_tab(running: Site) -> None:
+async def test_a_phone_with_text_of_twice_the_size_cuts_no_tab_and_no_button(
+    running: Site,
+) -> None:
     base = f"http://127.0.0.1:{running.port}"
+    await running.project("large", active=True)
     async with at_browser(base, width=380, arguments=DOUBLE) as person:
         page = person.page
-        await page.goto("/users/ada/projects/shown")
+        await page.goto("/users/ada/projects/large")
         await expect(page.locator("#fact-mode")).not_to_be_empty()
         cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
         assert await page.locator("#tabs [role=tab]:visible, .fact:visible").evaluate_all(cut) == 0
+        assert await width_of(page.locator("#message")) > 300
+        await person.say("run: ls")
+        await expect(page.locator(".ask")).to_be_visible()
+        out = "one => one.scrollWidth > one.clientWidth"
+        assert not await page.locator("#scroller").evaluate(out)
         assert await page.evaluate(WIDER) <= 0
 
 
