@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from playwright.async_api import Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
@@ -69,8 +70,9 @@ async def test_a_connection_that_died_unseen_is_left_and_the_turn_followed_to_it
     assert await page.locator(".step").count() == 1
 
 
+@pytest.mark.parametrize("stream", ["turns/*/events", "live?*"])
 async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less(
-    running: Site, person: Person
+    running: Site, person: Person, stream: str
 ) -> None:
     path = await running.project(active=True)
     await begin(running, path, "wait: long")
@@ -84,10 +86,11 @@ async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less
         told = '{"type": "error", "content": {"code": "agent_failed"}}'
         await route.fulfill(content_type="text/event-stream", body=f"data: {told}\n\n")
 
-    await person.page.route("**/turns/*/events", break_off)
+    await person.page.route(f"**/{stream}", break_off)
     await person.open_project(path)
     async with asyncio.timeout(60):
         await enough.wait()
+    await person.page.unroute_all(behavior="ignoreErrors")
     # The least that four waits can be: half of 0.4, 0.8, 1.6 and 3.2 seconds.
     assert asked[4] - asked[0] >= 3.0
 
