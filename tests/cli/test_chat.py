@@ -90,7 +90,7 @@ async def test_the_newest_session_or_the_beginning_of_an_id_will_do(
     assert len(read.document["messages"]) == 6
     unknown = await program("chat", project, "four", "--session", "zz")
     assert unknown.code == 1
-    assert "No session begins with" in unknown.err
+    assert "No session of the project begins with" in unknown.err
     assert (await program("chat", project, "x", "--continue", "--session", session)).code == 2
 
 
