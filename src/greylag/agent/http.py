@@ -424,7 +424,7 @@ class HttpAgents:
     ) -> AsyncIterator[ForwardedAnswer]:
         headers = [*_forwarded_headers(at, request), (agent_api.APART.encode(), b"1")]
         asked = replace(request, headers=headers)
-        with _port_answers():
+        with _port_answers(port):
             async with forwarding.asked(self._http, _port_url(at, port), asked) as answer:
                 yield answer
 
@@ -443,7 +443,7 @@ class HttpAgents:
             )
 
         async with AsyncExitStack() as stack:
-            with _port_answers():
+            with _port_answers(port):
                 try:
                     opened = await stack.enter_async_context(socket(at))
                 except forwarding.RefusedSocketError as error:
@@ -600,20 +600,22 @@ def _refuses_token(answer: forwarding.RefusedSocketError) -> bool:
 
 def _not_forwarded(status: int, port: int) -> GreylagError:
     if status == _TOO_MANY:
-        return LimitExceededError("Shared previews of this project have as much open as may be.")
+        full = "Shared previews of this project have as much open as may be."
+        return LimitExceededError(full, hint="Close some of them, or try again later.")
     silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
     return refusal(status, {}, None) if status == _UNAUTHORIZED else silent
 
 
 @contextmanager
-def _port_answers() -> Iterator[None]:
+def _port_answers(port: int) -> Iterator[None]:
+    silent = RefusalError("What is to be shown does not answer.", "port_silent")
     try:
         yield
     except forwarding.RefusedSocketError as error:
-        silent = RefusalError("What is to be shown does not answer.", "port_silent")
-        raise (refusal(error.status, {}, None) if _refuses_token(error) else silent) from error
+        refused = _not_forwarded(error.status, port) if _is_of_agent(error) else silent
+        raise refused from error
     except forwarding.UnansweredError as error:
-        raise RefusalError("What is to be shown does not answer.", "port_silent") from error
+        raise silent from error
 
 
 async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:

@@ -100,9 +100,13 @@ def has_variables(pid: int, wanted: Mapping[str, str | frozenset[str]]) -> bool:
 
 
 def _has_any(block: bytes, name: bytes, values: frozenset[str]) -> bool:
-    """Tell whether an environment has a variable with one of some values, however many they are."""
-    found = (one for one in block.split(b"\0") if one.startswith(name + b"="))
-    return any(os.fsdecode(one[len(name) + 1 :]) in values for one in found)
+    """Tell whether an environment has a variable with one of some values, however many those are.
+
+    Of one that stands there twice the first counts: whoever has written that could also have left
+    it out.
+    """
+    _, found, rest = block.partition(b"\0" + name + b"=")
+    return bool(found) and os.fsdecode(rest.partition(b"\0")[0]) in values
 
 
 def _values(value: str | frozenset[str]) -> frozenset[str]:

@@ -269,11 +269,10 @@ class _Started:
         """Throw away what was typed and not read, as the terminal does once such a key comes to be
         looked at: behind more than it holds, which nobody reads, it never would.
         """
-        if self._stdin is not None:
-            self._stdin.transport.abort()
-            self._stdin = None
-        if self._terminal is None:
+        if self._stdin is None or self._terminal is None:
             return
+        _abort(self._stdin)
+        self._stdin = None
         # Ours alone would leave what its program could read already.
         with suppress(OSError, termios.error):
             theirs = os.open(self._terminal.far, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
@@ -288,7 +287,7 @@ class _Started:
 
     def close(self) -> None:
         if self._terminal is not None and self._stdin is not None:
-            self._stdin.transport.abort()
+            _abort(self._stdin)
         self._ends.close()
 
 
@@ -359,8 +358,16 @@ async def _terminal(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(near), "rb", buffering=0)
     )
     writer = await _writer_to(near)
-    ours.callback(writer.transport.abort)
+    ours.callback(_abort, writer)
     return _Terminal(near, _name_of(far)), far, reader, writer
+
+
+def _abort(writer: Writer) -> None:
+    """Let go of a pipe that may be let go of already, or have failed: asyncio's bear no second
+    time.
+    """
+    if not writer.transport.is_closing():
+        writer.transport.abort()
 
 
 def _name_of(terminal: int) -> str:

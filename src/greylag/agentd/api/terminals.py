@@ -190,12 +190,12 @@ async def _pass_input(socket: WebSocket, process: RemoteProcess) -> None:
 
 
 async def _tell_taken(socket: WebSocket, process: RemoteProcess) -> None:
-    """Tell a client that is ahead of the command how far that is: who sends much more before it has
-    read keeps us from hearing what comes behind, be it a signal or the connection's end.
+    """Tell a client that sends much how far the command has read: who sends much more before it has
+    keeps us from hearing what comes behind, be it a signal or the connection's end.
     """
     told: int | None = None
     while process.is_paced:
-        news = process.written - process.taken if told is None else process.taken - told
+        news = process.written if told is None else process.taken - told
         if news < MOST_DATA:
             await process.input_moved()
             continue
