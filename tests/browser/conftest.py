@@ -1,5 +1,6 @@
 """What tests of the pages in a browser are given."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,6 +8,8 @@ import pytest_asyncio
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import CHROMIUM, Person, at_browser, chromium
 from tests.web.server import Site, site
+
+from greylag.common.concurrent import cancel_all
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +31,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 async def kept_browser() -> AsyncIterator[None]:
     async with CHROMIUM.kept():
         yield
+
+
+@pytest_asyncio.fixture(loop_scope="session", autouse=True)
+async def over(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """End a test that its time-out has broken off: the loop goes on with it."""
+    yield
+    name = request.node.originalname
+    tasks = asyncio.all_tasks()
+    await cancel_all(one for one in tasks if getattr(one.get_coro(), "__name__", "") == name)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

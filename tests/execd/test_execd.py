@@ -24,6 +24,7 @@ from greylag.agentd.execution import (
     RemoteOutput,
     RemoteProcess,
 )
+from greylag.execd import server
 from greylag.execd.processes import birth, process_clock
 from greylag.execd.protocol import (
     GROUP,
@@ -351,6 +352,23 @@ async def test_a_program_that_reads_nothing_of_what_is_typed_can_be_interrupted(
         process.write(b"typed\n")
         assert await process.stdout.read(100) == b"it is typed\r\n"
         await process.end()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_terminal_is_let_go_of_without_an_error(*, interrupted: bool) -> None:
+    wrong: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: wrong.append(about))
+    asked = {"argv": ["sleep", "600"], "env": {}, "cwd": "/", "terminal": [24, 80]}
+    started = await server._started(asked, GROUP_G, ENV)
+    if interrupted:
+        started.forget_typed()
+        await asyncio.sleep(0)
+        await started.write(b"typed anew")
+        started.forget_typed()
+    started.close()
+    started.process.kill()
+    await started.process.wait()
+    assert wrong == []
 
 
 async def test_a_program_that_takes_keys_as_they_are_gets_each(tmp_path: Path) -> None:

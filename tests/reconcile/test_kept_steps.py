@@ -62,7 +62,7 @@ def parts(bench: Bench) -> dict[str, bytes]:
 
 async def events(bench: Bench, session_id: str, turn_id: str) -> bytes | None:
     part = await bench.store.transcript(*tuple_of(), part_of(session_id, turn_id))
-    return None if part is None else unpack_events(part)
+    return None if part is None else b"".join(unpack_events(part))
 
 
 async def turns(bench: Bench, session_id: str) -> list[Turn]:

@@ -1043,7 +1043,7 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
         link = await of.shares.make(ada, ref, NewShare(8080, "/", "https://here", 60))
         running = await of.projects.settled(await of.projects.want(ada, ref, Desired.ACTIVE))
         assert running is not None
-        with pytest.raises(ConflictError, match="not asleep"):
+        with pytest.raises(ConflictError, match="not inactive"):
             await of.accounts.hand_over(boss, ref, "bob")
         await of.projects.settled(await of.projects.want(ada, ref, Desired.INACTIVE))
         with pytest.raises(ForbiddenError):

@@ -112,7 +112,9 @@ async def test_administrators_find_add_change_disable_and_remove_users(pages: Pa
     assert "Enable" in await pages.get("admin", eve)
     await pages.post("admin", f"{eve}/enable")
     assert await pages.post("admin", f"{eve}/remove") == "/users"
-    assert "has projects" in await pages.post("admin", "/users/ada/account/remove", 409)
+    refused = await pages.post("admin", "/users/ada/account/remove", 409)
+    assert "has projects" in refused
+    assert "Hand them over or delete them first" in refused
     robot = {"display_name": "Robot", "kind": "service"}
     await pages.post("admin", "/new-user", **robot)
     assert "New token" in await pages.get("admin", "/users/robot/account")

@@ -340,6 +340,41 @@ async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_
             assert events.status == 200
 
 
+async def test_a_limit_of_the_environment_is_told_to_a_stranger_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _one_place(tmp_path) as (shown, home, (stranger, _, owner)):
+        monkeypatch.setattr(agentd_preview, "_MOST_STRANGERS", 0)
+        assert (await shown.ask(home, jar=stranger))[0] == 429
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await _socket(shown, home, stranger).__aenter__()
+        assert refused.value.status == 429
+        async with _socket(shown, home, owner):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["file", "port"])
+async def test_who_waits_for_a_place_is_refused_once_their_link_has_ended(
+    kind: str, tmp_path: Path
+) -> None:
+    async with _one_place(tmp_path) as (shown, home, (stranger, other, _)):
+        (tmp_path / "workspace" / "small.txt").write_text("small")
+        wanted, waiting = home, other
+        if kind == "file":
+            where, waiting = f"{shown.path}/files/preview", dict[str, str]()
+            new = {"path": "small.txt", "share_seconds": 3600}
+            _, made = await shown.running.ask("POST", where, json=new)
+            link = URL(made["url"], encoded=True)
+            assert (await shown.ask(link, jar=waiting))[0] == 303
+            wanted = link.with_path("/small.txt").with_query(None)
+        async with _streaming(shown, home, stranger):
+            asking = asyncio.create_task(shown.ask(wanted, jar=waiting), name="waiting")
+            _, listed = await shown.running.ask("GET", f"{shown.path}/shares")
+            newest = listed["shares"][0]["share"]
+            await shown.running.ask("DELETE", f"{shown.path}/shares/{newest}")
+            assert (await asking)[0] == 401
+
+
 async def test_strangers_whose_answers_last_leave_the_owner_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

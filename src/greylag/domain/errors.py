@@ -119,7 +119,7 @@ class NotActiveError(GreylagError):
     """The project's environment does not run, so its agent cannot be asked."""
 
     code = "environment_not_active"
-    hint = "Activate the project first, or send a message, which wakes it."
+    hint = "Activate the project first, or send a message, which activates it."
 
 
 class WaitTimeoutError(GreylagError):

@@ -384,7 +384,7 @@ def handed_over(record: ProjectRecord, new_owner: str, now: datetime) -> Project
         return record
     if unsettled(project) or project.lease is not None:
         raise ConflictError(
-            f"Project {project.project_id!r} is not asleep, or is being worked on.",
+            f"Project {project.project_id!r} is not inactive, or is being worked on.",
             hint="Deactivate it, wait until it is inactive, and try again.",
         )
     made_for = project.made_for.user_id

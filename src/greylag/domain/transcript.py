@@ -6,17 +6,19 @@ is one for each session's messages, one for the list of its turns and one for ea
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from greylag.common.agent_api import ChatMessage, Session, Turn
 from greylag.common.clock import parse_rfc3339, rfc3339
+from greylag.common.sse import FrameSplitter
 from greylag.common.typed import parse_json, shaped
 
 SESSIONS = ""
 """The part that names the sessions; those of messages are called as their sessions."""
+_RUN = 64 * 1024
 MOST_SESSIONS = 200
 MOST_PART = 1024 * 1024
 MOST_BYTES = 8 * MOST_PART
@@ -150,9 +152,18 @@ def pack_events(frames: bytes) -> bytes:
     return zlib.compress(frames)
 
 
-def unpack_events(part: bytes) -> bytes:
-    """Return the frames that ``pack_events`` has kept."""
-    return zlib.decompress(part)
+def unpack_events(part: bytes) -> Iterator[bytes]:
+    """Yield what ``pack_events`` has kept, as runs of whole frames, each some 64 KiB or one frame
+    that is longer.
+    """
+    unpacking, frames = zlib.decompressobj(), FrameSplitter()
+    while not unpacking.eof:
+        told = unpacking.decompress(part, _RUN)
+        part = unpacking.unconsumed_tail
+        if not told and not part:
+            return  # it is not whole
+        if run := frames.feed_whole(told):
+            yield run
 
 
 def _pack_last(items: Sequence[ChatMessage] | Sequence[Turn]) -> bytes:

@@ -106,7 +106,8 @@ def _has_any(block: bytes, name: bytes, values: frozenset[str]) -> bool:
     it out.
     """
     _, found, rest = block.partition(b"\0" + name + b"=")
-    return bool(found) and os.fsdecode(rest.partition(b"\0")[0]) in values
+    value, end, _ = rest.partition(b"\0")
+    return bool(found and end) and os.fsdecode(value) in values
 
 
 def _values(value: str | frozenset[str]) -> frozenset[str]:

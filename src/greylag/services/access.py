@@ -54,6 +54,8 @@ COUNTED_AT_ONCE = 64
 """How many duties of this name share out whose things are counted; a store keeps them all."""
 _COUNTING_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
+_LOOKED_SECONDS = 0.5
+_MOST_LOOKED = 10_000
 _ANEW = datetime.max.replace(tzinfo=UTC)  # whoever did it before, it is to be done again
 
 _log = structlog.get_logger(__name__)
@@ -119,6 +121,7 @@ class Gate:
         self._projects = projects
         self._clock = clock
         self._turns = [asyncio.Lock() for _ in range(COUNTED_AT_ONCE)]
+        self._looked: dict[Member, tuple[float, bool]] = {}
         self.audit = Audit(projects, clock)
 
     async def authorize(self, principal: Principal, action: Action, what: str | ProjectRef) -> User:
@@ -328,9 +331,22 @@ class Gate:
         owners = set[str]()
         for one in await self._people.labelled(Member, of_user(user_id)):
             wanted = owner in {None, one.owner} and one.owner not in owners
-            if wanted and await self.is_of_now(one):
+            if wanted and await self._was_of_now(one):
                 owners.add(one.owner)
         return owners
+
+    async def _was_of_now(self, one: Member) -> bool:
+        """Tell what ``is_of_now`` told within half a second: each look of each open page asks it
+        for all who share with somebody.
+        """
+        now = self._clock.monotonic()
+        until, found = self._looked.get(one, (now, False))
+        if now >= until:
+            found = await self.is_of_now(one)
+            if len(self._looked) >= _MOST_LOOKED:
+                self._looked.clear()
+            self._looked[one] = now + _LOOKED_SECONDS, found
+        return found
 
     async def is_of_now(self, one: Member) -> bool:
         """Tell whether it is of the project that has this name now, and of none that had it."""

@@ -4,7 +4,7 @@ keep of it.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -137,17 +137,26 @@ def _copied(told: Any, kept_at: str) -> AgentAnswer:
 
 @asynccontextmanager
 async def _opened(part: bytes, after: str | None) -> AsyncIterator[AsyncIterator[bytes]]:
-    told = await asyncio.to_thread(unpack_events, part)
-    if after is not None:
-        # What is told in a frame holds no line end.
-        _, found, rest = told.partition(f"id: {after}\n".encode())
-        if not found:
-            raise InvalidRequestError("The turn has no such event.")
-        told = rest.partition(b"\n\n")[2]
-    if not told:
+    frames = unpack_events(part)
+    first = b"" if after is None else await asyncio.to_thread(_behind, frames, after)
+    first = first or next(frames, b"")
+    if not first:
         raise TurnOverError("Nothing follows that event: the turn is over.")
 
-    async def run() -> AsyncIterator[bytes]:
-        yield told
+    async def runs() -> AsyncIterator[bytes]:
+        yield first
+        for run in frames:
+            yield run
 
-    yield run()
+    yield runs()
+
+
+def _behind(frames: Iterator[bytes], event: str) -> bytes:
+    """Return what follows the event in the same run of frames; the next is what comes after."""
+    # What is told in a frame holds no line end.
+    mark = f"id: {event}\n".encode()
+    for run in frames:
+        _, found, rest = run.partition(mark)
+        if found:
+            return rest.partition(b"\n\n")[2]
+    raise InvalidRequestError("The turn has no such event.")

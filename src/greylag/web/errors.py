@@ -17,8 +17,7 @@ from greylag.common import logs
 from greylag.common.git import CAUSES
 from greylag.common.typed import encodable
 from greylag.domain.errors import ErrorInfo, GreylagError, InvalidRequestError, TooLargeError
-from greylag.web.addresses import address
-from greylag.web.dashboard.pages import error_page
+from greylag.web.dashboard.pages import METHODS_HINT, error_page, paths_hint
 from greylag.web.schemas import ProblemDocument
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +106,7 @@ _FAULT = GreylagError("Something went wrong inside Greylag.").info
 _NOT_ALLOWED = ErrorInfo(
     "method_not_allowed",
     "This path does not take this method.",
-    "The Allow header lists the methods that it takes.",
+    METHODS_HINT,
 )
 
 
@@ -226,8 +225,7 @@ def wants_page(request: Request) -> bool:
 def _of_http(error: HTTPException) -> tuple[ErrorInfo, int]:
     match error.status_code:
         case 404:
-            hint = f"GET {address('/openapi.json')} lists every path of the API."
-            return ErrorInfo("not_found", "Nothing is at this path.", hint), 404
+            return ErrorInfo("not_found", "Nothing is at this path.", paths_hint()), 404
         case 405:
             return _NOT_ALLOWED, 405
         case 413:

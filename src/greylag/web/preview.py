@@ -211,15 +211,14 @@ class PreviewSite:
 
         @asynccontextmanager
         async def shown() -> AsyncIterator[AgentAnswer]:
-            async with opening as answer:
+            async with self._place(preview), opening as answer:
                 if int(answer.headers.get("content-length", "0")) > _MOST_FILE:
                     raise TooLargeError(f"More than {_MOST_FILE} bytes are not shown: download it.")
                 body = answer.body if scope["method"] == "GET" else _nothing()
                 yield AgentAnswer(answer.status, _file_headers(answer, path, preview), body)
 
         try:
-            async with self._place(preview):
-                await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
+            await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
         except ConflictError:
             listing = await self._asked(preview, agent_api.LIST_FILES, scope, path=path, limit="1")
             listed = await read_whole(listing, agent_api.LIST_FILES)

@@ -284,6 +284,18 @@ async def test_a_command_that_reads_nothing_of_its_input_is_signalled(tmp_path: 
         assert (await rest(socket))[2][-1] == {"exit": -15}
 
 
+async def test_who_sends_less_at_once_than_a_command_reads_is_told_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with site(tmp_path) as api, connected(api, "/api/v1/commands") as socket:
+        await socket.send_str(json.dumps({"run": {"argv": ["wc", "-c"]}}))
+        for _ in range(2):
+            await socket.send_bytes(b"x" * 32_768)
+        assert (await told(socket))["taken"] <= 65_536
+        await socket.send_str(json.dumps({"end_input": True}))
+        assert (await rest(socket))[0].strip() == b"65536"
+
+
 async def test_who_is_ahead_of_a_command_is_told_how_far_it_has_read(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)

@@ -20,11 +20,19 @@ from greylag.common import sse
 from greylag.common.clock import parse_rfc3339, rfc3339
 from greylag.common.typed import encodable, parse_json
 from greylag.domain.errors import (
+    HINTS,
+    ConfirmationNotFoundError,
     ConflictError,
     ErrorInfo,
     GreylagError,
+    IdempotencyConflictError,
     InvalidRequestError,
     LimitExceededError,
+    MissingError,
+    ProjectNotFoundError,
+    SessionNotFoundError,
+    UserNotFoundError,
+    WaitTimeoutError,
 )
 from greylag.domain.names import path_segment
 from greylag.domain.project import Desired, GitSource, Project, Status
@@ -43,20 +51,21 @@ _PLACES = (
     ("`greylag shell`", "The terminal pane"),
     (", on the page or in the header x-greylag-reason;", ";"),
 )
+METHODS_HINT = "The Allow header lists the methods that it takes."
 _HINTS: Mapping[str, str] = {
-    "confirmation_not_found": "Open the project to see what the agent asks now.",
-    "conflict": "Load the page again, then repeat the change.",
-    "idempotency_conflict": "Load the page again, then repeat the change.",
-    "invalid_request": "Correct what the sentence names, and try again.",
-    "method_not_allowed": "Go back, and try it from the page.",
-    "not_found": "See that the address is right, or begin at the projects.",
-    "project_not_found": "It may have been deleted, or be shared with you no more.",
-    "session_not_found": "It may have been deleted. Open the project to see its sessions.",
-    "turn_not_found": "It may be too old to be kept. Open the project to see its sessions.",
-    "user_not_found": "See that the address is right, or begin at the projects.",
-    "wait_timeout": "It goes on in the background, and the page shows how it stands.",
+    ConfirmationNotFoundError.hint: "Open the project to see what the agent asks now.",
+    ConflictError.hint: "Load the page again, then repeat the change.",
+    IdempotencyConflictError.hint: "Load the page again, then repeat the change.",
+    InvalidRequestError.hint: "Correct what the sentence names, and try again.",
+    METHODS_HINT: "Go back, and try it from the page.",
+    MissingError.hint: "See that the address is right, or begin at the projects.",
+    ProjectNotFoundError.hint: "It may have been deleted, or be shared with you no more.",
+    SessionNotFoundError.hint: "It may have been deleted. Open the project to see its sessions.",
+    HINTS["turn_not_found"]: "It may be too old to be kept. Open the project to see its sessions.",
+    UserNotFoundError.hint: "See that the address is right, or begin at the projects.",
+    WaitTimeoutError.hint: "It goes on in the background, and the page shows how it stands.",
 }
-"""What to do on a page about errors whose own hints name requests and fields, by code."""
+"""What to do on a page instead of what names requests and fields."""
 _DELETE = 0x7F
 _PICTURES = 0x2400
 _SPANS = (
@@ -376,9 +385,15 @@ def form_page(
     )
 
 
+def paths_hint() -> str:
+    """Return what to do about a path at which nothing is."""
+    return f"GET {address('/openapi.json')} lists every path of the API."
+
+
 def error_page(request: Request, problem: ProblemDocument) -> Response:
     """Return ``problem`` as a page, or, when htmx asks, as a notice for the page that is open."""
-    shown = problem.model_copy(update={"hint": _HINTS.get(problem.code, problem.hint)})
+    hints = {**_HINTS, paths_hint(): _HINTS[MissingError.hint]}
+    shown = problem.model_copy(update={"hint": hints.get(problem.hint, problem.hint)})
     response = respond_to(
         request, "error.html", "fragments/notice.html", status=problem.status, problem=shown
     )
