@@ -85,7 +85,7 @@ async def test_only_what_rests_is_handed_over_and_to_whom_has_none_of_its_id(
     store: ProjectStore,
 ) -> None:
     await store.create(make_project(due_at=at(0)))
-    with pytest.raises(ConflictError, match="not asleep"):
+    with pytest.raises(ConflictError, match="not inactive"):
         await hand_over(store, "ada", "demo", "bob", at(0))
     claimed = await claim(store, 0)
     asleep = await store.record(claimed, ASLEEP, at(0), release=False)
