@@ -35,6 +35,7 @@ class Console {
   #making: Promise<string> | null = null;
   #waking = document.getElementById("waking")!; // below the message that wakes the environment, else below all
   #stopWanted = false;
+  #restored = ""; // the draft that was there before anything was written in this tab
   #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
   #others: OtherTurns;
@@ -98,14 +99,15 @@ class Console {
       void this.#stop();
     });
     startAttaching(this.#form, this.#api, (action) => this.#try(action), (words) => this.#say(words));
-    addEventListener("storage", (event) => this.#draft.isTakenBy(event) && this.#keepOwn(event.oldValue));
+    addEventListener("storage", (event) => this.#draft.isTakenBy(event) && this.#keepOwn(event.oldValue ?? ""));
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
     document.addEventListener("greylag:turns", (event) => {
       this.#others.take((event as CustomEvent<TurnState[]>).detail);
     });
-    this.#text.value ||= this.#draft.read();
+    this.#restored = this.#draft.read();
+    this.#text.value ||= this.#restored;
     // Until now the form is a plain one: Enter began a new line in it.
     this.#form.dataset.ready = "";
     this.#readPage();
@@ -151,10 +153,14 @@ class Console {
     return new Sent(this.#placeOf(session));
   }
 
-  /** What another tab of the session has sent or deleted was its own: another text that is written here is kept. */
-  #keepOwn(taken: string | null): void {
-    if (this.#text.value !== taken) return this.#draft.keep(this.#text.value);
-    if (this.#sentIn(this.#session).all.some(({ message }) => message === taken)) this.#text.value = "";
+  /** What another tab of the session has sent or deleted was its own: another text that was written here is
+   * kept. One that was only restored here may be what the other tab has gone on with.
+   */
+  #keepOwn(taken: string): void {
+    const { value } = this.#text;
+    if (value !== taken && value !== this.#restored) return this.#draft.keep(value);
+    const sent = [...this.#sentIn(this.#session).all, this.#queue.waiting].some((one) => one?.message.endsWith(taken));
+    if (sent && taken.startsWith(value)) this.#text.value = "";
   }
 
   #sendOnEnter(event: KeyboardEvent): void {
@@ -274,7 +280,7 @@ class Console {
     const message = this.#text.value;
     if (!message.trim()) return;
     this.#sendAnew(message);
-    this.#text.value = "";
+    this.#text.value = this.#restored = "";
     this.#draft.keep("");
   }
 
@@ -393,7 +399,7 @@ class Console {
   #adopt(session: string): void {
     const typed = this.#text.value;
     const waiting = this.#queue.take();
-    this.#draft.keep("");
+    if (this.#draft.read() === typed) this.#draft.keep(""); // else it is another tab's, which has no session yet
     this.#conversation.dataset.session = session;
     this.#draft.keep(typed);
     if (waiting) this.#queue.add({ ...waiting, session });

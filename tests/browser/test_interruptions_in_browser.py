@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.async_api import Route, WebSocketRoute, expect
+from playwright.async_api import Page, Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person
@@ -45,6 +45,14 @@ async def read_newest(running: Site, path: str) -> None:
     _, turn = await newest(running, path)
     async with running.http.get(f"{path}/turns/{turn}/events") as answer:
         await answer.read()
+
+
+async def ready(page: Page) -> Page:
+    """Return another tab of what a page shows, whose script is there."""
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    await other.wait_for_selector("#composer[data-ready]")
+    return other
 
 
 async def test_a_connection_that_died_unseen_is_left_and_the_turn_followed_to_its_end(
@@ -231,9 +239,7 @@ async def test_what_is_written_in_one_tab_outlives_what_another_one_sends(
     await person.open_project(path)
     await person.say("First")
     await person.answered()
-    other = await page.context.new_page()
-    await other.goto(page.url)
-    await other.wait_for_selector("#composer[data-ready]")
+    other = await ready(page)
     await page.fill("#message", "Long thought about")
     await other.fill("#message", "Quick")
     await other.press("#message", "Enter")
@@ -244,4 +250,30 @@ async def test_what_is_written_in_one_tab_outlives_what_another_one_sends(
     await page.close()
     await other.reload()
     await expect(other.locator("#message")).to_have_value("Long thought about")
+    # What a tab has only brought back went with what was made of it elsewhere.
+    idle = await ready(other)
+    await other.locator("#message").press_sequentially(" and more")
+    await other.press("#message", "Enter")
+    await expect(idle.locator("#message")).to_have_value("")
+    await expect(other.locator("#stop")).to_be_hidden()
+    await other.reload()
+    await other.wait_for_selector("#composer[data-ready]")
+    await expect(other.locator("#message")).to_have_value("")
     person.page = other
+
+
+async def test_a_session_s_first_message_leaves_what_another_tab_has_written(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await page.goto(f"{path.removeprefix('/api')}?session=new")
+    await page.wait_for_selector("#composer[data-ready]")
+    other = await ready(page)
+    await page.fill("#message", "Long thought about")
+    await other.fill("#message", "Quick")
+    await other.press("#message", "Enter")
+    await expect(other).not_to_have_url(page.url)
+    await expect(other.locator("#stop")).to_be_hidden()
+    await page.reload()
+    await page.wait_for_selector("#composer[data-ready]")
+    await expect(page.locator("#message")).to_have_value("Long thought about")
