@@ -1,7 +1,8 @@
 // One dialog for the whole page, outside of all that is live: what changes under it leaves it open.
 
 type Field = HTMLInputElement | HTMLTextAreaElement;
-type Typed = Map<string, Map<string, string>>; // by what the form does and the field's name
+type Values = Map<string, string>; // by the field's name
+type Typed = Map<string, Values>; // by what the form does
 
 /** Let links that fetch a form open it in the dialog, and forms that succeed close it. What was typed
  * outlives every other way to close it, that of the page that goes (for one, to the sign-in page) too.
@@ -10,11 +11,13 @@ export function startDialog(): void {
   const dialog = document.getElementById("dialog") as HTMLDialogElement;
   const body = document.getElementById("dialog-body")!;
   const typed = before();
+  let given: Values = new Map(); // what stood in the form at first: one that comes back refused has what was typed
   let pressedOutside = false;
   let keeps = true;
   document.body.addEventListener("htmx:afterSwap", (event) => {
     if ((event as CustomEvent).detail.target !== body || dialog.open) return;
     keeps = true;
+    if (!body.querySelector(".problem")) given = valuesOf(fieldsIn(body));
     restore(body, typed);
     dialog.showModal();
   });
@@ -26,10 +29,13 @@ export function startDialog(): void {
     const { xhr } = (event as CustomEvent).detail;
     if (xhr.status < 300 && xhr.getResponseHeader("HX-Redirect")) keeps = false; // it is done, and leads on
   });
+  const changed = () => fieldsIn(body).filter((field) => field.value !== given.get(field.name));
   const leave = () => {
     const form = body.querySelector("form");
-    if (form) typed.delete(form.action);
-    if (form && keeps) remember(form, typed);
+    if (!form) return;
+    const values = valuesOf(changed());
+    if (keeps && values.size) typed.set(form.action, values);
+    else typed.delete(form.action);
   };
   dialog.addEventListener("close", () => {
     leave();
@@ -43,7 +49,7 @@ export function startDialog(): void {
   dialog.addEventListener("click", (event) => {
     const cancelled = (event.target as Element).closest("[data-close-dialog]") !== null;
     // A drag that began on the text of a field may end outside; and typed words are not to vanish by a slip.
-    const outside = event.target === dialog && pressedOutside && changed(body).length === 0;
+    const outside = event.target === dialog && pressedOutside && changed().length === 0;
     if (!cancelled && !outside) return;
     event.preventDefault();
     keeps = !cancelled;
@@ -51,14 +57,12 @@ export function startDialog(): void {
   });
 }
 
-function changed(body: HTMLElement): Field[] {
-  const fields = [...body.querySelectorAll<Field>("input:not([type=hidden]), textarea")];
-  return fields.filter((field) => field.value !== field.defaultValue);
+function fieldsIn(body: HTMLElement): Field[] {
+  return [...body.querySelectorAll<Field>("input:not([type=hidden]), textarea")];
 }
 
-function remember(form: HTMLFormElement, typed: Typed): void {
-  const fields = changed(form);
-  if (fields.length) typed.set(form.action, new Map(fields.map((field) => [field.name, field.value])));
+function valuesOf(fields: Field[]): Values {
+  return new Map(fields.map((field) => [field.name, field.value]));
 }
 
 function restore(body: HTMLElement, typed: Typed): void {

@@ -202,6 +202,16 @@ async def test_why_a_form_came_back_is_announced(person: Person) -> None:
     await page.press("#field-name", "Enter")
     problem = page.get_by_role("dialog").get_by_role("alert")
     await expect(problem).to_contain_text("Metadata must be a JSON object")
+    # What was sent is still only typed.
+    await page.mouse.click(5, 400)
+    await expect(problem).to_be_visible()
+    await page.fill("#field-metadata", "[2]")
+    await page.keyboard.press("Escape")
+    await expect(problem).to_be_hidden()
+    await page.click("#rail-new")
+    await expect(page.locator("#field-name")).to_have_value("x")
+    await expect(page.locator("#field-metadata")).to_have_value("[2]")
+    await page.click("#dialog >> text=Cancel")
 
 
 async def test_the_part_that_was_left_open_has_its_tab(person: Person) -> None:
