@@ -3,7 +3,6 @@
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { Backoff, Refused, Silence, ask, frames } from "./sse";
 
-const STEADY_MS = 5_000; // one that breaks before that, each time, is asked for less and less often
 const LOST_MS = 3_000; // one that was cut may be there again before anybody needs to know
 
 interface Live {
@@ -41,17 +40,13 @@ async function follow(stream: Live): Promise<void> {
     const silence = new Silence();
     try {
       const headers: Record<string, string> = stream.last === null ? {} : { "Last-Event-ID": stream.last };
-      const began = performance.now();
       const response = await ask(stream.url, { signal: AbortSignal.any([signal, silence.signal]), headers });
+      backoff.opened();
       clearTimeout(losing);
       losing = undefined;
       say("");
       document.dispatchEvent(new Event("greylag:live"));
-      const heard = () => {
-        silence.heard();
-        if (performance.now() - began > STEADY_MS) backoff.reset();
-      };
-      for await (const frame of frames(response, heard)) {
+      for await (const frame of frames(response, () => silence.heard())) {
         if (signal.aborted) return;
         if (frame.data.type === "gone") return leave();
         if (frame.id !== null) stream.last = frame.id;

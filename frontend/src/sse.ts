@@ -4,6 +4,7 @@ import { setClock } from "./times";
 
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 10_000;
+const STEADY_MS = 5_000; // what was open for longer had not failed, however it ended
 const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 
 /** A problem document, or what stands for one. */
@@ -133,12 +134,20 @@ export class Silence {
 /** Waits between tries: longer each time, never in step with others, and over at once when the network returns. */
 export class Backoff {
   #wait = FIRST_WAIT_MS;
+  #openedAt = Infinity;
 
   reset(): void {
     this.#wait = FIRST_WAIT_MS;
   }
 
+  /** It is open: if it lasts, the pause after it is a first one. One that breaks soon is no success yet. */
+  opened(): void {
+    this.#openedAt = performance.now();
+  }
+
   async pause(signal: AbortSignal): Promise<void> {
+    if (performance.now() - this.#openedAt > STEADY_MS) this.reset();
+    this.#openedAt = Infinity;
     const wait = this.#wait * (0.5 + Math.random());
     this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_MS);
     await new Promise<void>((resolve) => {

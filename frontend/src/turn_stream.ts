@@ -54,6 +54,7 @@ export class TurnStream {
       const silence = new Silence();
       try {
         const response = await this.#open(AbortSignal.any([signal, silence.signal]));
+        backoff.opened();
         handlers.opened();
         for await (const { id, data } of frames(response, () => silence.heard())) {
           const fate = this.#take(id, data, handlers);

@@ -23,6 +23,22 @@ NO_STORAGE = """() => {
     Object.defineProperty(window, name, { get });
   }
 }"""
+# Has the page's streams of one kind say nothing and end when the test says so.
+QUIET = """kind => {
+  const ask = window.fetch;
+  window.opened = [];
+  window.fetch = (url, options) => {
+    if (!new URL(url, location).pathname.endsWith(kind)) return ask(url, options);
+    const start = (stream) => opened.push(stream);
+    return Promise.resolve(new Response(new ReadableStream({ start })));
+  };
+}"""
+# What follows from what has happened has happened then, but for what waits for a time.
+AT_REST = """() => new Promise((done) => {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => done();
+  port2.postMessage(null);
+})"""
 
 
 async def begin(running: Site, path: str, message: str, session: str | None = None) -> None:
@@ -277,3 +293,23 @@ async def test_a_session_s_first_message_leaves_what_another_tab_has_written(
     await page.reload()
     await page.wait_for_selector("#composer[data-ready]")
     await expect(page.locator("#message")).to_have_value("Long thought about")
+
+
+@pytest.mark.parametrize("kind", ["/live", "/events"])
+async def test_a_stream_that_was_short_and_quiet_is_asked_for_again_at_once(
+    running: Site, person: Person, kind: str
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await begin(running, path, "run: ls")
+    await page.clock.install()
+    await page.add_init_script(f"({QUIET})({json.dumps(kind)})")
+    await person.open_project(path)
+    await page.wait_for_function("() => opened.length === 1")
+    await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 1"))
+    for count in range(2, 8):
+        await page.clock.run_for(10_000)
+        await page.evaluate("opened.at(-1).close()")
+        await page.evaluate(AT_REST)
+        await page.clock.run_for(600)
+        await page.evaluate(AT_REST)
+        assert await page.evaluate("opened.length") == count
