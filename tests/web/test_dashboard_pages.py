@@ -187,6 +187,31 @@ async def test_a_form_in_a_charset_that_spells_half_a_character_is_refused(
     assert [one["name"] for one in listed["projects"]] == ["Notes"]
 
 
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", ""])
+async def test_a_body_that_is_no_form_changes_nothing(running: Site, kind: str) -> None:
+    await running.project()
+    for path in (
+        f"{PAGE}/delete",
+        f"{PAGE}/activate",
+        "/users/ada/account/sessions/end-others",
+        "/look/end",
+    ):
+        headers = HTML | {"content-type": kind}
+        async with running.http.post(path, data=b"{}", headers=headers) as answer:
+            assert answer.status == 415
+            assert "takes forms alone" in await answer.text()
+    _, project = await running.ask("GET", f"{ADA}/notes")
+    assert project["status"] == "inactive"
+
+
+async def test_what_has_no_fields_is_sent_without_a_body_too(running: Site) -> None:
+    await running.project()
+    headers = {"content-type": "application/json"}
+    for path, given in (("activate", {}), ("deactivate", headers)):
+        async with running.http.post(f"{PAGE}/{path}", headers=given) as answer:
+            assert answer.status == 200
+
+
 async def test_pages_of_other_sites_cannot_send_the_forms(running: Site) -> None:
     await running.project()
     headers = HTML | {"Origin": "https://evil.example"}

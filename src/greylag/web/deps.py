@@ -20,7 +20,12 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from greylag.common.typed import parse_json
-from greylag.domain.errors import ErrorInfo, InvalidRequestError, UnauthorizedError
+from greylag.domain.errors import (
+    ErrorInfo,
+    GreylagError,
+    InvalidRequestError,
+    UnauthorizedError,
+)
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
@@ -148,6 +153,15 @@ ProjectCallDep = Annotated[RequestContext, Depends(_project_call)]
 
 # What no operation looks at.
 
+_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
+
+
+class NotAFormError(GreylagError):
+    """What was sent to a page is not a form."""
+
+    code = "unsupported_media_type"
+    hint = "Send it from the page, or ask the API, which takes JSON."
+
 
 async def nothing_dropped(request: Request) -> None:
     """Refuse by name what the operation would not look at, so that nothing is dropped in silence.
@@ -178,6 +192,19 @@ def api_router(*tags: str) -> APIRouter:
         dependencies=[Depends(nothing_dropped)],
         generate_unique_id_function=attrgetter("name"),
     )
+
+
+def pages_router() -> APIRouter:
+    """Return a router for pages and their forms: no other body is taken for an empty form."""
+    return APIRouter(include_in_schema=False, dependencies=[Depends(_form_alone)])
+
+
+async def _form_alone(request: Request) -> None:
+    if request.method != "POST":
+        return
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _FORMS and await request.body():
+        raise NotAFormError("This address takes forms alone, and what was sent is none.")
 
 
 def _only(known: set[str], given: QueryParams) -> None:

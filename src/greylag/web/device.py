@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import Form, Query, Request, Response
 
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import GreylagError, LimitExceededError, MissingError
@@ -10,7 +10,7 @@ from greylag.domain.users import LOGIN_LASTS
 from greylag.web import errors
 from greylag.web.addresses import site_of
 from greylag.web.auth import WrongTokens, client_of
-from greylag.web.deps import CallDep, UseCasesDep, api_router, problems
+from greylag.web.deps import CallDep, UseCasesDep, api_router, pages_router, problems
 from greylag.web.request_log import exchange_of
 from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
 
@@ -22,7 +22,7 @@ PATHS = frozenset({BEGIN, REDEEM})
 INTERVAL_SECONDS = 3
 
 router = api_router("platform")
-page_router = APIRouter(include_in_schema=False)
+page_router = pages_router()
 
 
 async def _bound(request: Request, what: str) -> None:

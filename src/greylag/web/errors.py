@@ -59,6 +59,7 @@ STATUS: Mapping[str, int] = {
     "snapshot_gone": 410,
     "precondition_failed": 412,
     "too_large": 413,
+    "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "invalid_request": 422,
     "template_not_found": 422,

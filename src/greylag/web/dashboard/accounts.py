@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -35,7 +35,7 @@ from greylag.web.dashboard.pages import (
     see,
     words_of,
 )
-from greylag.web.deps import CallDep, RequestContext, UserCallDep
+from greylag.web.deps import CallDep, RequestContext, UserCallDep, pages_router
 from greylag.web.schemas import NewTokenIn, NewUserIn, UserEditIn
 
 ACCOUNT = "/account"
@@ -54,7 +54,7 @@ _SCOPES = {
 }
 _Body = TypeVar("_Body", bound=BaseModel)
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

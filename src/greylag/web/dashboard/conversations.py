@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
-from fastapi import APIRouter
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,7 +37,7 @@ from greylag.web.dashboard.pages import (
     see,
 )
 from greylag.web.dashboard.rail import PATIENCE_SECONDS, read_rail, read_sessions
-from greylag.web.deps import ProjectCallDep, RequestContext
+from greylag.web.deps import ProjectCallDep, RequestContext, pages_router
 
 NEW_SESSION = "new"
 """What an address says in place of a session id to begin a new one."""
@@ -58,7 +57,7 @@ _MODES = {
 _MOST_PAGES = 16
 _MOST_SHOWN = 10_000
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @dataclass(frozen=True, slots=True)

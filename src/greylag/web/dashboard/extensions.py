@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +21,7 @@ from greylag.web.dashboard.pages import (
     see,
 )
 from greylag.web.dashboard.rail import read_rail
-from greylag.web.deps import ProjectCallDep, RequestContext
+from greylag.web.deps import ProjectCallDep, RequestContext, pages_router
 
 _EXTENSIONS = PROJECT_PAGE + "/extensions"
 _MOST_WORDS = 600
@@ -34,7 +33,7 @@ _STATES = {
     "failed": ("error", "Failed"),
 }
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 class ExtensionChange(StrEnum):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from fastapi import APIRouter
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,7 +35,7 @@ from greylag.web.dashboard.pages import (
     project_view,
     see,
 )
-from greylag.web.deps import ProjectCallDep, RequestContext, UserCallDep
+from greylag.web.deps import ProjectCallDep, RequestContext, UserCallDep, pages_router
 from greylag.web.schemas import NewWebhookIn
 
 ANSWER_PAGE = PROJECT_PAGE + "/turns/{turn}/answer"
@@ -48,7 +47,7 @@ _SAID: Mapping[str, str] = {
 _IN_MINUTES = 90
 _HOUR = 3600
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @router.get(ACCOUNT_PAGE + "/new-webhook")

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -38,7 +38,7 @@ from greylag.web.dashboard.pages import (
 )
 from greylag.web.dashboard.rail import RECHECK_SECONDS, project_rows, rail_frames, read_rail
 from greylag.web.dashboard.waking import waking
-from greylag.web.deps import ProjectCallDep, RequestContext
+from greylag.web.deps import ProjectCallDep, RequestContext, pages_router
 from greylag.web.request_log import POLICY
 from greylag.web.stream import closing
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 MAX_SEQ = 2**53 - 1
 """Whole numbers up to here are exact in every browser."""
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @router.get(PROJECT_PAGE)

@@ -5,7 +5,6 @@ which administrators change.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,12 +21,12 @@ from greylag.web.dashboard.pages import (
     see,
     words_of,
 )
-from greylag.web.deps import ProjectCallDep, RequestContext
+from greylag.web.deps import ProjectCallDep, RequestContext, pages_router
 
 MEMBERS_PAGE = PROJECT_PAGE + "/members"
 NAMES_OFFERED = 50
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlencode
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,7 +38,7 @@ from greylag.web.dashboard.rail import (
     read_rows,
     row_frames,
 )
-from greylag.web.deps import CallDep, RequestContext, UserCallDep
+from greylag.web.deps import CallDep, RequestContext, UserCallDep, pages_router
 from greylag.web.stream import closing
 
 STEP = 50
@@ -49,7 +48,7 @@ _MOST_WORDS = 200
 _MOST_NAME = 48
 _YEAR_SECONDS = 365 * 24 * 3600
 
-router = APIRouter(include_in_schema=False)
+router = pages_router()
 
 
 @router.get("/")
