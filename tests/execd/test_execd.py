@@ -24,7 +24,7 @@ from greylag.agentd.execution import (
     RemoteOutput,
     RemoteProcess,
 )
-from greylag.execd import server
+from greylag.execd import running
 from greylag.execd.processes import birth, process_clock
 from greylag.execd.protocol import (
     GROUP,
@@ -359,7 +359,7 @@ async def test_a_terminal_is_let_go_of_without_an_error(*, interrupted: bool) ->
     wrong: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, about: wrong.append(about))
     asked = {"argv": ["sleep", "600"], "env": {}, "cwd": "/", "terminal": [24, 80]}
-    started = await server._started(asked, GROUP_G, ENV)
+    started = await running.start(asked, GROUP_G, ENV)
     if interrupted:
         started.forget_typed()
         await asyncio.sleep(0)

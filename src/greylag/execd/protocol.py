@@ -231,6 +231,14 @@ def text_in(request: dict[str, Any], name: str) -> str:
     return value
 
 
+def texts_in(request: dict[str, Any], name: str) -> dict[str, str]:
+    """Return a member of a request, an object of texts; errors are those of ``text_in``."""
+    value = request.get(name)
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise RefusedError("invalid_request", f"{name} is not an object of texts.")
+    return value
+
+
 async def pipe(source: Reader, target: Writer) -> None:
     """Carry raw bytes one way to their end; a side that breaks breaks the other."""
     try:
