@@ -275,6 +275,16 @@ async def test_what_is_written_in_one_tab_outlives_what_another_one_sends(
     await other.reload()
     await other.wait_for_selector("#composer[data-ready]")
     await expect(other.locator("#message")).to_have_value("")
+    # So it did with what waits for the end of a turn.
+    await other.fill("#message", "run: ls")
+    await other.press("#message", "Enter")
+    await other.get_by_role("button", name="Allow").wait_for()
+    await other.fill("#message", "Later")
+    idle = await ready(other)
+    await expect(idle.locator("#message")).to_have_value("Later")
+    await other.press("#message", "Enter")
+    await expect(idle.locator("#message")).to_have_value("")
+    await expect(idle.locator(".queued")).to_contain_text("Later")
     person.page = other
 
 
