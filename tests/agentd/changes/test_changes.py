@@ -15,6 +15,7 @@ from tests.agentd.changes.rig import closed, look, rig
 
 from greylag.agentd.changes import plan, report, service, store
 from greylag.agentd.changes.capture import Capture
+from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.states import Change, SnapshotError, TreeEntry, split
 from greylag.agentd.problems import RequestError
 from greylag.common import sqlite
@@ -681,35 +682,48 @@ async def test_a_turn_whose_end_could_not_be_kept_ends_with_the_end_of_another(
 async def test_who_looks_at_turns_lists_the_workspace_only_for_one_without_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = Capture.take
+    take, recovery = Capture.take, ChangeService._recovery
     taken: list[Capture] = []
+    looking: list[ChangeService] = []
+    all_look = asyncio.Event()
+    all_look.set()
 
-    async def broken(capture: Capture, *_: Any) -> Any:
-        taken.append(capture)
-        raise SnapshotError("execd cannot be reached")
+    async def looks(service: ChangeService) -> None:
+        looking.append(service)
+        if len(looking) % 5 == 0:
+            all_look.set()
+        await recovery(service)
 
     async def counted(capture: Capture, *asked: Any) -> Any:
         taken.append(capture)
+        await all_look.wait()
+        if broken:
+            raise SnapshotError("execd cannot be reached")
         return await take(capture, *asked)
 
+    monkeypatch.setattr(ChangeService, "_recovery", looks)
     async with rig(tmp_path) as made:
         async with made.turn("whole"):
             (made.root / "first").touch()
         await made.service.begin("t", "s")
         (made.root / "second").touch()
-        monkeypatch.setattr(Capture, "take", broken)
+        broken = True
+        monkeypatch.setattr(Capture, "take", counted)
         await made.service.end("t")
         taken.clear()
         assert await made.changed("whole") == {"first": "added"}
         with pytest.raises(RequestError, match="not kept any longer"):
             await made.changed("unknown")
         assert taken == []
+        looking.clear()
+        all_look.clear()
         asked = [made.changed("t") for _ in range(5)]
         for failed in await asyncio.gather(*asked, return_exceptions=True):
             assert isinstance(failed, RequestError)
             assert failed.code == "agent_unavailable"
         assert len(taken) == 1
-        monkeypatch.setattr(Capture, "take", counted)
+        broken = False
+        all_look.clear()
         asked = [made.changed("t") for _ in range(5)]
         assert await asyncio.gather(*asked) == [{"second": "added"}] * 5
         assert len(taken) == 2
