@@ -12,8 +12,9 @@ import pytest
 from tests.agent.raw_agent import Answer, Asked, RawAgent, raw_agent, said
 from websockets.utils import accept_key
 
-from greylag.agent import http
-from greylag.agent.http import HttpAgents, refusal
+from greylag.agent import answers, http
+from greylag.agent.answers import refusal
+from greylag.agent.http import HttpAgents
 from greylag.common import agent_api, logs
 from greylag.common.agent_api import ForwardedRequest, Operation
 from greylag.domain.errors import (
@@ -208,7 +209,7 @@ async def test_a_typed_answer_and_a_refusal_have_an_end_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http, "_TYPED_LIMIT", 1000)
-    monkeypatch.setattr(http, "_REFUSAL_LIMIT", 1000)
+    monkeypatch.setattr(answers, "_REFUSAL_LIMIT", 1000)
     async with raw_agent(said("200 OK", b" " * 1001)) as agent, gateway() as agents:
         with pytest.raises(AgentFailedError, match="larger than 1000 bytes"):
             await agents.status(agent.at)

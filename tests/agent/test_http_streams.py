@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greylag.agent import http
+from greylag.agent import answers
 from greylag.agent.http import HttpAgents
 from greylag.domain.errors import StreamCutError
 from greylag.ports import AgentAddress
@@ -73,7 +73,7 @@ async def test_an_empty_stream_has_ended() -> None:
 
 
 async def test_a_silent_stream_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(answers, "SILENCE_SECONDS", 0.05)
     over = asyncio.Event()
 
     async def answer(writer: asyncio.StreamWriter) -> None:

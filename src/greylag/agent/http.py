@@ -1,11 +1,10 @@
 """The gateway to an environment's agentd over HTTP (its API: ``docs/agentd.md``).
 
-What comes from there is not trusted: no redirect is followed, no cookie kept, every answer has an
-end, and of its headers only those about content pass.
+No redirect is followed and no cookie kept; what comes back is not trusted (``answers.py``).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -21,7 +20,20 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from yarl import URL
 
-from greylag.common import agent_api, forwarding, logs, sockets, sse
+from greylag.agent.answers import (
+    BY_CODE,
+    LONGEST_WORDS,
+    UNAUTHORIZED,
+    answer_headers,
+    check_answer,
+    incoming,
+    read_json,
+    refusal,
+    refused,
+    silence_watched,
+    whole_frames,
+)
+from greylag.common import agent_api, forwarding, logs, sockets
 from greylag.common.agent_api import (
     AUTHOR_HEADER,
     MOST_AUTHOR,
@@ -30,157 +42,26 @@ from greylag.common.agent_api import (
     ForwardedRequest,
     ForwardedSocket,
     OpenSocket,
-    Operation,
     Socket,
     Turn,
 )
-from greylag.common.concurrent import beside
 from greylag.common.git import CAUSES, SETUP, CloneState, GitSetup
-from greylag.common.typed import parse_encodable, shaped
+from greylag.common.typed import shaped
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
-    ConfirmationNotFoundError,
-    ConfirmationSettledError,
-    ConflictError,
     GreylagError,
-    InvalidRequestError,
     LimitExceededError,
     MissingError,
     RefusalError,
     SessionNotFoundError,
-    StreamCutError,
     TooLargeError,
     TurnOverError,
 )
 from greylag.domain.names import path_segment
 from greylag.ports import AgentAddress, AgentAnswer, AgentRequest, AgentStatus, answer_of_its_form
 
-# agentd's refusals as errors of ours.
-
-_BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
-    "session_not_found": SessionNotFoundError,
-    "session_busy": partial(RefusalError, code="session_busy"),
-    "turn_not_found": partial(RefusalError, code="turn_not_found"),
-    "turn_running": partial(RefusalError, code="turn_running"),
-    "snapshot_gone": partial(RefusalError, code="snapshot_gone"),
-    "history_not_cut": partial(RefusalError, code="history_not_cut"),
-    "message_id_conflict": ConflictError,
-    "confirmation_not_found": ConfirmationNotFoundError,
-    "confirmation_settled": ConfirmationSettledError,
-    "events_gone": partial(RefusalError, code="turn_not_found"),
-    "too_large": TooLargeError,
-    "unknown_event": InvalidRequestError,
-    "invalid_request": InvalidRequestError,
-    "limit_exceeded": LimitExceededError,
-    "terminal_not_found": MissingError,
-}
-_BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
-    400: InvalidRequestError,
-    404: MissingError,
-    409: ConflictError,
-    412: partial(RefusalError, code="precondition_failed"),
-    413: TooLargeError,
-    416: partial(RefusalError, code="range_not_satisfiable"),
-    429: LimitExceededError,
-    503: AgentUnreachableError,
-}
-_FILES: Mapping[str, str] = {
-    "file_exists": "Choose another name, or have it take that one's place.",
-    "file_denied": "See whose it is and what its rights are, in a terminal.",
-    "folder_not_empty": "Delete it with all that it holds (`recursive`), or empty it first.",
-    "no_space": "Delete files, or give environments more disk.",
-    "not_a_file": "Name a file: this is a folder, or something else.",
-    "not_a_folder": "Name a folder: this is a file, or something else.",
-    "outside_workspace": "Links are followed as far as they stay in the workspace.",
-}
-"""What to do where the workspace is not as a request takes it to be."""
-_UNAUTHORIZED = 401
-_TOO_MANY = 429
-_NO_SUCH_ROUTE = {"not_found", "method_not_allowed"}
-_LONGEST_WORDS = 1000
-
-
-def refusal(status: int, body: Mapping[str, Any], missing: GreylagError | None) -> GreylagError:
-    """Return the error that agentd's answer means.
-
-    Args:
-        status: the HTTP status.
-        body: the JSON of agentd's errors (``error``, ``message``, ``code``).
-        missing: what a 404 without a code means for the call that was made.
-    """
-    said = body.get("message")
-    words = said if isinstance(said, str) else ""
-    message = words[:_LONGEST_WORDS] or f"The agent answered {status}."
-    code = body["code"] if isinstance(body.get("code"), str) else None
-    if code in _NO_SUCH_ROUTE:
-        return AgentFailedError(
-            "The agent does not know this request: its environment runs another version.",
-            hint="Deactivate the project and activate it again, so that it gets the new version.",
-        )
-    if status == _UNAUTHORIZED:
-        return AgentFailedError(
-            "The environment refuses Greylag's token: somebody changed or deleted its Secret.",
-            hint="Greylag starts it anew within minutes; deactivate and activate it to do so now.",
-        )
-    if code is None and status == 404:  # noqa: PLR2004 - HTTP's not found
-        return missing or AgentFailedError(message)
-    if code is not None and code in CAUSES:
-        return RefusalError(message, code)
-    if code is not None and code in _FILES:
-        return ConflictError(message, hint=_FILES[code])
-    known = _BY_CODE.get(code or "") or _BY_STATUS.get(status, AgentFailedError)
-    return known(message)
-
-
-# Reading a turn's stream from agentd: whole frames, and an end to those that have died.
-
-SILENCE_SECONDS = 60.0
-"""agentd sends a heartbeat every 15 s; a stream that is silent this long is dead."""
-
-_COMPLETE = b'"type":"complete"'
-_LAST_FRAME = 4096
-
-
-@asynccontextmanager
-async def silence_watched(response: aiohttp.ClientResponse) -> AsyncIterator[asyncio.Event]:
-    """Break a stream off that is silent for ``SILENCE_SECONDS``, or twice that at most.
-
-    The reader sets the event that it gets for all that it hears.
-    """
-    heard = asyncio.Event()
-    heard.set()
-
-    async def look() -> None:
-        while heard.is_set():
-            heard.clear()
-            await asyncio.sleep(SILENCE_SECONDS)
-        response.close()  # whoever reads gets an error
-
-    async with beside(look(), "silence"):
-        yield heard
-
-
-async def whole_frames(
-    response: aiohttp.ClientResponse, heard: asyncio.Event
-) -> AsyncIterator[bytes]:
-    """Yield runs of whole frames; ``StreamCutError`` for an end before the ``complete`` event."""
-    splitter = sse.FrameSplitter()
-    # A stream resumed after its last event is empty, and ended too.
-    ended = True
-    try:
-        while chunk := await response.content.readany():
-            heard.set()
-            if frames := splitter.feed_whole(chunk):
-                ended = frames.rfind(_COMPLETE, -_LAST_FRAME) >= 0
-                yield frames
-    except (aiohttp.ClientError, TimeoutError, sse.FrameTooLargeError) as error:
-        raise StreamCutError("The agent's stream broke off.") from error
-    if not ended:
-        raise StreamCutError("The agent's stream ended before the turn did.")
-
-
-# One request's body on its way to the agent, and one answer's on its way back.
+# One request's body on its way to the agent.
 
 PASSED_TO_AGENT = (
     "accept",
@@ -193,12 +74,9 @@ PASSED_TO_AGENT = (
     "last-event-id",
     "range",
 )
-PASSED_TO_CLIENT = ("accept-ranges", "content-length", "content-range", "etag", "last-modified")
-_SHOWN_IN_PAGES = {agent_api.JSON, agent_api.TEXT}
-_BODILESS = {204, 304}
 _REFUSED_FROM = 300
+_TOO_MANY = 429
 _TYPED_LIMIT = 8 * agent_api.MEBIBYTE
-_REFUSAL_LIMIT = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -229,59 +107,6 @@ def check_size(size: int, limit: int) -> None:
     """Raise ``TooLargeError`` for a body of more than ``limit`` bytes."""
     if size > limit:
         raise TooLargeError(f"The body is larger than the {limit} bytes that are taken here.")
-
-
-async def _incoming(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
-    """Yield an answer's body as it comes, ``limit`` bytes at most."""
-    got = 0
-    try:
-        while chunk := await response.content.readany():
-            got += len(chunk)
-            if got > limit:
-                raise AgentFailedError(f"The agent's answer is larger than {limit} bytes.")
-            yield chunk
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise AgentUnreachableError("The agent broke its answer off.") from error
-
-
-async def _read_json(response: aiohttp.ClientResponse, limit: int) -> Any:
-    """Return an answer's JSON, in texts that can be passed on.
-
-    Raises:
-        ValueError: it is none.
-    """
-    return parse_encodable(b"".join([chunk async for chunk in _incoming(response, limit)]))
-
-
-def _answer_headers(response: aiohttp.ClientResponse, operation: Operation[Any]) -> dict[str, str]:
-    """Return what may be told of an answer.
-
-    Its type is the operation's own, never the agent's, and what is not known to be harmless in a
-    browser is to be saved, not shown: nothing of an agent's runs as a page of ours.
-    """
-    passed = {name: response.headers.get(name, "") for name in PASSED_TO_CLIENT}
-    headers = {
-        name: said
-        for name, said in passed.items()
-        if said and said.isascii() and said.isprintable()
-    }
-    if response.status in _BODILESS:
-        headers.pop("content-length", None)
-        return headers
-    if operation.media not in _SHOWN_IN_PAGES:
-        headers["content-disposition"] = "attachment"
-    return {**headers, "content-type": operation.media}
-
-
-def _check_answer(response: aiohttp.ClientResponse, operation: Operation[Any]) -> None:
-    """Raise ``AgentFailedError`` for a success that is not the operation's."""
-    if response.status not in {operation.status, 206, 304}:
-        raise AgentFailedError(f"The agent answered {response.status}, which it should not.")
-    expected = operation.media.partition(";")[0]
-    if response.status not in _BODILESS and response.content_type != expected:
-        raise AgentFailedError(f"The agent's answer is not {expected}.")
-    if (response.content_length or 0) > operation.answer_limit:
-        raise AgentFailedError(f"The agent's answer is larger than {operation.answer_limit} bytes.")
 
 
 # The gateway.
@@ -357,7 +182,7 @@ class HttpAgents:
         with answer_of_its_form():
             state = shaped(CloneState, body)
         code = state.code if state.code in CAUSES else ""
-        detail = state.detail[:_LONGEST_WORDS]
+        detail = state.detail[:LONGEST_WORDS]
         return replace(state, detail=detail, code=code, hint=CAUSES.get(code, ""))
 
     @asynccontextmanager
@@ -375,9 +200,9 @@ class HttpAgents:
             total=operation.seconds, sock_connect=CONNECT_SECONDS, sock_read=operation.silence
         )
         async with self._open(at, asked, patience) as response:
-            _check_answer(response, operation)
-            body = _incoming(response, operation.answer_limit)
-            yield AgentAnswer(response.status, _answer_headers(response, operation), body)
+            check_answer(response, operation)
+            body = incoming(response, operation.answer_limit)
+            yield AgentAnswer(response.status, answer_headers(response, operation), body)
 
     @asynccontextmanager
     async def socket(
@@ -447,7 +272,7 @@ class HttpAgents:
                 try:
                     opened = await stack.enter_async_context(socket(at))
                 except forwarding.RefusedSocketError as error:
-                    other = await _anew(at, _UNAUTHORIZED if _refuses_token(error) else 0)
+                    other = await _anew(at, UNAUTHORIZED if _refuses_token(error) else 0)
                     if other is None:
                         raise
                     opened = await stack.enter_async_context(socket(other))
@@ -517,7 +342,7 @@ class HttpAgents:
         """Ask agentd and return its JSON."""
         async with self._open(at, asked, _ANSWER_TIMEOUT) as response:
             try:
-                return await _read_json(response, _TYPED_LIMIT)
+                return await read_json(response, _TYPED_LIMIT)
             except ValueError as error:
                 raise AgentFailedError("The agent's answer is not JSON.") from error
 
@@ -532,7 +357,7 @@ class HttpAgents:
                 response.close()
                 response = await self._sent(other, asked, limits)
             if response.status >= _REFUSED_FROM and response.status != 304:  # noqa: PLR2004 - HTTP's not modified
-                raise await _refused(response, asked.missing)
+                raise await refused(response, asked.missing)
             yield response
         finally:
             # Not released: what is left of an answer must stop now, not be read to its end.
@@ -565,7 +390,7 @@ async def _anew(at: AgentAddress, status: int, body: object = None) -> AgentAddr
     An agent that refused the token did nothing: it may have been started anew with another. Of a
     body that comes as a stream there is none for a second request, so that is an error.
     """
-    if status != _UNAUTHORIZED or at.anew is None:
+    if status != UNAUTHORIZED or at.anew is None:
         return None
     try:
         other = await at.anew()
@@ -595,7 +420,7 @@ def _is_of_agent(answer: ForwardedAnswer | forwarding.RefusedSocketError) -> boo
 
 
 def _refuses_token(answer: forwarding.RefusedSocketError) -> bool:
-    return answer.status == _UNAUTHORIZED and _is_of_agent(answer)
+    return answer.status == UNAUTHORIZED and _is_of_agent(answer)
 
 
 def _not_forwarded(status: int, port: int) -> GreylagError:
@@ -603,7 +428,7 @@ def _not_forwarded(status: int, port: int) -> GreylagError:
         full = "Shared previews of this project have as much open as may be."
         return LimitExceededError(full, hint="Close some of them, or try again later.")
     silent = RefusalError(f"Nothing answers on port {port}.", "port_silent")
-    return refusal(status, {}, None) if status == _UNAUTHORIZED else silent
+    return refusal(status, {}, None) if status == UNAUTHORIZED else silent
 
 
 @contextmanager
@@ -618,23 +443,13 @@ def _port_answers(port: int) -> Iterator[None]:
         raise silent from error
 
 
-async def _refused(response: aiohttp.ClientResponse, missing: GreylagError | None) -> GreylagError:
-    if response.status < 400:  # noqa: PLR2004 - HTTP's errors begin here
-        return AgentFailedError("The agent answered with a redirect, which is not followed.")
-    try:
-        body = await _read_json(response, _REFUSAL_LIMIT)
-    except (ValueError, GreylagError):
-        body = None
-    return refusal(response.status, body if isinstance(body, dict) else {}, missing)
-
-
 def _no_turn(turn_id: str) -> RefusalError:
     return RefusalError(f"There is no turn {turn_id}.", "turn_not_found")
 
 
 def _missing(request: AgentRequest) -> GreylagError | None:
     for name in (one.name for one in request.operation.parameters):
-        if (known := _BY_CODE.get(f"{name}_not_found")) is not None:
+        if (known := BY_CODE.get(f"{name}_not_found")) is not None:
             return known(f"There is no {name} {request.parts[name]}.")
     return None
 
