@@ -623,7 +623,7 @@ async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(
     await expect(page.locator("#kept-at")).to_contain_text("inactive. This is the conversation")
     await expect(page.locator("[data-kept] .prose")).to_have_count(3)
     await expect(page.locator(".session-title")).to_have_text("one")
-    assert await page.locator("#scroller").evaluate(FROM_END) <= 8
+    await page.wait_for_function(f"({FROM_END})(scroller) <= 8")
     await person.picture("conversation-asleep")
     await person.say("four")  # wakes it
     await expect(page.locator("[data-kept], #kept-at")).to_have_count(0)
@@ -631,7 +631,7 @@ async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(
     for _ in range(2):
         await expect(said).to_have_text(["one", "two\n" * 60, "three", "four"])
         await expect(page.locator(".turn .prose")).to_have_count(4)
-        assert await page.locator("#scroller").evaluate(FROM_END) <= 8
+        await page.wait_for_function(f"({FROM_END})(scroller) <= 8")
         await page.reload()
     await running.ask("POST", f"{path}/deactivate")
     await page.reload()
