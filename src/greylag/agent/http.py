@@ -437,8 +437,7 @@ def _port_answers(port: int) -> Iterator[None]:
     try:
         yield
     except forwarding.RefusedSocketError as error:
-        refused = _not_forwarded(error.status, port) if _is_of_agent(error) else silent
-        raise refused from error
+        raise (_not_forwarded(error.status, port) if _is_of_agent(error) else silent) from error
     except forwarding.UnansweredError as error:
         raise silent from error
 

@@ -23,6 +23,14 @@ from greylag.domain.names import check_id
 
 DEFAULT_SERVER = "http://127.0.0.1:8700"
 
+paths_option = click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="Only this, with all below it; repeatable.",
+)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from greylag.cli.access import Access, api_command
+from greylag.cli.access import Access, api_command, paths_option
 from greylag.cli.client import ApiClient, ProjectPlace
 from greylag.cli.errors import CliError
 from greylag.cli.output import confirm
@@ -53,13 +53,7 @@ async def diff(access: Access, *, project: str, path: str, turn: str | None) -> 
 @click.command()
 @click.argument("project")
 @click.argument("turn", required=False)
-@click.option(
-    "--path",
-    "paths",
-    multiple=True,
-    metavar="PATH",
-    help="Only this, with all below it; repeatable.",
-)
+@paths_option
 @click.option("--override", is_flag=True, help="Take away what others changed since, too.")
 @click.option(
     "--history",

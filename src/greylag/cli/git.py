@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from greylag.cli.access import Access, api_command
+from greylag.cli.access import Access, api_command, paths_option
 from greylag.cli.output import confirm, moment
 from greylag.cli.transport import LONGEST_WAIT, Request
 from greylag.common.agent_api import GitStatus
@@ -61,13 +61,7 @@ def _tell(access: Access, found: Any) -> None:
 @git.command()
 @click.argument("project")
 @click.option("--message", "-m", required=True, metavar="TEXT", help="What the commit says.")
-@click.option(
-    "--path",
-    "paths",
-    multiple=True,
-    metavar="PATH",
-    help="Only this, with all below it; repeatable.",
-)
+@paths_option
 @api_command
 async def commit(access: Access, *, project: str, message: str, paths: tuple[str, ...]) -> None:
     """Commit all that changed in PROJECT's workspace."""

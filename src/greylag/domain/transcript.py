@@ -61,6 +61,11 @@ class KeptSession:
         return self.copied_at is not None and self.copied == self.state
 
     @property
+    def steps_size(self) -> int:
+        """For how many bytes its turns count."""
+        return sum(weight_of(size) for size in self.turns.values())
+
+    @property
     def parts(self) -> list[str]:
         """The names of its parts that are kept."""
         if self.copied_at is None:
@@ -93,6 +98,11 @@ def part_of(session_id: str, turn_id: str = "") -> str:
     return f"{session_id}/{turn_id}"
 
 
+def weight_of(size: int) -> int:
+    """Return for how many bytes of a project's a turn counts of which ``size`` are kept."""
+    return max(size, LEAST)
+
+
 def fitting(sessions: Sequence[KeptSession]) -> list[KeptSession]:
     """Return the sessions with those turns that there is room for beside all messages: the first
     ones.
@@ -102,7 +112,7 @@ def fitting(sessions: Sequence[KeptSession]) -> list[KeptSession]:
     for one in sessions:
         turns: dict[str, int] = {}
         for turn_id, size in one.turns.items():
-            room -= max(size, LEAST)
+            room -= weight_of(size)
             if room < 0:
                 break
             turns[turn_id] = size

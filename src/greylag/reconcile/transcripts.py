@@ -47,7 +47,6 @@ from greylag.domain.errors import (
 )
 from greylag.domain.names import path_segment
 from greylag.domain.transcript import (
-    LEAST,
     MOST_BYTES,
     MOST_PART,
     MOST_SESSIONS,
@@ -61,6 +60,7 @@ from greylag.domain.transcript import (
     pack_turns,
     part_of,
     unpack,
+    weight_of,
 )
 from greylag.ports import (
     AgentAddress,
@@ -181,7 +181,7 @@ class KeepingTranscripts:
                 break
             if one.is_current and one.steps_copied != one.state:
                 await self._copy_turns(look, place, room)
-            room -= sum(max(size, LEAST) for size in look.found[place].turns.values())
+            room -= look.found[place].steps_size
 
     async def _copy_turns(self, look: "_Look", place: int, room: int) -> None:
         """Copy those of a session's turns that have ended, of which there is no copy yet."""
@@ -208,7 +208,7 @@ class KeepingTranscripts:
                     sizes[turn_id] = len(part)
                     look.found[place] = replace(one, turns=_ordered(sizes, names))
                     await self._write(look, {**parts, part_of(session_id, turn_id): part})
-            room -= max(sizes.get(turn_id, 0), LEAST)
+            room -= weight_of(sizes.get(turn_id, 0))
         seen = replace(one, turns=_ordered(sizes, names), steps_copied=one.state)
         look.found[place] = seen
         await self._write(look, parts)
