@@ -6,7 +6,7 @@ Whoever asks was let in by the platform; what answers is the agent's, and believ
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -14,6 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from greylag.agentd.execution import Execution, ExecutionError, joined
 from greylag.agentd.problems import RequestError
 from greylag.common import agent_api
+from greylag.common.concurrent import place_among
 from greylag.execd.protocol import Reader, Writer
 
 _MOST_CONNECTIONS = 100
@@ -88,18 +89,9 @@ class Previews:
             raise full
         self._strangers += 1
         try:
-            if socket:
+            places = self._shared
+            async with nullcontext() if socket else place_among(places, _PLACE_SECONDS, full):
                 yield
-                return
-            try:
-                async with asyncio.timeout(_PLACE_SECONDS):
-                    await self._shared.acquire()
-            except TimeoutError as error:
-                raise full from error
-            try:
-                yield
-            finally:
-                self._shared.release()
         finally:
             self._strangers -= 1
 

@@ -1,4 +1,4 @@
-"""What goes on at once, beside a block or until one of it ends, and what is not broken off."""
+"""What goes on at once: beside a block, in one of some places, until one of it ends, to its end."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
@@ -25,6 +25,22 @@ async def beside(work: Coroutine[Any, Any, _T], name: str) -> AsyncIterator[asyn
         yield task
     finally:
         await cancel_all([task])
+
+
+@asynccontextmanager
+async def place_among(
+    places: asyncio.Semaphore, seconds: float, full: Exception
+) -> AsyncIterator[None]:
+    """Hold one of some places; raise ``full`` where none has become free for so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await places.acquire()
+    except TimeoutError as error:
+        raise full from error
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:

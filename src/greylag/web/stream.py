@@ -27,6 +27,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from greylag.common import sse
+from greylag.common.concurrent import place_among
 from greylag.config import Settings
 from greylag.domain.errors import (
     ErrorInfo,
@@ -242,17 +243,11 @@ class Streams:
             LimitExceededError: for ``PLACE_SECONDS`` there was none.
         """
         places = self._requests.setdefault(ref, asyncio.Semaphore(self._limit))
-        try:
-            async with asyncio.timeout(PLACE_SECONDS):
-                await places.acquire()
-        except TimeoutError:
-            raise LimitExceededError(
-                f"Shared previews of this project already have {self._limit} open requests."
-            ) from None
-        try:
+        full = LimitExceededError(
+            f"Shared previews of this project already have {self._limit} open requests."
+        )
+        async with place_among(places, PLACE_SECONDS, full):
             yield
-        finally:
-            places.release()
 
 
 class Relay(Response):
