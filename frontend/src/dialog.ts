@@ -1,5 +1,7 @@
 // One dialog for the whole page, outside of all that is live: what changes under it leaves it open.
 
+import { keep, kept } from "./kept";
+
 type Field = HTMLInputElement | HTMLTextAreaElement;
 type Values = Map<string, string>; // by the field's name
 type Typed = Map<string, Values>; // by what the form does
@@ -80,18 +82,14 @@ function keyOf(): string {
 /** Return what was typed in this tab before the page came. */
 function before(): Typed {
   try {
-    const kept: [string, [string, string][]][] = JSON.parse(sessionStorage.getItem(keyOf()) ?? "[]");
-    return new Map(kept.map(([form, fields]) => [form, new Map(fields)]));
+    const forms: [string, [string, string][]][] = JSON.parse(kept(keyOf(), "sessionStorage") ?? "[]");
+    return new Map(forms.map(([form, fields]) => [form, new Map(fields)]));
   } catch {
-    return new Map(); // storage may be forbidden
+    return new Map(); // it is of another version
   }
 }
 
 function keepTyped(typed: Typed): void {
-  try {
-    if (typed.size) sessionStorage.setItem(keyOf(), JSON.stringify([...typed].map(([form, fields]) => [form, [...fields]])));
-    else sessionStorage.removeItem(keyOf());
-  } catch {
-    // See above; or there is too much of it.
-  }
+  const forms = [...typed].map(([form, fields]) => [form, [...fields]]);
+  keep(keyOf(), forms.length ? JSON.stringify(forms) : null, "sessionStorage");
 }

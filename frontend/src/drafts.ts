@@ -1,6 +1,8 @@
 // What a person has written and nobody has taken yet: kept in this browser under a name, whatever happens
 // to the page, for that person alone.
 
+import { keep, kept } from "./kept";
+
 const SOON_MS = 500;
 const later = new Map<string, () => void>(); // by what is kept: what is to be written yet
 
@@ -42,11 +44,7 @@ export class Draft {
 
   read(): string {
     later.get(this.#key)?.();
-    try {
-      return untaken.get(this.#key) ?? localStorage.getItem(this.#key) ?? "";
-    } catch {
-      return "";
-    }
+    return untaken.get(this.#key) ?? kept(this.#key) ?? "";
   }
 
   /** Keep what `text` then returns, soon, once for many calls: at the latest when the page is left or this is read. */
@@ -59,11 +57,6 @@ export class Draft {
   keep(text: string): void {
     later.delete(this.#key);
     untaken.delete(this.#key);
-    try {
-      if (text) localStorage.setItem(this.#key, text);
-      else localStorage.removeItem(this.#key);
-    } catch {
-      untaken.set(this.#key, text);
-    }
+    if (!keep(this.#key, text || null)) untaken.set(this.#key, text);
   }
 }

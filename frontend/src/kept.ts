@@ -1,18 +1,23 @@
-// What a person chose on the page, kept in this browser. Storage may be forbidden; a choice then lasts
-// until the next page.
+// What is kept in this browser, or in this tab of it alone, as what a person chose on the page. Storage may be
+// forbidden, or full; what is to be kept then lasts until the next page.
 
-export function kept(key: string): string | null {
+type Place = "localStorage" | "sessionStorage";
+
+export function kept(key: string, place: Place = "localStorage"): string | null {
   try {
-    return localStorage.getItem(key);
+    return window[place].getItem(key);
   } catch {
     return null;
   }
 }
 
-export function keep(key: string, value: string): void {
+/** Keep a value, or none (`null`); tell whether this browser does. */
+export function keep(key: string, value: string | null, place: Place = "localStorage"): boolean {
   try {
-    localStorage.setItem(key, value);
+    if (value === null) window[place].removeItem(key);
+    else window[place].setItem(key, value);
+    return true;
   } catch {
-    // See above.
+    return false;
   }
 }

@@ -1,5 +1,6 @@
 // A project's first message: written where there are no projects yet, sent by the page of the one that is made for it.
 import { Draft } from "./drafts";
+import { keep, kept } from "./kept";
 import { endsMessage } from "./text";
 
 const keyOf = (key: string) => `greylag-first:${key}`;
@@ -33,19 +34,9 @@ export function startFirst(): void {
     const given = new FormData(form);
     const [message, key] = [String(given.get("message")), String(given.get("key"))];
     if (!message.trim()) return;
-    if (!handOn(key, message)) return; // the server sends it
+    if (!keep(keyOf(key), message, "sessionStorage")) return; // the server sends it
     form.querySelector<HTMLInputElement>("[name=first]")!.value = "page";
   });
-}
-
-/** Keep a message for the page of its project; tell whether this browser does. */
-function handOn(key: string, message: string): boolean {
-  try {
-    sessionStorage.setItem(keyOf(key), message);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** Return the message that this page is to begin with, if it was opened for one; once. */
@@ -53,17 +44,8 @@ export function takeFirst(): string | null {
   const key = new URLSearchParams(location.search).get("first");
   if (key === null) return null;
   history.replaceState(null, "", location.pathname);
-  const message = handedOn(key);
+  const message = kept(keyOf(key), "sessionStorage");
+  keep(keyOf(key), null, "sessionStorage");
   if (message) new Draft(`first ${location.pathname.split("/projects/")[0]}`).keep("");
   return message;
-}
-
-function handedOn(key: string): string | null {
-  try {
-    const message = sessionStorage.getItem(keyOf(key));
-    sessionStorage.removeItem(keyOf(key));
-    return message;
-  } catch {
-    return null; // where storage is forbidden there is none
-  }
 }
