@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from playwright.async_api import Locator, expect
-from tests.browser.person import Person, at_browser
+from tests.browser.person import Chromium, Person, at_browser
 from tests.web.server import ADA, Site, site
 
 LONG = "Averyverylongnamewithoutanyspacesatall" * 4
@@ -98,7 +98,7 @@ async def test_a_message_can_be_written_beside_a_phone_s_keyboard(person: Person
 
 async def test_text_of_twice_the_size_leaves_room_for_the_conversation(running: Site) -> None:
     base = f"http://127.0.0.1:{running.port}"
-    async with at_browser(base, width=1280, arguments=DOUBLE) as person:
+    async with at_browser(base, width=1280, browser=Chromium(*DOUBLE)) as person:
         await person.page.goto("/users/ada/projects/shown")
         assert (
             await person.page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") == 32
@@ -113,7 +113,7 @@ async def test_a_phone_with_text_of_twice_the_size_cuts_no_tab_and_no_button(
 ) -> None:
     base = f"http://127.0.0.1:{running.port}"
     await running.project("large", active=True)
-    async with at_browser(base, width=380, arguments=DOUBLE) as person:
+    async with at_browser(base, width=380, browser=Chromium(*DOUBLE)) as person:
         page = person.page
         await page.goto("/users/ada/projects/large")
         await expect(page.locator("#fact-mode")).not_to_be_empty()

@@ -4,14 +4,19 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, Worker, expect
-from tests.browser.person import Person, at_browser, needs_axe
+from tests.browser.person import Chromium, Person, at_browser, chromium, needs_axe
 from tests.services.test_notifier import running as telling
 from tests.web.server import site
 
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, Principal
 
+needs_notifications = pytest.mark.skipif(
+    chromium(shows_notifications=True) is None,
+    reason="NO NOTIFICATION WAS SHOWN: install chromium, the one with windows",
+)
 pytestmark = [needs_axe]
 
 # Chromium has no push service here: what it would give out is made up, all else is real.
@@ -53,8 +58,13 @@ SHOWN = """async () => {
 }"""
 
 
+@needs_notifications
 async def test_a_phone_is_told_that_the_agent_asks_and_answers_it_with_one_thumb() -> None:
-    async with site() as running, at_browser(f"http://127.0.0.1:{running.port}", width=390) as ann:
+    notified = Chromium(shows_notifications=True)
+    async with (
+        site() as running,
+        at_browser(f"http://127.0.0.1:{running.port}", width=390, browser=notified) as ann,
+    ):
         page, context, house = ann.page, ann.page.context, running.house
         await context.grant_permissions(["notifications"])
         await page.add_init_script(SUBSCRIBE)
