@@ -52,17 +52,20 @@ export class TurnStream {
     let refusedSince: number | null = null;
     for (;;) {
       const silence = new Silence();
+      let isCut = true;
       try {
         const response = await this.#open(AbortSignal.any([signal, silence.signal]));
         backoff.opened();
         handlers.opened();
+        let fate: Fate = "goes on";
         for await (const { id, data } of frames(response, () => silence.heard())) {
-          const fate = this.#take(id, data, handlers);
+          fate = this.#take(id, data, handlers);
           if (fate === "ended") return;
           if (fate === "broken") break;
           backoff.reset();
           refusedSince = null;
         }
+        isCut = fate === "broken"; // the server ends each stream once in a while, to be asked again
       } catch (error) {
         if (signal.aborted) return;
         if (error instanceof Refused) {
@@ -73,7 +76,7 @@ export class TurnStream {
         silence.over();
       }
       if (signal.aborted) return;
-      handlers.lost();
+      if (isCut) handlers.lost();
       await backoff.pause(signal);
     }
   }

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Request, Route, expect
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import AXE, Person, at_browser
-from tests.web.server import ADA, Site, site
+from tests.web.server import ADA, Site, settings, site
 
 from greylag.domain.project import ProjectRef
 
@@ -23,6 +23,12 @@ SAYS_SO_IN_SIGHT = """() => {
   const said = document.getElementById("console-status");
   const { top, bottom, height } = said.getBoundingClientRect();
   return said.textContent.includes("Trying again") && height > 0 && top > 0 && bottom < innerHeight;
+}"""
+KEEPS_WHAT_IS_SAID = """() => {
+  const place = document.getElementById("console-status");
+  window.said = [];
+  new MutationObserver(() => said.push(place.textContent))
+    .observe(place, { childList: true, subtree: true });
 }"""
 CHANGED_AND_A_WHILE = """() => {
   document.dispatchEvent(new Event("greylag:changed"));
@@ -176,6 +182,23 @@ async def test_a_dropped_connection_goes_on_by_itself(
     await person.answered()
     assert (await person.answer()).count("It ran.") == 1
     assert await person.page.locator(".step").count() == 1
+
+
+async def test_a_stream_that_ends_as_planned_is_not_told_as_a_lost_connection() -> None:
+    async with (
+        site(settings(stream_seconds=0.25)) as brief,
+        at_browser(f"http://127.0.0.1:{brief.port}") as person,
+    ):
+        await person.open_project(await brief.project(active=True))
+        await person.page.evaluate(KEEPS_WHAT_IS_SAID)
+        await person.say("run: ls")
+        await person.page.get_by_role("button", name="Allow").wait_for()
+        for _ in range(3):
+            async with person.page.expect_request("**/turns/*/events"):
+                pass
+        await person.page.get_by_role("button", name="Allow").click()
+        await person.answered()
+        assert not [said for said in await person.page.evaluate("said") if "lost" in said]
 
 
 async def test_a_message_that_met_a_dropped_connection_is_one_turn() -> None:
