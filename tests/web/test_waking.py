@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Event, Project, Status
-from greylag.web.dashboard.waking import Waking, waking
+from greylag.web.dashboard.projects import Waking, waking
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 LOCAL = "starting process_started api_answers agent_ready active"

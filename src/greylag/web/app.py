@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from greylag import __version__
 from greylag.config import Settings
 from greylag.services.use_cases import UseCases
-from greylag.web import audit, device, oidc
+from greylag.web import audit, device, oidc, preview_links
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, notifications, people, platform, previews, projects, relay
+from greylag.web.api import agent, people, platform, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, extensions, sharing
@@ -59,17 +59,17 @@ _API = (
     projects.router,
     platform.router,
     people.router,
-    notifications.router,
+    people.notifications_router,
     audit.router,
     agent.router,
     agent.turns_router,
     relay.router,
-    previews.router,
+    preview_links.router,
     device.router,
 )
 _PAGES = (
     relay.socket_router,
-    previews.pages,
+    preview_links.pages,
     sign_in,
     oidc.router,
     accounts.router,

@@ -46,9 +46,8 @@ from greylag.services.shares import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import asked_path
-from greylag.web.api.relay import RelayedAnswer, read_whole
+from greylag.web.api.relay import RelayedAnswer, read_whole, shown_as
 from greylag.web.auth import client_of, cookies
-from greylag.web.media import shown_as
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import REFUSALS, Streams
 

@@ -1,14 +1,18 @@
-"""Who asks, users with their sessions and tokens, and whom projects are shared with."""
+"""Who asks, users with their sessions, secrets and tokens, whom projects are shared with, and where
+users are told of their turns.
+"""
 
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Query, Response
+from starlette.requests import Request
 
 from greylag.domain.names import ID_FORM, MAX_ID_LENGTH
+from greylag.ports import DeliveryResult
 from greylag.services.secrets import NAME_FORM, NewSecret
 from greylag.services.tokens import MOST_TOKENS, PLACE
-from greylag.web.addresses import address
+from greylag.web.addresses import address, site_of
 from greylag.web.deps import (
     LOCATION,
     PROJECT,
@@ -26,9 +30,15 @@ from greylag.web.schemas import (
     MemberOut,
     MembersOut,
     MeOut,
+    NewBrowserIn,
     NewTokenIn,
     NewTokenOut,
     NewUserIn,
+    NewWebhookIn,
+    NewWebhookOut,
+    NotificationTargetOut,
+    NotificationTargetsOut,
+    NotificationTestOut,
     ProjectOut,
     SecretIn,
     SecretOut,
@@ -284,3 +294,85 @@ async def hand_over_project(
     given = await call.use_cases.accounts.hand_over(*call.at, body.user)
     response.headers["location"] = address(f"/api{given.ref.path}")
     return ProjectOut.of(given)
+
+
+# Where users are told of their turns: browsers and webhooks.
+
+NOTIFICATIONS = f"{USER}/notifications"
+TARGET = f"{NOTIFICATIONS}/targets/{{target}}"
+
+notifications_router = api_router("notifications")
+
+_TargetId = Annotated[str, path_id("target", "A target's id.", _HEX_ID)]
+
+
+@notifications_router.get(
+    NOTIFICATIONS,
+    summary="List where a user is told of their turns",
+    responses=problems(404),
+)
+async def list_notification_targets(call: UserCallDep) -> NotificationTargetsOut:
+    """The oldest first; no address is ever shown. For the user, and for administrators."""
+    notifications = call.use_cases.notifications
+    found = await notifications.listed(call.principal, call.user_id)
+    return NotificationTargetsOut(
+        public_key=await notifications.public_key(),
+        targets=[NotificationTargetOut.of(one) for one in found],
+    )
+
+
+@notifications_router.post(
+    f"{NOTIFICATIONS}/browsers",
+    summary="Tell a user in a browser",
+    status_code=201,
+    responses={**problems(404, 409, 413), 201: {"description": "It is told from now on."}},
+)
+async def add_notification_browser(
+    request: Request, call: UserCallDep, body: NewBrowserIn
+) -> NotificationTargetOut:
+    """By Web Push, when a turn of a project of their own needs an answer, ends or fails. One
+    browser tells one user: whoever turned it on last.
+    """
+    return NotificationTargetOut.of(
+        await call.use_cases.notifications.add_browser(
+            call.principal, call.user_id, body.name, site_of(request), body.address()
+        )
+    )
+
+
+@notifications_router.post(
+    f"{NOTIFICATIONS}/webhooks",
+    summary="Tell a webhook",
+    status_code=201,
+    responses={**problems(404, 409, 413), 201: {"description": "Its secret is shown this once."}},
+)
+async def add_notification_webhook(
+    request: Request, call: UserCallDep, body: NewWebhookIn
+) -> NewWebhookOut:
+    """By a signed POST (Standard Webhooks), of the same as browsers."""
+    secret, target = await call.use_cases.notifications.add_webhook(
+        call.principal, call.user_id, body.name, site_of(request), body.url
+    )
+    return NewWebhookOut.of(target, secret=secret)
+
+
+@notifications_router.post(
+    f"{TARGET}/test",
+    summary="Tell a target that it is told",
+    responses=problems(404),
+)
+async def test_notification_target(call: UserCallDep, target: _TargetId) -> NotificationTestOut:
+    """Once, and at once."""
+    _, done = await call.use_cases.notifications.test(call.principal, call.user_id, target)
+    return NotificationTestOut(delivered=done.result is DeliveryResult.DONE, result=done.words)
+
+
+@notifications_router.delete(
+    TARGET,
+    summary="Tell a target nothing any more",
+    status_code=204,
+    responses={**problems(404), 204: {"description": "Effective at once."}},
+)
+async def remove_notification_target(call: UserCallDep, target: _TargetId) -> None:
+    """For the user, and for administrators."""
+    await call.use_cases.notifications.remove(call.principal, call.user_id, target)

@@ -6,6 +6,7 @@ that it is a last message, and a code that says whether coming back helps (``doc
 """
 
 import json
+import mimetypes
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -38,7 +39,6 @@ from greylag.web.deps import (
     api_router,
     problems,
 )
-from greylag.web.media import SAVED, saved_as
 from greylag.web.request_log import POLICY
 from greylag.web.stream import REFUSALS
 
@@ -159,6 +159,56 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         raise TooLargeError("The request's body is larger than is taken.") from error
 
 
+# What a file is sent as: what its name says, where no browser can do harm by it.
+
+_SAVED = (
+    "application/json",
+    "application/x-tar",
+    "application/zip",
+    "audio/*",
+    "image/*",
+    "text/csv",
+    "text/markdown",
+    "text/plain",
+    "text/tab-separated-values",
+    "text/x-python",
+    "video/*",
+)
+"""What files may be sent as on our own origin, to be saved: nothing that a browser there runs, lays
+out pages by, or shows as a page. A picture that is a document (SVG) is none of these.
+"""
+_TYPES = mimetypes.MimeTypes()  # Python's own, whatever the machine has
+for _ending, _media in (
+    (".avif", "image/avif"),
+    (".js", "text/javascript"),
+    (".md", "text/markdown"),
+    (".mjs", "text/javascript"),
+    (".webp", "image/webp"),
+):
+    _TYPES.add_type(_media, _ending)
+_TEXTS = frozenset({"application/json", "image/svg+xml"})
+
+
+def saved_as(path: str) -> str:
+    """Return the content type of a file on our own origin: one of ``_SAVED``, or that of any."""
+    media = _named(path)
+    harmless = media in _SAVED or f"{media.partition('/')[0]}/*" in _SAVED
+    return media if harmless and not media.endswith("+xml") else agent_api.BYTES
+
+
+def shown_as(path: str) -> str:
+    """Return the content type of a file on an origin of its own, where it is shown."""
+    media = _named(path)
+    media = "text/plain" if media == "text/markdown" else media  # browsers would save it
+    return f"{media}; charset=utf-8" if media.startswith("text/") or media in _TEXTS else media
+
+
+def _named(path: str) -> str:
+    # Without the dot a name might be taken for an address, which says its type itself.
+    media, packed = _TYPES.guess_type(f"./{path}", strict=False)
+    return agent_api.BYTES if media is None or packed else media
+
+
 _FILES = [
     (one, compile_path(PROJECT + one.path)[0])
     for one in agent_api.OPERATIONS
@@ -233,7 +283,7 @@ def _responses(operation: Operation[Any]) -> Responses:
         schema = _FILE if operation.answer is bytes else {"type": "string"}
         content: dict[str, Any] = {operation.media.partition(";")[0]: {"schema": schema}}
         if operation is agent_api.READ_FILE:
-            content |= {media: {"schema": {}} for media in SAVED}
+            content |= {media: {"schema": {}} for media in _SAVED}
         return {**refused, operation.status: {"description": operation.text, "content": content}}
     return refused
 
