@@ -1,10 +1,11 @@
 """What to do next for a project: one pure answer to every pair of wanted and observed state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import assert_never
 
+from greylag.common.git import CloneState
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, NewEvent, Project, Status
 
@@ -176,3 +177,46 @@ def _late(seen: Observation) -> ErrorInfo:
         f"The environment did not become ready in time.{reached}",
         "`greylag logs` shows what it says; activate again to go on waiting.",
     )
+
+
+# What the clone of a repository means for a project.
+
+
+def with_git(project: Project, seen: Observation, state: CloneState | None) -> Observation:
+    """Return what was seen of a ready environment, and of what its workspace starts from.
+
+    Until that is there, or has failed, a project that is being activated is not ready yet. One
+    that is active stays so: what failed is told, and the environment can be used. ``state`` is what
+    the environment answered when it was told of its git, ``None`` where it could not be told.
+    """
+    return _untold(project, seen) if state is None else _with_clone(project, seen, state)
+
+
+def _untold(project: Project, seen: Observation) -> Observation:
+    if project.source is None or project.status is Status.ACTIVE:
+        return replace(seen, error=seen.error or _known_failure(project))
+    error = ErrorInfo("agent_unreachable", "The environment was not told yet what to clone.")
+    return replace(seen, state=Observed.STARTING, endpoint=None, error=error)
+
+
+def _with_clone(project: Project, seen: Observation, state: CloneState) -> Observation:
+    step = NewEvent(f"git_{state.status}", state.detail)
+    match state.status:
+        case "cloning" if project.status is Status.ACTIVE:
+            return replace(seen, error=seen.error or _known_failure(project), working=True)
+        case "cloning":
+            steps = (*seen.steps, step)
+            return replace(seen, state=Observed.STARTING, endpoint=None, steps=steps, working=True)
+        case "failed":
+            error = ErrorInfo(state.code or "git_failed", state.detail, state.hint)
+            return replace(seen, error=seen.error or error)
+        case "done":
+            return replace(seen, steps=(*seen.steps, step))
+        case _:
+            return seen
+
+
+def _known_failure(project: Project) -> ErrorInfo | None:
+    """Return what was told before of a clone that failed: of it nothing newer is known."""
+    known = project.error is not None and project.error.code.startswith("git_")
+    return project.error if known else None

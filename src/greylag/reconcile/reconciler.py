@@ -39,11 +39,11 @@ from greylag.domain.lifecycle import (
     Verb,
     Wait,
     plan,
+    with_git,
 )
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
-from greylag.reconcile.git import with_git
 from greylag.reconcile.loop import Slot
 from greylag.reconcile.transcripts import KeepingTranscripts
 
@@ -274,13 +274,20 @@ class _Pass:
             return Observation(Observed.UNKNOWN, error=slow.info)
         if seen.state is not Observed.READY or self.project.desired is not Desired.ACTIVE:
             return seen
-        return await with_git(self.project, seen, self._set_up_git, self._patience)
+        return with_git(self.project, seen, await self._set_up_git())
 
-    async def _set_up_git(self) -> CloneState:
-        """Tell the environment what its git is to have."""
-        setup = await self.world.git(self.project)
-        at = await self.world.cluster.reach(self.project.environment)
-        return await self.world.agents.set_up_git(at, setup)
+    async def _set_up_git(self) -> CloneState | None:
+        """Tell the environment of its git; return what it answers, ``None`` when it does not."""
+        try:
+            async with asyncio.timeout(self._patience):
+                setup = await self.world.git(self.project)
+                at = await self.world.cluster.reach(self.project.environment)
+                return await self.world.agents.set_up_git(at, setup)
+        except StoreUnavailableError:
+            raise
+        except (GreylagError, TimeoutError) as error:
+            _log.warning("git_not_set_up", error=str(error))
+            return None
 
     def _is_to_be_copied(self, seen: Observation) -> bool:
         sleeps = self.project.desired is Desired.INACTIVE

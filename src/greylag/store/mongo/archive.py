@@ -44,6 +44,7 @@ from greylag.store.mongo.connection import (
 )
 from greylag.store.mongo.documents import (
     Document,
+    document_of,
     from_document,
     key_document,
     new_tail,
@@ -53,7 +54,6 @@ from greylag.store.mongo.documents import (
     to_event,
     unpack,
 )
-from greylag.store.mongo.people import document_of
 from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import (
     IMPORTED,

@@ -27,7 +27,8 @@ from greylag.domain.project import (
     Status,
     unsettled,
 )
-from greylag.ports import StoredKey
+from greylag.ports import AnyKept, StoredKey
+from greylag.store.people import expires_at, to_body
 from greylag.store.records import KEY_LIFETIME, LOG_LENGTH, MALFORMED, cannot_be_read
 
 Document = dict[str, Any]
@@ -164,6 +165,13 @@ def key_document(record_id: str, kept: StoredKey) -> Document:
         # The server goes by the real time. It comes later, so that both clocks may differ.
         "purge_at": datetime.now(UTC) + 2 * KEY_LIFETIME,
     }
+
+
+def document_of(one: AnyKept) -> Document:
+    """Return what is written of one of ``greylag.store.people``."""
+    document = to_body(one) | {"_id": one.key, "labels": list(one.labels)}
+    until = expires_at(one)
+    return document if until is None else document | {"purge_at": until}
 
 
 def _record(raw: Mapping[str, Any]) -> ProjectRecord:

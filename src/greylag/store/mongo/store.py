@@ -12,7 +12,6 @@ from greylag.store.mongo import connection, indexes
 from greylag.store.mongo.changes import PollingFollower, StreamFollower
 from greylag.store.mongo.claims import LONG_SECONDS, ReconcilerMethods
 from greylag.store.mongo.connection import MongoLimits, RefusedByServerError, asking
-from greylag.store.mongo.people import PeopleMethods
 from greylag.store.mongo.requests import RequestMethods
 
 _PAUSE_SECONDS = 1.0
@@ -23,7 +22,7 @@ _NO_LIMITS_GIVEN = MongoLimits()
 _log = structlog.get_logger(__name__)
 
 
-class MongoStore(RequestMethods, ReconcilerMethods, PeopleMethods, ProjectStore):
+class MongoStore(RequestMethods, ReconcilerMethods, ProjectStore):
     """Implements ``greylag.ports.ProjectStore``; ``await MongoStore.open(...)`` makes one.
 
     Any number of processes may open the same database. A write reads the record, decides, and
