@@ -48,14 +48,13 @@ from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
-from greylag.services.members import Members
 from greylag.services.notifications import Notifications
 from greylag.services.notifier import Notifier
 from greylag.services.orphans import Orphans
 from greylag.services.people import People, SignInLimits
 from greylag.services.projects import Projects
 from greylag.services.secrets import Secrets
-from greylag.services.shares import Shares
+from greylag.services.sharing import Members, Shares
 from greylag.services.sign_in import SignIn, SignInRules
 from greylag.services.tokens import DeviceLogins, Tokens
 from greylag.services.transcripts import Transcripts
@@ -186,7 +185,7 @@ def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
         members=members,
         audit_reader=AuditReader(store, gate),
         tokens=tokens,
-        shares=Shares(recent, projects, gate, clock),
+        shares=Shares(recent, gate, clock),
         secrets=Secrets(recent, people, projects, gate, clock, sealing),
         notifications=notifications,
         device_logins=DeviceLogins(recent, people, tokens, gate, clock),

@@ -64,14 +64,13 @@ from greylag.ports import (
     RecordUnreadableError,
     has_record,
 )
-from greylag.services import access, notifications, secrets, shares, tokens
+from greylag.services import access, notifications, secrets, sharing, tokens
 from greylag.services.access import RULES, WITH_REASON, Standing
 from greylag.services.agents import NewMessage
-from greylag.services.members import Members
 from greylag.services.people import UserEdit
 from greylag.services.projects import Edit, NewProject, Projects
 from greylag.services.secrets import NewSecret
-from greylag.services.shares import NewShare
+from greylag.services.sharing import Members, NewShare
 from greylag.services.tokens import NewToken
 from greylag.services.use_cases import UseCases
 
@@ -499,7 +498,7 @@ async def _all_come_at_once(each: list[UseCases], monkeypatch: pytest.MonkeyPatc
     slow(each[0], monkeypatch)
     for module, name in (
         (tokens, "MOST_TOKENS"),
-        (shares, "MOST_SHARES"),
+        (sharing, "MOST_SHARES"),
         (secrets, "MOST_SECRETS"),
         (notifications, "MOST_TARGETS"),
     ):
@@ -739,7 +738,7 @@ async def test_only_templates_that_a_user_is_allowed_are_taken() -> None:
 
 
 async def test_only_so_many_previews_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "MOST_SHARES", 1)
+    monkeypatch.setattr(sharing, "MOST_SHARES", 1)
     house, new = await shared(), NewShare(8080, "/", "https://here", 60)
     of, ada = house.use_cases, WHO_IS[Standing.OWNER]
     await of.shares.make(ada, REF, new)

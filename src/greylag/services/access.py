@@ -27,7 +27,7 @@ from greylag.domain.errors import (
     StoreUnavailableError,
     UnauthorizedError,
 )
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import (
     Action,
     Member,
@@ -154,6 +154,16 @@ class Gate:
                 self.audit.event(principal, action, name_of(what), reason=reason)
             )
         return user
+
+    async def project(self, principal: Principal, ref: ProjectRef, action: Action) -> Project:
+        """Return a project with which the principal may do this.
+
+        Raises:
+            UserNotFoundError, ForbiddenError: as ``authorize`` does.
+            ProjectNotFoundError: the user has no such project.
+        """
+        await self.authorize(principal, action, ref)
+        return await self._projects.get(ref.user_id, ref.project_id)
 
     async def may(self, principal: Principal, action: Action, what: str | ProjectRef) -> bool:
         """Tell whether a principal's standing lets them do it, so that a page offers no more."""

@@ -45,7 +45,7 @@ from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
 from greylag.services.projects import Projects
-from greylag.services.shares import shown_by
+from greylag.services.sharing import shown_by
 
 LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""

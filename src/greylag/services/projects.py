@@ -51,7 +51,7 @@ from greylag.ports import (
     Subscription,
 )
 from greylag.services.access import Gate
-from greylag.services.members import Members
+from greylag.services.sharing import Members
 
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
@@ -128,8 +128,7 @@ class Projects:
         self, principal: Principal, ref: ProjectRef, action: Action = Action.PROJECTS_READ
     ) -> Project:
         """Return one project, with which the principal may do ``action``."""
-        await self.gate.authorize(principal, action, ref)
-        return await self.store.get(ref.user_id, ref.project_id)
+        return await self.gate.project(principal, ref, action)
 
     async def create(
         self, principal: Principal, user_id: str, new: NewProject, key: str | None = None

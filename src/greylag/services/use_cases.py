@@ -8,12 +8,11 @@ from greylag.services.accounts import Accounts, AuditReader
 from greylag.services.activity import Activities
 from greylag.services.agents import Agents
 from greylag.services.audit import Audit
-from greylag.services.members import Members
 from greylag.services.notifications import Notifications
 from greylag.services.people import People
 from greylag.services.projects import Projects
 from greylag.services.secrets import Secrets
-from greylag.services.shares import Shares
+from greylag.services.sharing import Members, Shares
 from greylag.services.sign_in import SignIn
 from greylag.services.tokens import DeviceLogins, Tokens
 

@@ -42,7 +42,7 @@ from greylag.domain.errors import (
 from greylag.domain.users import Action
 from greylag.execd.files import shown as shown_path
 from greylag.ports import AgentAnswer, AgentRequest
-from greylag.services.shares import shown_by
+from greylag.services.sharing import shown_by
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import asked_path

@@ -31,7 +31,7 @@ from greylag.domain.users import Action, Principal, Share
 from greylag.execd.files import parts_of
 from greylag.execd.protocol import RefusedError
 from greylag.ports import Revocations
-from greylag.services.shares import NewShare, shown_by
+from greylag.services.sharing import NewShare, shown_by
 from greylag.web.addresses import origin_of
 from greylag.web.dashboard.pages import PROJECT_PAGE
 from greylag.web.deps import PROJECT, ProjectCallDep, RequestContext, api_router, problems
