@@ -20,8 +20,7 @@ from greylag.common.token_file import ensure_token
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import OPEN_TO_ALL, UseCases
-from greylag.web.api.platform import create_health_app
-from greylag.web.app import create_app
+from greylag.web.app import create_app, create_health_app
 from greylag.web.auth import Signatures
 from greylag.wiring import assembled
 

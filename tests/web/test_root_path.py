@@ -8,7 +8,7 @@ from tests.web.server import site
 
 from greylag.config import OWN_PATHS, load_settings
 from greylag.domain.errors import ConfigError
-from greylag.web import device, oidc
+from greylag.web import oidc
 from greylag.web.addresses import STATIC
 from greylag.web.audit import AUDIT_PAGE
 from greylag.web.auth import COOKIE, SIGN_IN, SIGN_OUT
@@ -35,7 +35,7 @@ def test_a_root_path_that_begins_as_a_path_of_ours_is_refused(own: str) -> None:
 async def test_the_first_parts_of_all_our_paths_are_known() -> None:
     async with site() as one, one.http.get("/openapi.json") as answer:
         told = [path.split("/")[1] for path in (await answer.json())["paths"]]
-    pages = (USER_PAGE, AUDIT_PAGE, SIGN_IN, SIGN_OUT, *oidc.PATHS, device.PAGE, STATIC)
+    pages = (USER_PAGE, AUDIT_PAGE, SIGN_IN, SIGN_OUT, *oidc.PATHS, oidc.DEVICE_PAGE, STATIC)
     pages = (*pages, "/openapi.json")
     assert {*told, *(path.split("/")[1] for path in pages)} == OWN_PATHS
 

@@ -1,35 +1,43 @@
-"""The web application: every route, inside the layers that compress, guard and log it."""
+"""The web application: every route, inside the layers that compress, guard and log it, and what it
+tells of itself.
+"""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import (
     DEFAULT_EXCLUDED_CONTENT_TYPES,
     GZipResponder,
     IdentityResponder,
 )
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
+from greylag.domain.errors import GreylagError
 from greylag.services.use_cases import UseCases
-from greylag.web import audit, device, oidc, preview_links
+from greylag.web import audit, oidc, preview_links
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, people, platform, projects, relay
+from greylag.web.api import agent, people, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, extensions, sharing
 from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
-from greylag.web.deps import Site
-from greylag.web.errors import install_error_handlers
+from greylag.web.deps import CallDep, Site, UseCasesDep, api_router, problems
+from greylag.web.errors import install_error_handlers, problem_response
 from greylag.web.guard import Guard
 from greylag.web.preview import PreviewSite
 from greylag.web.preview_links import PreviewLinks
 from greylag.web.request_log import RequestLogger
-from greylag.web.schemas import ProblemDocument
+from greylag.web.schemas import HealthOut, PlatformOut, ProblemDocument
 from greylag.web.stream import AccessWatch, Streams
 
 _DESCRIPTION = """\
@@ -54,10 +62,65 @@ _TAGS = [
     {"name": "ports", "description": "What the environment serves, and links that show it."},
     {"name": "settings", "description": "What the agent is set up with."},
 ]
+_router = api_router("platform")
+
+
+@_router.get(
+    "/api/platform",
+    summary="What this installation is",
+    responses=problems(),
+)
+async def show_platform(call: CallDep) -> PlatformOut:
+    """Version, cluster and store, and the sentences that every user must see."""
+    return PlatformOut.model_validate(call.use_cases.platform)
+
+
+@_router.get(
+    "/healthz",
+    summary="Whether the process runs",
+    responses=problems(),
+)
+async def health() -> HealthOut:
+    """Always ok: that it is answered is the news."""
+    return HealthOut(status="ok")
+
+
+@_router.get(
+    "/readyz",
+    summary="Whether requests can be served",
+    responses=problems(),
+)
+async def ready(use_cases: UseCasesDep) -> HealthOut:
+    """Ok when the store can be read and written; a problem document otherwise."""
+    await use_cases.store.ping()
+    return HealthOut(status="ok")
+
+
+def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """Return the application that tells the health of a program that serves nothing else.
+
+    It answers `/healthz` and `/readyz` as the web does.
+    ``check_ready`` returns when work can be done and fails by a ``GreylagError`` otherwise.
+    """
+    ok = HealthOut(status="ok").model_dump()
+
+    async def health(_: Request) -> Response:
+        return JSONResponse(ok)
+
+    async def ready(_: Request) -> Response:
+        try:
+            await check_ready()
+        except GreylagError as error:
+            return problem_response(error.info)
+        return JSONResponse(ok)
+
+    return RequestLogger(Starlette(routes=[Route("/healthz", health), Route("/readyz", ready)]))
+
+
 # Those that are asked for most come first: each is looked through in turn.
 _API = (
     projects.router,
-    platform.router,
+    _router,
     people.router,
     people.notifications_router,
     audit.router,
@@ -65,7 +128,7 @@ _API = (
     agent.turns_router,
     relay.router,
     preview_links.router,
-    device.router,
+    oidc.device_router,
 )
 _PAGES = (
     relay.socket_router,
@@ -77,12 +140,12 @@ _PAGES = (
     sharing.router,
     extensions.router,
     audit.page_router,
-    device.page_router,
+    oidc.device_pages,
     user_pages.router,
     project_pages.router,
     conversations.router,
 )
-_OPEN = ("/healthz", "/readyz", *device.PATHS)
+_OPEN = ("/healthz", "/readyz", *oidc.DEVICE_PATHS)
 MIN_BYTES = 1024
 _AS_IT_IS = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "text/plain")
 # JSON of lists is mostly repetition: the quickest level leaves a tenth of it.

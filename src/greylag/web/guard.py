@@ -23,14 +23,14 @@ from greylag.domain.errors import (
     UnauthorizedError,
 )
 from greylag.services.audit import Audit
-from greylag.web import device, errors, oidc
+from greylag.web import errors, oidc
 from greylag.web.addresses import STATIC, address, asked_path
 from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator, client_of
 from greylag.web.request_log import exchange_of
 
 MAX_HEADER_BYTES = 65_536
 # Signing out twice is no error: the second time there is nobody to ask.
-_OPEN_PATHS = frozenset({SIGN_IN, SIGN_OUT, *oidc.PATHS, *device.PATHS, "/healthz", "/readyz"})
+_OPEN_PATHS = frozenset({SIGN_IN, SIGN_OUT, *oidc.PATHS, *oidc.DEVICE_PATHS, "/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _TO_SIGN_IN = 303
 _DEFAULT_PORTS = {"http": 80, "https": 443}

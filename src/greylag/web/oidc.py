@@ -26,14 +26,19 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from pydantic import SecretStr
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
+    GreylagError,
     IdentityProviderUnavailableError,
+    LimitExceededError,
     MissingError,
     SignInFailedError,
     SignInRefusedError,
 )
+from greylag.domain.users import LOGIN_LASTS
 from greylag.ports import AuthorizationRequest
 from greylag.services.sign_in import SignIn
+from greylag.web import errors
 from greylag.web.addresses import address, site_of
 from greylag.web.auth import (
     COOKIE_SECONDS,
@@ -42,11 +47,15 @@ from greylag.web.auth import (
     SIGN_OUT_AT_PROVIDER,
     AuthenticatorDep,
     Cookie,
+    WrongTokens,
     client_of,
     own_path,
     sign_in_page,
 )
 from greylag.web.dashboard.pages import respond
+from greylag.web.deps import CallDep, UseCasesDep, api_router, pages_router, problems
+from greylag.web.request_log import exchange_of
+from greylag.web.schemas import DeviceLoginIn, DeviceLoginOut, DeviceSecretIn, NewTokenOut
 
 SIGN_IN_AT_PROVIDER = "/auth/sign-in"
 CALLBACK = "/auth/callback"
@@ -55,6 +64,7 @@ PATHS = frozenset({SIGN_IN_AT_PROVIDER, CALLBACK, SIGN_OUT_AT_PROVIDER, BACK_CHA
 """Open to whoever has not signed in."""
 STATE_SECONDS = 600
 ID_TOKEN_COOKIE = Cookie("greylag_id_token", below=SIGN_OUT_AT_PROVIDER)
+_NOBODY = "Nobody signs in by an identity provider here."
 _STATE_COOKIE = "greylag_state_"
 _MOST_UNDER_WAY = 8
 _TAG_LENGTH = 8
@@ -124,7 +134,7 @@ router = APIRouter(include_in_schema=False)
 async def _sign_in_service(request: Request) -> SignIn:
     found: SignIn | None = request.app.state.use_cases.sign_in
     if found is None:
-        raise MissingError("Nobody signs in by an identity provider here.")
+        raise MissingError(_NOBODY)
     return found
 
 
@@ -239,3 +249,116 @@ def _onward(url: str) -> Response:
     response = respond("onward.html", url=url)
     response.headers["cache-control"] = "no-store"
     return response
+
+
+# Letting in a program that has no browser: what it asks, and the page where a person confirms.
+
+DEVICE_LOGINS = "/api/device-logins"
+DEVICE_TOKEN = f"{DEVICE_LOGINS}/token"
+DEVICE_PAGE = "/device"
+DEVICE_PATHS = frozenset({DEVICE_LOGINS, DEVICE_TOKEN})
+"""Open to whoever has not signed in."""
+INTERVAL_SECONDS = 3
+
+device_router = api_router("platform")
+device_pages = pages_router()
+
+
+async def _bound(request: Request, what: str) -> None:
+    """Raise ``LimitExceededError`` when ``what`` was done too often within a minute."""
+    attempts: WrongTokens = request.app.state.device_attempts
+    if attempts.is_beyond(what):
+        error = LimitExceededError("Too many logins were tried.", hint="Try again in a minute.")
+        audit = request.app.state.use_cases.audit
+        who = exchange_of(request.scope).principal or anonymous(client_of(request.scope))
+        await audit.refused(who, AuditAction.REQUEST, request.url.path, error.info.code)
+        raise error
+
+
+@device_router.post(
+    DEVICE_LOGINS,
+    summary="Ask to be let in without a browser",
+    status_code=201,
+    responses={**problems(404, 413), 201: {"description": "Begun."}},
+)
+async def begin_device_login(
+    request: Request, use_cases: UseCasesDep, body: DeviceLoginIn
+) -> DeviceLoginOut:
+    """Open to all. Show the person `code` and `url`, and ask for the token with `secret`."""
+    client = client_of(request.scope)
+    await _bound(request, f"begin {client}")
+    if use_cases.sign_in is None:
+        raise MissingError(_NOBODY, hint="Use a token instead.")
+    secret, login = await use_cases.device_logins.begin(body.name, frozenset(body.scopes), client)
+    return DeviceLoginOut(
+        secret=secret,
+        code=login.code,
+        url=site_of(request) + DEVICE_PAGE,
+        interval=INTERVAL_SECONDS,
+        expires_in=int(LOGIN_LASTS.total_seconds()),
+    )
+
+
+@device_router.post(
+    DEVICE_TOKEN,
+    summary="Get the token once a person has confirmed",
+    status_code=200,
+    response_model=NewTokenOut,
+    responses={
+        **problems(404, 409, 413),
+        202: {"description": "Nobody has answered yet: ask again in `interval` seconds."},
+    },
+)
+async def redeem_device_login(
+    request: Request, use_cases: UseCasesDep, body: DeviceSecretIn
+) -> NewTokenOut | Response:
+    """Open to all. The token is given once; 404 when it was turned away or its time is over."""
+    try:
+        found = await use_cases.device_logins.redeem(body.secret)
+    except MissingError:
+        await _bound(request, f"redeem {client_of(request.scope)}")
+        raise
+    if found is None:
+        return Response(status_code=202)
+    text, token = found
+    return NewTokenOut.of(token, token=text)
+
+
+# The page.
+
+_Code = Annotated[str, Query(max_length=20)]
+
+
+@device_pages.get(DEVICE_PAGE)
+async def ask_for_code(request: Request, call: CallDep, code: _Code = "") -> Response:
+    """Ask for the code that a program shows, then whether to let it in."""
+    if not code.strip():
+        return call.page("device.html", login=None, error=None, done=None)
+    try:
+        await _bound(request, f"code {call.principal.user_id}")
+        login = await call.use_cases.device_logins.waiting(code)
+    except GreylagError as error:
+        return _failed(call, error)
+    return call.page("device.html", login=login, error=None, done=None)
+
+
+@device_pages.post(DEVICE_PAGE)
+async def answer_program(
+    request: Request,
+    call: CallDep,
+    code: Annotated[str, Form(max_length=20)] = "",
+    answer: Annotated[str, Form(max_length=20)] = "",
+) -> Response:
+    """Let the program in, or turn it away."""
+    try:
+        await _bound(request, f"code {call.principal.user_id}")
+        await call.use_cases.device_logins.answer(call.principal, code, allow=answer == "allow")
+    except GreylagError as error:
+        return _failed(call, error)
+    done = "It is let in." if answer == "allow" else "It is turned away."
+    return call.page("device.html", login=None, error=None, done=done)
+
+
+def _failed(call: CallDep, error: GreylagError) -> Response:
+    status = errors.status_of(error.info)
+    return call.page("device.html", status=status, login=None, error=error.info, done=None)

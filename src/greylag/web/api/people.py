@@ -48,6 +48,8 @@ from greylag.web.schemas import (
     TokenOut,
     TokensOut,
     UserEditIn,
+    UserOut,
+    UsersOut,
 )
 
 USER = "/api/users/{user}"
@@ -80,6 +82,17 @@ async def show_me(call: CallDep) -> MeOut:
         groups=list(user.groups) if user else [],
         via=call.principal.via,
     )
+
+
+@router.get(
+    "/api/users",
+    summary="List the users",
+    responses=problems(),
+)
+async def list_users(call: CallDep) -> UsersOut:
+    """All users whom the caller may act for, in the order they are to be shown."""
+    users = await call.use_cases.gate.visible(call.principal)
+    return UsersOut(users=[UserOut.model_validate(user) for user in users])
 
 
 @router.post(
