@@ -10,8 +10,8 @@ from tests.store.stored_projects import make_stored
 
 from greylag.archives import import_records, place_of
 from greylag.config import Settings
-from greylag.ports import StoredPerson
-from greylag.services.store_file import ExportUnusableError, ExportWriter, Origin
+from greylag.ports import Origin, StoredPerson
+from greylag.services.store_file import ExportUnusableError, ExportWriter
 
 
 def test_without_a_server_it_is_the_file_in_the_data_folder(tmp_path: Path) -> None:

@@ -791,7 +791,23 @@ NumberedEntry = tuple[int, Mapping[str, Any]]
 damaged it."""
 
 
-class AuditStore(Protocol):
+class AuditReading(Protocol):
+    """The audit trail as it can be read. Every method may raise ``StoreUnavailableError``."""
+
+    async def audit_entries(
+        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
+    ) -> Sequence[NumberedEntry]:
+        """Return entries, ``limit`` at most: with ``before`` those with lower numbers, the newest
+        first; else those above ``after``, the oldest first.
+        """
+
+    async def audit_bounds(self) -> AuditBounds:
+        """Return where the chain that is kept begins and ends; what an import that has not ended
+        has brought of one does not count.
+        """
+
+
+class AuditStore(AuditReading, Protocol):
     """The audit trail, one chain for all processes on a store.
 
     Every method may raise ``StoreUnavailableError``. Where a method of the other ports takes an
@@ -802,16 +818,6 @@ class AuditStore(Protocol):
 
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
         """Append an entry. It is durable, has a number that no other has, and follows the last."""
-
-    async def audit_entries(
-        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
-    ) -> Sequence[NumberedEntry]:
-        """Return entries, ``limit`` at most: with ``before`` those with lower numbers, the newest
-        first; else those above ``after``, the oldest first.
-        """
-
-    async def audit_bounds(self) -> AuditBounds:
-        """Return where the chain that is kept begins and ends."""
 
     async def trim_audit(self, before: datetime) -> int:
         """Remove the oldest entries, up to the first that is not from before then; return how many.
@@ -1103,7 +1109,26 @@ Fill = Callable[[Sequence[Stored | AuditEvent]], Awaitable[None]]
 with the same user and project id; an event is appended to the audit trail, after all else."""
 
 
-class Archive(Protocol):
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an export says of the store that it is of.
+
+    Attributes:
+        instance: the Greylag's id, ``None`` where it names none.
+        people: how many it holds.
+        trail: where the audit trail begins and ends, ``None`` where it holds none.
+    """
+
+    instance: str | None = None
+    people: int = 0
+    trail: AuditBounds | None = None
+
+
+NO_EXPORT = Origin()
+"""The origin of records that come from nowhere: id, people and audit trail stay as they are."""
+
+
+class Archive(AuditReading, Protocol):
     """A store opened as a whole. Every method may raise ``StoreUnavailableError``."""
 
     place: str
@@ -1135,34 +1160,19 @@ class Archive(Protocol):
     async def incomplete(self) -> bool:
         """Tell whether an import into this store was begun and has not ended."""
 
-    async def audit_bounds(self) -> AuditBounds:
-        """Return where the audit trail begins and ends; what an import that has not ended has
-        brought of one does not count.
-        """
-
-    async def audit_entries(
-        self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
-    ) -> Sequence[NumberedEntry]:
-        """Return entries of the audit trail, as ``AuditStore`` does."""
-
     def alone(self) -> AbstractAsyncContextManager[None]:
         """Keep what is read in the ``with`` block as it is until it ends, where the store can: then
         nobody else writes meanwhile. ``replacing`` stands inside it.
         """
 
     def replacing(
-        self,
-        instance: str | None = None,
-        *,
-        people: bool = False,
-        trail: AuditBounds | None = None,
-        at: datetime | None = None,
+        self, origin: Origin = NO_EXPORT, at: datetime | None = None
     ) -> AbstractAsyncContextManager[Fill]:
         """Empty the store, and fill it inside the ``with`` block; on leaving it is whole, and of
-        the Greylag with this id (``None``: the same as before). The ``EXPORTED_KINDS`` stay as
-        they are unless ``people`` come too; then sessions end as well. The audit trail stays unless
-        the entries of another come, with these bounds. What was signed before ``at``, an import's
-        moment, is revoked.
+        the Greylag that the ``origin`` names (``None``: the same as before). The ``EXPORTED_KINDS``
+        stay as they are unless people come too; then sessions end as well. The audit trail stays
+        unless the entries of another come, with its bounds. What was signed before ``at``, an
+        import's moment, is revoked.
 
         Cut off, or left by an error, it is as it was before, or ``incomplete``: then no store opens
         on it until it has been replaced. Of two that do so at once the one that has begun first is

@@ -24,6 +24,7 @@ from greylag.domain.project import (
 )
 from greylag.ports import (
     LONGEST_SIGNED,
+    NO_EXPORT,
     AnyKept,
     AuditFilter,
     Claim,
@@ -34,6 +35,7 @@ from greylag.ports import (
     IdempotencyKey,
     Kept,
     NumberedEntry,
+    Origin,
     Outcome,
     PageQuery,
     ProjectPage,
@@ -386,22 +388,17 @@ class MemoryStore(ProjectStore):
 
     @asynccontextmanager
     async def replacing(
-        self,
-        instance: str | None = None,
-        *,
-        people: bool = False,
-        trail: AuditBounds | None = None,
-        at: datetime | None = None,
+        self, origin: Origin = NO_EXPORT, at: datetime | None = None
     ) -> AsyncIterator[Fill]:
         old = self._open()
         new = _Tables(
             duties=old.duties,
             revoked=dict(old.revoked),
-            people={} if people else old.people,
-            labels={} if people else old.labels,
-            audit=list(old.audit) if trail is None else [],
-            audit_bounds=trail or old.audit_bounds,
-            instance=instance or old.instance,
+            people={} if origin.people else old.people,
+            labels={} if origin.people else old.labels,
+            audit=list(old.audit) if origin.trail is None else [],
+            audit_bounds=origin.trail or old.audit_bounds,
+            instance=origin.instance or old.instance,
         )
         if at is not None:
             new.revoked[records.IMPORTED] = records.import_revokes_until(at)

@@ -46,6 +46,7 @@ from greylag.ports import (
     AuditFilter,
     Fill,
     Finding,
+    Origin,
     Stored,
     StoredProject,
     StoreIncompleteError,
@@ -57,7 +58,6 @@ from greylag.services.store_file import (
     Contents,
     ExportUnusableError,
     ExportWriter,
-    Origin,
     contents,
     read_export,
 )
@@ -539,8 +539,8 @@ class Killed:
         return getattr(self._archive, name)
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None, **more: Any) -> AsyncIterator[Fill]:
-        async with self._archive.replacing(instance, **more) as fill:
+    async def replacing(self, *given: Any) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(*given) as fill:
 
             async def some(records: Sequence[Stored | AuditEvent]) -> None:
                 await fill(records[: self._after])
@@ -591,8 +591,8 @@ class Held:
         return getattr(self._archive, name)
 
     @asynccontextmanager
-    async def replacing(self, instance: str | None = None, **more: Any) -> AsyncIterator[Fill]:
-        async with self._archive.replacing(instance, **more) as fill:
+    async def replacing(self, *given: Any) -> AsyncIterator[Fill]:
+        async with self._archive.replacing(*given) as fill:
             self.holds.set()
             await self.go.wait()
             yield fill

@@ -13,6 +13,7 @@ from greylag.ports import (
     Archive,
     AuditFilter,
     Finding,
+    Origin,
     Stored,
     StoredEntry,
     StoredProject,
@@ -25,7 +26,6 @@ from greylag.services.store_file import (
     Contents,
     ExportUnusableError,
     ExportWriter,
-    Origin,
     origin_of,
     read_export,
 )
@@ -229,9 +229,7 @@ async def _import(  # noqa: PLR0913, PLR0917 - as above
     trail = origin.trail if fresh else None
     found, left_out, entries_left_out = Contents(), 0, 0
     reading = read_export(file, lambda done, total: tell("importing", done, total))
-    async with archive.replacing(
-        origin.instance, people=origin.people > 0, trail=trail, at=now
-    ) as fill:
+    async with archive.replacing(replace(origin, trail=trail), now) as fill:
         while batch := await asyncio.to_thread(list, islice(reading, _AT_ONCE)):
             kept = [one for one in batch if trail or not isinstance(one, StoredEntry)]
             entries_left_out += len(batch) - len(kept)

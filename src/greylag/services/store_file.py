@@ -28,6 +28,7 @@ from greylag.domain.errors import GreylagError
 from greylag.domain.project import Event, Project, Status, project_of
 from greylag.ports import (
     EXPORTED_KINDS,
+    Origin,
     RecordUnreadableError,
     Stored,
     StoredEntry,
@@ -84,21 +85,6 @@ class Contents:
         self.keys += len(stored.keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What an export says of the store that it is of.
-
-    Attributes:
-        instance: the Greylag's id, ``None`` where it names none.
-        people: how many it holds.
-        trail: where the audit trail begins and ends, ``None`` where it holds none.
-    """
-
-    instance: str | None = None
-    people: int = 0
-    trail: AuditBounds | None = None
-
-
 class ExportWriter:
     """Makes the lines of one export, each to be written as it is given.
 
@@ -110,7 +96,7 @@ class ExportWriter:
         self.contents = Contents()
         self._digest = hashlib.sha256()
 
-    def header(self, at: datetime, store: str, projects: int, origin: "Origin") -> bytes:
+    def header(self, at: datetime, store: str, projects: int, origin: Origin) -> bytes:
         """Return the first line."""
         version = _WITHOUT_TRAIL if origin.people else _WITHOUT_PEOPLE
         if origin.trail is not None:

@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -19,10 +20,12 @@ from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRecord, ProjectRef
 from greylag.ports import (
+    NO_EXPORT,
     AuditFilter,
     Fill,
     Finding,
     NumberedEntry,
+    Origin,
     RecordUnreadableError,
     Stored,
     StoredEntry,
@@ -184,24 +187,19 @@ class MongoArchive:
 
     @asynccontextmanager
     async def replacing(
-        self,
-        instance: str | None = None,
-        *,
-        people: bool = False,
-        trail: AuditBounds | None = None,
-        at: datetime | None = None,
+        self, origin: Origin = NO_EXPORT, at: datetime | None = None
     ) -> AsyncIterator[Fill]:
         """Mark the store as incomplete, empty it, and take the mark away at the end."""
         marks = self._database[indexes.INCOMPLETE]
         mark = _MARK | {"source": "an import", "run": secrets.token_hex(8)}
         with asking(_SECONDS):
             # What an import has brought that was cut off is not the store's own.
-            if trail is None and await self._brought_trail():
-                trail = AuditBounds()
-            mark["trail"] = "brought" if trail is not None else ""
+            if origin.trail is None and await self._brought_trail():
+                origin = replace(origin, trail=AuditBounds())
+            mark["trail"] = "brought" if origin.trail is not None else ""
             await marks.replace_one(_MARK, mark, upsert=True)
         async with self._writing(mark):
-            await self._empty(instance, people=people, trail=trail, at=at)
+            await self._empty(origin, at)
 
         async def fill(records: Sequence[Stored | AuditEvent]) -> None:
             with asking(_SECONDS):
@@ -214,24 +212,17 @@ class MongoArchive:
             if not (await marks.delete_one(mark)).deleted_count:
                 await self._check_ours(mark, wrote=False)
 
-    async def _empty(
-        self,
-        instance: str | None,
-        *,
-        people: bool,
-        trail: AuditBounds | None,
-        at: datetime | None,
-    ) -> None:
-        if trail is not None:
-            await self._trail.clear(trail)
-        of_people = indexes.PEOPLE.values() if people else ()
+    async def _empty(self, origin: Origin, at: datetime | None) -> None:
+        if origin.trail is not None:
+            await self._trail.clear(origin.trail)
+        of_people = indexes.PEOPLE.values() if origin.people else ()
         ours = (indexes.PROJECTS, indexes.EVENTS, indexes.KEYS, indexes.TRANSCRIPTS)
         for name in (*ours, *of_people):
             await repeated(partial(self._database[name].delete_many, {}))
         await indexes.ensure(self._database)
-        if instance is not None:
+        if origin.instance is not None:
             await self._database[indexes.INSTANCE].replace_one(
-                {"_id": "instance"}, {"id": instance}, upsert=True
+                {"_id": "instance"}, {"id": origin.instance}, upsert=True
             )
         if at is not None:
             await self._database[indexes.REVOCATIONS].replace_one(

@@ -13,10 +13,12 @@ from greylag.domain.audit import AuditBounds, AuditEvent
 from greylag.domain.errors import ConfigError
 from greylag.domain.project import ProjectRecord, ProjectRef
 from greylag.ports import (
+    NO_EXPORT,
     AuditFilter,
     Fill,
     Finding,
     NumberedEntry,
+    Origin,
     RecordUnreadableError,
     Stored,
     StoredEntry,
@@ -166,12 +168,7 @@ class SqliteArchive:
 
     @asynccontextmanager
     async def replacing(
-        self,
-        instance: str | None = None,
-        *,
-        people: bool = False,
-        trail: AuditBounds | None = None,
-        at: datetime | None = None,
+        self, origin: Origin = NO_EXPORT, at: datetime | None = None
     ) -> AsyncIterator[Fill]:
         """Put others in place of all, in one transaction; see the port."""
 
@@ -180,9 +177,7 @@ class SqliteArchive:
 
         begun = await self._thread.run(lambda sql: sql.in_transaction)
         async with nullcontext() if begun else self.alone():
-            await self._thread.run(lambda sql: _clear(sql, instance, people=people))
-            if trail is not None:
-                await self._thread.run(lambda sql: audit_trail.clear(sql, trail))
+            await self._thread.run(lambda sql: _clear(sql, origin))
             if at is not None:
                 await self._thread.run(lambda sql: tables.revoke_signed_before(sql, at))
             yield fill
@@ -263,12 +258,14 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
     return stored
 
 
-def _clear(sql: sqlite3.Connection, instance: str | None, *, people: bool) -> None:
-    tables_of_people = ("people", "people_labels") if people else ()
+def _clear(sql: sqlite3.Connection, origin: Origin) -> None:
+    tables_of_people = ("people", "people_labels") if origin.people else ()
     for table in ("projects", "events", "idempotency_keys", "transcripts", *tables_of_people):
         sql.execute(f"DELETE FROM {table}")  # noqa: S608 - the names above
-    if instance is not None:
-        sql.execute("UPDATE instance SET id = ?", (instance,))
+    if origin.instance is not None:
+        sql.execute("UPDATE instance SET id = ?", (origin.instance,))
+    if origin.trail is not None:
+        audit_trail.clear(sql, origin.trail)
     sql.execute("DROP TABLE IF EXISTS copying")
     # Whoever listens looks at all anew.
     sql.execute("INSERT INTO changes (source, user_id, project_id) VALUES ('import', NULL, NULL)")
