@@ -5,9 +5,18 @@ import re
 import ssl
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ByteSize, Field, Json, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    Json,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from greylag.common.net import Proxy, is_confidential, is_loopback, network_of
@@ -36,6 +45,10 @@ OWN_PATHS = frozenset(
 )
 """What the paths of the web begin with. Below a root path that begins so, some mean two things."""
 _ROOT_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*")
+
+_T = TypeVar("_T")
+Unset = Annotated[_T | None, BeforeValidator(lambda value: value or None)]
+"""What may be left out, and is when it is empty."""
 
 
 class GivenLimits(BaseModel, extra="forbid"):
@@ -87,11 +100,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    oidc_issuer: str | None = None
-    oidc_name: str | None = Field(None, max_length=60)
-    oidc_client_id: str | None = None
-    oidc_client_secret: SecretStr | None = None
-    oidc_client_secret_file: Path | None = None
+    oidc_issuer: Unset[str] = None
+    oidc_name: Unset[Annotated[str, Field(max_length=60)]] = None
+    oidc_client_id: Unset[str] = None
+    oidc_client_secret: Unset[SecretStr] = None
+    oidc_client_secret_file: Unset[Path] = None
     oidc_scopes: str = "openid profile email"
     oidc_user_claim: str = Field("sub", min_length=1)
     oidc_name_claim: str = Field("name", min_length=1)
@@ -102,18 +115,18 @@ class Settings(BaseSettings):
     oidc_user_groups: str = ""
 
     namespace_prefix: str = Field("user-", validation_alias="KUBE_NAMESPACE_PREFIX")
-    goose: str | None = None
-    model_url: str | None = None
-    model_key: SecretStr | None = None
-    model: str | None = None
+    goose: Unset[str] = None
+    model_url: Unset[str] = None
+    model_key: Unset[SecretStr] = None
+    model: Unset[str] = None
     model_timeout: float = Field(600.0, ge=1, le=86_400)
     https_proxy: SecretStr | None = Field(None, validation_alias="HTTPS_PROXY")
     http_proxy: SecretStr | None = Field(None, validation_alias="HTTP_PROXY")
     all_proxy: SecretStr | None = Field(None, validation_alias="ALL_PROXY")
-    no_proxy: str | None = Field(None, validation_alias="NO_PROXY")
-    ca_file: Path | None = None
-    ssl_cert_file: Path | None = Field(None, validation_alias="SSL_CERT_FILE")
-    requests_ca_bundle: Path | None = Field(None, validation_alias="REQUESTS_CA_BUNDLE")
+    no_proxy: Unset[str] = Field(None, validation_alias="NO_PROXY")
+    ca_file: Unset[Path] = None
+    ssl_cert_file: Unset[Path] = Field(None, validation_alias="SSL_CERT_FILE")
+    requests_ca_bundle: Unset[Path] = Field(None, validation_alias="REQUESTS_CA_BUNDLE")
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
     sandbox_network: Literal["auto", "shared", "strict"] = "auto"
     sandbox_memory: Literal["auto", "none"] | ByteSize = "auto"
@@ -122,7 +135,7 @@ class Settings(BaseSettings):
     )
     confirmation_timeout: float = Field(600.0, gt=0, le=86_400)
     git_hosts: str = Field("", max_length=4000)
-    secret_key: SecretStr | None = None
+    secret_key: Unset[SecretStr] = None
     notification_hosts: str = Field("", max_length=4000)
     notification_contact: str = Field(
         "",
@@ -237,27 +250,6 @@ class Settings(BaseSettings):
         if "openid" not in value.split():
             raise ValueError("must hold openid")
         return value
-
-    @field_validator(
-        "goose",
-        "oidc_issuer",
-        "oidc_name",
-        "oidc_client_id",
-        "oidc_client_secret",
-        "oidc_client_secret_file",
-        "model_url",
-        "model_key",
-        "model",
-        "secret_key",
-        "no_proxy",
-        "ca_file",
-        "ssl_cert_file",
-        "requests_ca_bundle",
-        mode="before",
-    )
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return value or None
 
     @field_validator("https_proxy", "http_proxy", "all_proxy")
     @classmethod
