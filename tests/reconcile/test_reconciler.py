@@ -21,8 +21,8 @@ from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
 from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import Claim, Outcome
 from greylag.reconcile import outcomes
-from greylag.reconcile.loop import Slot, WorkLoop
-from greylag.reconcile.reconciler import BUSY_PAUSE, OUTAGE_PAUSE, Pace
+from greylag.reconcile.loop import OUTAGE_PAUSE, Slot, WorkLoop
+from greylag.reconcile.reconciler import BUSY_PAUSE, Pace
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 

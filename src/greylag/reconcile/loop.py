@@ -9,9 +9,16 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
+import structlog
+
+from greylag.domain.errors import StoreUnavailableError
+from greylag.ports import Clock
+
 Item = TypeVar("Item")
 
 WAITING_FACTOR = 16
+OUTAGE_PAUSE = 2.0
+_log = structlog.get_logger(__name__)
 
 
 class Slot:
@@ -132,3 +139,13 @@ class WorkLoop(Generic[Item]):
     def _note_idle(self) -> None:
         if self._nothing_due and not self._running:
             self.idle.set()
+
+
+@asynccontextmanager
+async def outage_waited_out(clock: Clock) -> AsyncIterator[None]:
+    """Go on after a pause where the store cannot be reached."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        _log.warning("store_unavailable", error=str(error))
+        await clock.sleep(OUTAGE_PAUSE)

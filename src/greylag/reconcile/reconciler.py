@@ -8,8 +8,8 @@ is.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_never
@@ -44,7 +44,7 @@ from greylag.domain.lifecycle import (
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
 from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
 from greylag.reconcile import outcomes
-from greylag.reconcile.loop import Slot
+from greylag.reconcile.loop import Slot, outage_waited_out
 from greylag.reconcile.transcripts import KeepingTranscripts
 
 _log = structlog.get_logger(__name__)
@@ -54,7 +54,6 @@ LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
 BUSY_PAUSE = 5.0
 WORKING_PAUSE = 0.5
-OUTAGE_PAUSE = 2.0
 TELL_AFTER = timedelta(seconds=20)
 """What keeps an environment for so long is told while it goes on, not only at its deadline."""
 
@@ -481,16 +480,6 @@ class _Pass:
 
     def _resync(self) -> timedelta:
         return timedelta(seconds=self.world.pace.resync * self.world.rng.uniform(0.8, 1.2))
-
-
-@asynccontextmanager
-async def outage_waited_out(clock: Clock) -> AsyncIterator[None]:
-    """Go on after a pause where the store cannot be reached."""
-    try:
-        yield
-    except StoreUnavailableError as error:
-        _log.warning("store_unavailable", error=str(error))
-        await clock.sleep(OUTAGE_PAUSE)
 
 
 async def _finish(write: Coroutine[Any, Any, Any]) -> None:

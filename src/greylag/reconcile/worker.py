@@ -11,8 +11,8 @@ import structlog
 from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnavailableError
 from greylag.domain.project import ProjectRef
 from greylag.ports import Claim, Clock, Cluster, Duty, ProjectStore, has_record
-from greylag.reconcile.loop import WorkLoop
-from greylag.reconcile.reconciler import OUTAGE_PAUSE, Reconciler, outage_waited_out
+from greylag.reconcile.loop import OUTAGE_PAUSE, WorkLoop, outage_waited_out
+from greylag.reconcile.reconciler import Reconciler
 
 _log = structlog.get_logger(__name__)
 
