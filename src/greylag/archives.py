@@ -14,8 +14,14 @@ from greylag.common.clock import SystemClock
 from greylag.config import Settings
 from greylag.domain.audit import Actor
 from greylag.ports import Archive, Finding, StoreMissingError
-from greylag.services.store_check import StoreReport, check_store
-from greylag.services.store_export import Imported, Tell, export_store, import_store
+from greylag.services.store_export import (
+    Imported,
+    StoreReport,
+    Tell,
+    check_store,
+    export_store,
+    import_store,
+)
 from greylag.services.store_file import Contents, contents
 from greylag.store.people import from_stored
 from greylag.store.sqlite.archive import SqliteArchive

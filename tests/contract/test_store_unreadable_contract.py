@@ -26,8 +26,7 @@ from greylag.ports import (
     has_record,
 )
 from greylag.services.audit import event_of
-from greylag.services.store_check import check_store
-from greylag.services.store_export import export_store
+from greylag.services.store_export import check_store, export_store
 from greylag.services.store_file import Contents
 from greylag.store.people import NAMES
 from greylag.store.sqlite import archive as archive_of_a_file

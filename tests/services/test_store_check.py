@@ -14,7 +14,7 @@ from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
 from greylag.ports import StoredProject
-from greylag.services.store_check import check_store, stuck
+from greylag.services.store_export import check_store, stuck
 
 NOW = at(100)
 DAY = timedelta(days=1)
