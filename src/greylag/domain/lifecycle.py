@@ -189,17 +189,8 @@ def with_git(project: Project, seen: Observation, state: CloneState | None) -> O
     that is active stays so: what failed is told, and the environment can be used. ``state`` is what
     the environment answered when it was told of its git, ``None`` where it could not be told.
     """
-    return _untold(project, seen) if state is None else _with_clone(project, seen, state)
-
-
-def _untold(project: Project, seen: Observation) -> Observation:
-    if project.source is None or project.status is Status.ACTIVE:
-        return replace(seen, error=seen.error or _known_failure(project))
-    error = ErrorInfo("agent_unreachable", "The environment was not told yet what to clone.")
-    return replace(seen, state=Observed.STARTING, endpoint=None, error=error)
-
-
-def _with_clone(project: Project, seen: Observation, state: CloneState) -> Observation:
+    if state is None:
+        return _untold(project, seen)
     step = NewEvent(f"git_{state.status}", state.detail)
     match state.status:
         case "cloning" if project.status is Status.ACTIVE:
@@ -214,6 +205,13 @@ def _with_clone(project: Project, seen: Observation, state: CloneState) -> Obser
             return replace(seen, steps=(*seen.steps, step))
         case _:
             return seen
+
+
+def _untold(project: Project, seen: Observation) -> Observation:
+    if project.source is None or project.status is Status.ACTIVE:
+        return replace(seen, error=seen.error or _known_failure(project))
+    error = ErrorInfo("agent_unreachable", "The environment was not told yet what to clone.")
+    return replace(seen, state=Observed.STARTING, endpoint=None, error=error)
 
 
 def _known_failure(project: Project) -> ErrorInfo | None:
