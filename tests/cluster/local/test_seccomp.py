@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from greylag.cluster.local.seccomp import seccomp_filter
+from greylag.cluster.local.sandbox import seccomp_filter
 
 TRIES = """
 import ctypes, subprocess, threading
