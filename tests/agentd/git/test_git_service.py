@@ -25,8 +25,7 @@ from greylag.agentd.config import AgentdSettings
 from greylag.agentd.execution import ExecdProcess, Execution
 from greylag.agentd.git import clone
 from greylag.agentd.git.commands import GitAnswer, failure, plain_line
-from greylag.agentd.git.large_files import TransferLinks, Way
-from greylag.agentd.git.relay import GitRelay
+from greylag.agentd.git.relay import GitRelay, TransferLinks, Way
 from greylag.agentd.git.service import GitService
 from greylag.agentd.main import agent_setup
 from greylag.agentd.problems import RequestError
