@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from greylag.execd import ownership
-from greylag.execd.ownership import take_over
+from greylag.execd.__main__ import _put_back, take_over
 
 OLD, NEW, GROUP = 54321, 54322, 54323
 
@@ -129,5 +128,5 @@ def test_a_draft_that_cannot_have_its_name_again_stops_no_start(
         raise PermissionError(errno.EACCES, "shut")
 
     monkeypatch.setattr(Path, "rename", shut)
-    ownership._put_back(tmp_path)
+    _put_back(tmp_path)
     assert "not taken over" in capsys.readouterr().err
