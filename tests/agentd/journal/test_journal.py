@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greylag.agentd.journal import folder as journal_folder
-from greylag.agentd.journal import replay as journal_replay
+from greylag.agentd.journal import journal as turn_journal
 from greylag.agentd.journal.folder import Journals, Reserve
-from greylag.agentd.journal.journal import JournalError, JournalFullError, TurnJournal
-from greylag.agentd.journal.replay import JournalGoneError, JournalTail, UnknownEventError
+from greylag.agentd.journal.journal import (
+    JournalError,
+    JournalFullError,
+    JournalGoneError,
+    JournalTail,
+    TurnJournal,
+    UnknownEventError,
+)
 from greylag.common import sse
 
 BIG = 1 << 20
@@ -145,7 +151,7 @@ async def test_the_reader_of_a_journal_that_a_tool_cuts_off_comes_to_an_end(tmp_
 async def test_a_heartbeat_comes_only_between_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greylag.agentd.journal.replay.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("greylag.agentd.journal.journal.HEARTBEAT_SECONDS", 0.01)
     journal = journal_at(tmp_path)
     tail = JournalTail(tmp_path / "t.sse", journal)
     chunks = tail.chunks()
@@ -165,7 +171,7 @@ async def test_a_removed_journal_is_told_apart_from_an_empty_one(tmp_path: Path)
 @pytest.mark.parametrize("value", ["", "t", "t-", "t--1", "u-1", "t-x", "t-1-2", "t-" + "9" * 40])
 def test_an_id_of_another_shape_is_refused(value: str) -> None:
     with pytest.raises(UnknownEventError):
-        journal_replay.event_number("t", value)
+        turn_journal.event_number("t", value)
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +194,8 @@ def test_resuming_after_any_event_gives_exactly_what_follows(
     end = path.stat().st_size
     fd = os.open(path, os.O_RDONLY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_replay, "READ_SIZE", block)
-        offsets = [
-            journal_replay._offset_after(fd, number, end) for number in range(len(frames) + 1)
-        ]
+        patch.setattr(turn_journal, "READ_SIZE", block)
+        offsets = [turn_journal._offset_after(fd, number, end) for number in range(len(frames) + 1)]
     os.close(fd)
     assert offsets == [len(b"".join(frames[: n + 1])) for n in range(len(frames))] + [None]
 
@@ -214,7 +218,7 @@ def test_each_piece_that_a_reader_gets_is_whole_frames(
             tail.close()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_replay, "READ_SIZE", block)
+        patch.setattr(turn_journal, "READ_SIZE", block)
         found = asyncio.run(pieces())
     assert b"".join(found) == path.read_bytes()
     assert all(piece.endswith(b"\n\n") for piece in found)
@@ -254,7 +258,7 @@ def test_a_torn_end_is_cut_at_the_last_whole_frame_wherever_it_tore(
     torn_at = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:torn_at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_replay, "READ_SIZE", block)
+        patch.setattr(turn_journal, "READ_SIZE", block)
         events = events_of(path)
     ends = [len(b"".join(frames[: count + 1])) for count in range(len(frames))]
     kept = sum(end <= torn_at for end in ends)

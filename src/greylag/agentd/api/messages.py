@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from greylag.agentd.api.requests import follow, read_message, refusal
-from greylag.agentd.journal.replay import JournalTail
+from greylag.agentd.journal.journal import JournalTail
 from greylag.agentd.problems import RequestError
 from greylag.agentd.turns.engine import TurnEngine
 from greylag.common import sse

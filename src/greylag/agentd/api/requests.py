@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from greylag.agentd.journal.replay import (
+from greylag.agentd.journal.journal import (
     JournalGoneError,
     JournalTail,
     UnknownEventError,

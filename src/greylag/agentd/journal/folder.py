@@ -15,8 +15,7 @@ from typing import Any
 
 import structlog
 
-from greylag.agentd.journal.journal import TurnJournal, event_id, write_all
-from greylag.agentd.journal.replay import JournalTail, frames
+from greylag.agentd.journal.journal import JournalTail, TurnJournal, event_id, frames, write_all
 from greylag.common import sse
 
 SUFFIX = ".sse"

@@ -25,8 +25,7 @@ from greylag.agentd.agent.types import (
 )
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.journal.folder import Journals, repair
-from greylag.agentd.journal.journal import JournalError
-from greylag.agentd.journal.replay import JournalTail
+from greylag.agentd.journal.journal import JournalError, JournalTail
 from greylag.agentd.problems import RequestError, not_found, storage_failed
 from greylag.agentd.records import (
     HistoryCut,
