@@ -1,7 +1,7 @@
 """What is remembered of the turns of late."""
 
 from greylag.agentd.records import new_turn
-from greylag.agentd.turns.activity import ActivityEntry, TurnActivity
+from greylag.agentd.turns.running import ActivityEntry, TurnActivity
 
 
 def begun(activity: TurnActivity) -> ActivityEntry:

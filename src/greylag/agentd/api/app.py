@@ -37,8 +37,8 @@ from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import SettingsService
 from greylag.agentd.terminals import Terminals
-from greylag.agentd.turns.activity import ActivityEntry
 from greylag.agentd.turns.engine import TurnEngine
+from greylag.agentd.turns.running import ActivityEntry
 from greylag.common import agent_api
 from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP

@@ -37,10 +37,15 @@ from greylag.agentd.records import (
     new_turn,
     session_title,
 )
-from greylag.agentd.turns.activity import ActivityEntry, EndpointType, TurnActivity
 from greylag.agentd.turns.errors import RESTARTED, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
-from greylag.agentd.turns.running import RunningTurn, TurnPolicy
+from greylag.agentd.turns.running import (
+    ActivityEntry,
+    EndpointType,
+    RunningTurn,
+    TurnActivity,
+    TurnPolicy,
+)
 from greylag.common.agent_api import Question, TurnChanges
 from greylag.common.concurrent import beside, until_one_ends
 
