@@ -67,7 +67,7 @@ VERBS = {
     "git": LazyVerb("git:git", "Say how a workspace's repository stands, fetch, commit, push."),
     "secrets": LazyVerb("git:secrets", "List, set and delete tokens for git hosts."),
     "notifications": LazyVerb(
-        "notifications:notifications", "List, add, test, remove who is told of turns."
+        "account:notifications", "List, add, test, remove who is told of turns."
     ),
     "shell": LazyVerb("terminal:shell", "Open a shell in a project's workspace."),
     "exec": LazyVerb("terminal:exec_", "Run a command in a project's workspace."),
