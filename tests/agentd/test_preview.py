@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 from tests.cluster.environments import PATIENCE, until
 
-from greylag.agentd import preview
+from greylag.agentd.api import preview
+from greylag.agentd.api.preview import Previews
 from greylag.agentd.execution import Execution, joined
-from greylag.agentd.preview import Previews
 from greylag.agentd.problems import RequestError
 from greylag.execd.protocol import Reader, Writer
 

@@ -25,7 +25,7 @@ from tests.web.test_relay_api import Elsewhere
 from yarl import URL
 
 from greylag.agent.http import HttpAgents
-from greylag.agentd import preview as agentd_preview
+from greylag.agentd.api import preview as agentd_preview
 from greylag.agentd.config import Secret
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole, Role

@@ -23,6 +23,7 @@ from greylag.agentd.agent.types import (
     name_agent,
 )
 from greylag.agentd.api.app import Services, create_app
+from greylag.agentd.api.preview import Previews
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.changes.store import SnapshotStore
@@ -34,7 +35,6 @@ from greylag.agentd.git.relay import GitRelay
 from greylag.agentd.git.service import GitService
 from greylag.agentd.journal.folder import Journals
 from greylag.agentd.model.relay import demonstration, provider, tell_problem
-from greylag.agentd.preview import Previews
 from greylag.agentd.records import Records, StorageError
 from greylag.agentd.sessions import SessionService
 from greylag.agentd.settings import GOOSE_SETTINGS, SettingsService

@@ -21,7 +21,7 @@ from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.git import GitRoutes
 from greylag.agentd.api.guard import Auth, Prefix
 from greylag.agentd.api.messages import MessageRoutes
-from greylag.agentd.api.preview import PreviewRoutes
+from greylag.agentd.api.preview import PreviewRoutes, Previews
 from greylag.agentd.api.requests import refusal, refused
 from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
 from greylag.agentd.api.terminals import TerminalRoutes
@@ -31,7 +31,6 @@ from greylag.agentd.extensions import ExtensionService
 from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.git.service import GitService
 from greylag.agentd.model.relay import model_object
-from greylag.agentd.preview import Previews
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import StorageError
 from greylag.agentd.sessions import SessionService
