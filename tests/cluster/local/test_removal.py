@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.environments import open_local, until
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.local.removal import REMOVED, empty_removed
+from greylag.cluster.local.folders import REMOVED, empty_removed
 
 LONG = "n" * 255
 NAMES: list[Callable[[random.Random], bytes]] = [
@@ -81,8 +81,8 @@ def plant(rng: random.Random, folder: int, canary: Path, depth: int = 0) -> None
 
 def delete_without_privileges(root: Path) -> None:
     """Run the deletion as an account that rights hold for."""
-    code = "import sys; from pathlib import Path; from greylag.cluster.local import removal; "
-    code += "sys.exit(removal.empty_removed(Path(sys.argv[1]), 60))"
+    code = "import sys; from pathlib import Path; from greylag.cluster.local import folders; "
+    code += "sys.exit(folders.empty_removed(Path(sys.argv[1]), 60))"
     plain = [sys.executable, "-c", code, str(root)]
     if os.geteuid() == 0:
         setpriv = shutil.which("setpriv")

@@ -11,9 +11,15 @@ from pathlib import Path
 import structlog
 
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
-from greylag.cluster.local.folders import NAME, SETTINGS, EnvironmentRecord, Folder, Phase
+from greylag.cluster.local.folders import (
+    NAME,
+    SETTINGS,
+    EnvironmentRecord,
+    Folder,
+    Phase,
+    empty_removed,
+)
 from greylag.cluster.local.logfile import read_lines
-from greylag.cluster.local.removal import empty_removed
 from greylag.cluster.local.sandbox import (
     SandboxChoice,
     SandboxNetwork,
