@@ -85,7 +85,9 @@ def _size(entry: FileEntry) -> str:
 async def get(access: Access, *, project: str, path: str, file: str | None) -> None:
     """Read a file of the workspace into FILE here (`-`: print it; by default its own name)."""
     place = await access.place(project)
-    entry = _of_kind(await access.api.file(place, path), "file")
+    entry = await access.api.file(place, path)
+    if entry.kind != "file":
+        raise CliError(f"{entry.path} is a {entry.kind}, not a file.", "Use `greylag cp`.")
     if file == STREAM:
         async with access.api.read_file(place, entry) as content:
             async for chunk in content.chunks:
@@ -451,12 +453,6 @@ def _let_run(file: Path, entry: FileEntry) -> None:
         mode = stat.S_IMODE(about.st_mode)
         with suppress(PermissionError):  # file systems of other systems have no such rights
             file.chmod(mode | (mode & 0o444) >> 2 if _runs(entry) else mode & ~0o111)
-
-
-def _of_kind(entry: FileEntry, kind: str) -> FileEntry:
-    if entry.kind != kind:
-        raise CliError(f"{entry.path} is a {entry.kind}, not a {kind}.", "Use `greylag cp`.")
-    return entry
 
 
 def _below(folder: Path, name: str) -> Path:

@@ -121,12 +121,10 @@ class Supervisor:
                 self._unasked.tell(environment.ref)
             await pauses.pause()
 
-    async def end_noted(
-        self, environment: LocalEnvironment, process: ProcessId, seconds: float
-    ) -> None:
-        """Return when the end of a watched ``process`` has been noted, or after ``seconds``."""
+    async def end_noted(self, environment: LocalEnvironment, process: ProcessId) -> None:
+        """Return when the end of a watched ``process`` has been noted, or after a second."""
         if task := self._tasks.get(_watch_name(environment, process)):
-            await asyncio.wait({task}, timeout=seconds)
+            await asyncio.wait({task}, timeout=_NOTE_END_SECONDS)
 
     def see_to_stop(
         self, environment: LocalEnvironment, known: frozenset[ProcessId] = frozenset()
@@ -263,7 +261,7 @@ class Observer:
     ) -> Observation:
         """Say how the process ended; its exit code is on record once the end has been noted."""
         if record.process is not None:
-            await self._supervisor.end_noted(environment, record.process, _NOTE_END_SECONDS)
+            await self._supervisor.end_noted(environment, record.process)
         noted = await self._threads.run(environment.folder.read)
         if noted is None or noted.process != record.process:
             return await self._observe(environment)
