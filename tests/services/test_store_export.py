@@ -203,19 +203,20 @@ ADA = User(
     limits=Limits(projects=3),
     created_at=at(1),
 )
+FAR = at(10_000_000_000)  # a database forgets by itself what has ended by its own clock
 TOKEN = ApiToken(
-    "d" * 64, "0" * 16, "ada", "ci", (Scope.FILES,), ("demo",), at(1), at(10_000), at(2), "::1"
+    "d" * 64, "0" * 16, "ada", "ci", (Scope.FILES,), ("demo",), at(1), FAR, at(2), "::1"
 )
 MEMBER = Member("ada", "demo", "record", "bob", MemberRole.EDITOR)
 SHARE = Share(
-    "s" * 16, "ada", "demo", "record", 8080, "/", "https://greylag.test", None, at(1), at(10_000)
+    "s" * 16, "ada", "demo", "record", 8080, "/", "https://greylag.test", None, at(1), FAR
 )
 SECRET = UserSecret("ada", "hub", "github.com", "ada", "sealed", at(1), at(2))
 TARGET = NotificationTarget(
     "1" * 16, "ada", "webhook", "Chat", "hooks.test", "https://greylag.test", "sealed", at(1)
 )
 PUSH_KEY = PushKey("sealed")
-SESSION = Session("e" * 64, "ada", None, at(1), at(1), at(10_000), "::1")
+SESSION = Session("e" * 64, "ada", None, at(1), at(1), FAR, "::1")
 
 
 async def kept(site: Site) -> list[AnyKept]:
