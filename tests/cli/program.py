@@ -146,7 +146,7 @@ class Terminal:
             while self._process.returncode is None:
                 self.type("\x03")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), 1)
+                    await asyncio.wait_for(self._process.wait(), 5)
         return await self._process.wait()
 
     async def end(self) -> int:
