@@ -20,9 +20,10 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.project import ProjectRef, Status
+from greylag.domain.users import Member, of_user
 from greylag.ports import PageQuery
 from greylag.services.projects import Edit
-from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import people, schema, tables
 from greylag.store.sqlite.store import SqliteStore
 
 
@@ -224,6 +225,22 @@ async def test_each_query_goes_by_its_index_and_sorts_nothing(
 
     (step,) = await store._writer.run(explained)
     assert f"INDEX {index}" in step
+
+
+async def test_what_has_a_label_is_found_without_reading_all_of_its_kind(
+    store: SqliteStore,
+) -> None:
+    def explained(sql: sqlite3.Connection) -> list[str]:
+        asked: list[str] = []
+        sql.set_trace_callback(asked.append)
+        people.labelled(sql, Member, of_user("bob"), strict=False)
+        sql.set_trace_callback(None)
+        return [row["detail"] for row in sql.execute(f"EXPLAIN QUERY PLAN {asked[0]}")]
+
+    assert await store._writer.run(explained) == [
+        "SEARCH people_labels USING PRIMARY KEY (kind=? AND label=?)",
+        "SEARCH people USING PRIMARY KEY (kind=? AND key=?)",
+    ]
 
 
 async def test_many_listeners_do_not_wake_for_one_projects_change(store: SqliteStore) -> None:
