@@ -791,6 +791,10 @@ NumberedEntry = tuple[int, Mapping[str, Any]]
 damaged it."""
 
 
+TRIMMED_AT_ONCE = 5_000
+"""How many entries of the audit trail are removed in one step, which holds nobody up for long."""
+
+
 class AuditReading(Protocol):
     """The audit trail as it can be read. Every method may raise ``StoreUnavailableError``."""
 
@@ -819,9 +823,9 @@ class AuditStore(AuditReading, Protocol):
     async def append_audit(self, event: AuditEvent) -> AuditEntry:
         """Append an entry. It is durable, has a number that no other has, and follows the last."""
 
-    async def trim_audit(self, before: datetime) -> int:
-        """Remove the oldest entries, up to the first that is not from before then; return how many.
-        The chain begins after them from now on.
+    async def trim_audit(self, before: datetime, limit: int = TRIMMED_AT_ONCE) -> int:
+        """Remove the oldest entries, ``limit`` at most, up to the first that is not from before
+        then; return how many. The chain begins after them from now on.
         """
 
     def on_audit(self, told: Callable[[AuditEntry], None]) -> None:

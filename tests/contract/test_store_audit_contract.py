@@ -24,6 +24,7 @@ from greylag.domain.users import User
 from greylag.ports import AuditFilter, IdempotencyKey, ProjectStore
 from greylag.services.projects import Edit
 from greylag.store.mongo.store import MongoStore
+from greylag.store.sqlite import audit_trail
 
 ALL = AuditFilter()
 ADA = Actor("Ada Ω", "user", "ada", "session 1", "10.0.0.1")
@@ -116,6 +117,44 @@ async def test_what_is_trimmed_leaves_a_chain_that_can_be_checked(store: Project
     assert await checked(store) == []
     await store.append_audit(event(6))
     assert [one["number"] for one in await checked(store)] == [6]
+
+
+async def test_what_is_old_is_trimmed_in_steps(store: ProjectStore) -> None:
+    for i in range(5):
+        await store.append_audit(event(i))
+    steps = [await store.trim_audit(at(3), 2) for _ in range(3)]
+    assert steps == [2, 1, 0]
+    assert [one["number"] for one in await checked(store)] == [4, 5]
+
+
+@pytest.mark.parametrize("many", [1, 10_000])
+async def test_filters_find_the_same_whichever_of_them_finds_the_fewest(
+    store: ProjectStore, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(audit_trail, "_MANY", many)
+    bob, eve = (replace(ADA, user=name) for name in ("bob", "eve"))
+    # Clocks differ: what is appended later may be of before.
+    for i, second in enumerate((3, 1, 2, 5, 4, 6)):
+        done = Result.REFUSED if i == 4 else Result.DONE
+        on = f"project/p{i % 2}/x" if i % 3 else f"project/p{i % 2}-2"
+        await store.append_audit(
+            event(second, actor=bob if i % 2 else eve, action=f"a{i % 3}", object=on, result=done)
+        )
+
+    async def numbers(before: int | None = None, **asked: Any) -> list[int]:
+        found = await store.audit_entries(AuditFilter(**asked), 10, before=before)
+        return [number for number, _ in found]
+
+    assert await numbers(user="bob", action="a1") == [2]
+    assert await numbers(user="eve", result="done") == [1, 3]
+    assert await numbers(object="project/p0", action="a1") == [5]
+    assert await numbers(object="project/p1", user="bob", result="done") == [2, 6]
+    assert await numbers(7, object="project/p0", result="done") == [3]
+    assert await numbers(since=at(2), until=at(5)) == [1, 3, 5]
+    assert await numbers(7, since=at(2), until=at(5)) == [5, 3, 1]
+    assert await numbers(6, since=at(3), user="eve") == [5, 1]
+    assert await numbers(7, until=at(2)) == [2]
+    assert await numbers(since=at(7)) == await numbers(7, until=at(1), user="bob") == []
 
 
 async def test_each_kind_of_edit_is_found_and_named_by_its_number(store: ProjectStore) -> None:

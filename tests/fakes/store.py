@@ -25,6 +25,7 @@ from greylag.domain.project import (
 from greylag.ports import (
     LONGEST_SIGNED,
     NO_EXPORT,
+    TRIMMED_AT_ONCE,
     AnyKept,
     AuditFilter,
     Claim,
@@ -338,9 +339,10 @@ class MemoryStore(ProjectStore):
     async def audit_bounds(self) -> AuditBounds:
         return self._open().audit_bounds
 
-    async def trim_audit(self, before: datetime) -> int:
+    async def trim_audit(self, before: datetime, limit: int = TRIMMED_AT_ONCE) -> int:
         tables = self._open()
-        old = list(takewhile(lambda one: one["at"] < rfc3339(before), tables.audit))
+        some = tables.audit[:limit]
+        old = list(takewhile(lambda one: one["at"] < rfc3339(before), some))
         if old:
             start = Link(old[-1]["number"], old[-1]["hash"])
             tables.audit_bounds = replace(tables.audit_bounds, start=start)

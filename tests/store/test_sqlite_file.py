@@ -7,12 +7,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.store_adapters import REF, at, make_project
 from tests.wishes import edit
 
 from greylag.common import sqlite
+from greylag.common.clock import rfc3339
 from greylag.domain.errors import (
     ConfigError,
     InvalidRequestError,
@@ -21,9 +23,9 @@ from greylag.domain.errors import (
 )
 from greylag.domain.project import ProjectRef, Status
 from greylag.domain.users import Member, of_user
-from greylag.ports import PageQuery
+from greylag.ports import AuditFilter, NumberedEntry, PageQuery, ProjectPage
 from greylag.services.projects import Edit
-from greylag.store.sqlite import people, schema, tables
+from greylag.store.sqlite import audit_trail, people, schema, tables
 from greylag.store.sqlite.store import SqliteStore
 
 
@@ -188,6 +190,51 @@ async def test_a_caller_that_leaves_does_not_undo_what_has_begun(store: SqliteSt
     assert (await store.get("ada", "demo")).project_id == "demo"
     with pytest.raises(ProjectNotFoundError):
         await store.get("ada", "dropped")
+
+
+async def test_a_long_search_of_the_audit_trail_holds_no_other_read_up(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def long(*_: object) -> list[NumberedEntry]:
+        begun.set()
+        assert go_on.wait(10)
+        return []
+
+    monkeypatch.setattr(audit_trail, "read", long)
+    searching = asyncio.create_task(store.audit_entries(AuditFilter(), 1))
+    assert await asyncio.to_thread(begun.wait, 10)
+    async with asyncio.timeout(5):
+        assert await store.page("ada", PageQuery()) == ProjectPage([])
+    go_on.set()
+    assert await searching == []
+
+
+def test_a_search_of_the_audit_trail_reads_no_more_than_the_rarest_of_its_filters(
+    tmp_path: Path,
+) -> None:
+    def steps(**asked: Any) -> int:
+        counted: list[None] = []
+        sql.set_progress_handler(lambda: counted.append(None), 100)
+        audit_trail.read(sql, AuditFilter(**asked), 101, before=10**9, after=0)
+        sql.set_progress_handler(None, 0)
+        return len(counted)
+
+    with closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as sql:
+        sql.row_factory = sqlite3.Row
+        schema.migrate(sql)
+        with sqlite.transaction(sql):
+            for i in range(30_000):
+                told = {"at": rfc3339(at(i)), "action": "common", "result": "done"}
+                told |= {"action": "rare"} if i in {5, 9} else {}
+                audit_trail.put(sql, i, {**told, "object": f"project/ada/p{i % 300}"})
+        assert steps(action="rare", result="done") < 1000
+        assert steps(object="project/ada/p7", result="done") < 1000
+        assert steps(object="project/ada", result="done") < 3000
+        assert steps(since=at(5), until=at(90), result="done") < 1500
+        assert steps(since=at(29_000)) < 1000
+        assert audit_trail.trim(sql, at(0), 10) == 0
 
 
 async def test_what_was_begun_before_close_is_finished(path: Path) -> None:

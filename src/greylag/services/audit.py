@@ -22,7 +22,7 @@ from greylag.common.clock import rfc3339
 from greylag.domain.audit import Actor, AuditEntry, AuditEvent, Result, to_json
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 from greylag.domain.users import Principal
-from greylag.ports import AuditStore, Clock
+from greylag.ports import TRIMMED_AT_ONCE, AuditStore, Clock
 
 WINDOW_SECONDS = 60.0
 MOST_OF_ONE = 20
@@ -258,8 +258,8 @@ class Audit:
             await self.flush()
 
     async def run(self, keep: timedelta) -> None:
-        """Tell each minute what was counted, and remove what is older than ``keep``; until
-        cancelled.
+        """Tell each minute what was counted, and remove what is older than ``keep``, each minute
+        some where there is much; until cancelled.
         """
         trimmed = datetime.min.replace(tzinfo=UTC)
         while True:
@@ -273,7 +273,8 @@ class Audit:
             except StoreUnavailableError as error:
                 _log.warning("audit_not_trimmed", error=str(error))
                 continue
-            trimmed = now
+            if gone < TRIMMED_AT_ONCE:
+                trimmed = now
             if gone:
                 _log.info("audit_trimmed", entries=gone)
 

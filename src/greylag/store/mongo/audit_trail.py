@@ -127,10 +127,15 @@ class AuditTrail:
             end = Link(last["_id"], str(last.get("hash")))
         return AuditBounds(start, end)
 
-    async def trim(self, before: datetime) -> int:
+    async def trim(self, before: datetime, limit: int) -> int:
         """Remove the oldest entries; see the port."""
-        first = await self._entries.find_one({"at": {"$gte": rfc3339(before)}}, sort=[("_id", 1)])
-        older = {} if first is None else {"_id": {"$lt": first["_id"]}}
+        oldest = await self._entries.find_one(sort=[("_id", 1)])
+        if oldest is None:
+            return 0
+        end = oldest["_id"] + limit
+        kept = {"_id": {"$lt": end}, "at": {"$gte": rfc3339(before)}}
+        first = await self._entries.find_one(kept, sort=[("_id", 1)])
+        older = {"_id": {"$lt": end if first is None else first["_id"]}}
         last = await self._entries.find_one(older, sort=[("_id", DESCENDING)])
         if last is None:
             return 0

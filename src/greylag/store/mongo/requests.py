@@ -16,6 +16,7 @@ from greylag.domain.errors import ProjectExistsError
 from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
     LONGEST_SIGNED,
+    TRIMMED_AT_ONCE,
     AnyKept,
     AuditFilter,
     Created,
@@ -240,10 +241,10 @@ class RequestMethods(StoreParts):
         with self._asking():
             return await self._audit.bounds()
 
-    async def trim_audit(self, before: datetime) -> int:
+    async def trim_audit(self, before: datetime, limit: int = TRIMMED_AT_ONCE) -> int:
         """Remove the oldest entries; see the port."""
         with self._asking():
-            return await self._audit.trim(before)
+            return await self._audit.trim(before, limit)
 
     def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
         """Tell of each entry; see the port."""

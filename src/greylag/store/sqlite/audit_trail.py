@@ -16,19 +16,18 @@ from greylag.common.typed import encodable, parse_json
 from greylag.domain.audit import START, AuditBounds, AuditEntry, AuditEvent, Link, chained, to_json
 from greylag.ports import AuditFilter, NumberedEntry
 
-_TERMS = {
+# By what entries are found. What is below an object has a slash next, and "0" is what follows "/".
+_FOUND_BY = {
+    "object": "object >= :object AND object < :object || '0' "
+    "AND (object = :object OR object > :object || '/')",
     "user": "actor = :user",
     "action": "action = :action",
     "result": "result = :result",
-    "since": "at >= :since",
-    "until": "at < :until",
-    "before": "number < :before",
-    "after": "number > :after",
-    # What is below it has a slash next, and "0" is what follows "/". Objects are many, and each has
-    # few entries: so they are looked up first.
-    "object": "number IN (SELECT number FROM audit WHERE object = :object UNION ALL "
-    "SELECT number FROM audit WHERE object > :object || '/' AND object < :object || '0')",
 }
+_TIMES = {"since": "at >= :since", "until": "at < :until"}
+_PLACE = "number > :after AND number < :before"
+_MANY = 10_000
+_LARGEST = 2**63 - 1
 _KEEP = "INSERT OR REPLACE INTO audit_bounds (place, number, hash) VALUES (?, ?, ?)"
 
 
@@ -83,17 +82,63 @@ def read(
         **asdict(asked),
         "since": asked.since and rfc3339(asked.since),
         "until": asked.until and rfc3339(asked.until),
-        "before": before,
+        "before": _LARGEST if before is None else before,
         "after": after,
         "limit": limit,
     }
-    where = " AND ".join(term for name, term in _TERMS.items() if values[name] is not None)
-    order = "number" if before is None else "number DESC"
+    terms, order = _terms(sql, values), "number" if before is None else "number DESC"
+    times = " AND ".join(term for name, term in _TIMES.items() if values[name] is not None)
+    if times:
+        terms.append(f"+({times})")
+        values |= _numbers_of(sql, times, order, values)
+    where = " AND ".join([*terms, _PLACE])
     rows = sql.execute(
         f"SELECT number, body FROM audit WHERE {where} ORDER BY {order} LIMIT :limit",  # noqa: S608 - terms above
         values,
     )
     return [_told(row) for row in rows]
+
+
+def _terms(sql: sqlite3.Connection, values: Mapping[str, Any]) -> list[str]:
+    """Return what entries must fulfil, so that they are looked up by what the fewest have.
+
+    SQLite does not know which that is. With a plus a term goes by no index.
+    """
+    asked = [name for name in _FOUND_BY if values[name] is not None]
+    counted = {name: _count(sql, _FOUND_BY[name], values) for name in asked}
+    terms = {name: f"+({_FOUND_BY[name]})" for name in asked}
+    if (rarest := min(asked, key=counted.__getitem__, default=None)) is not None:
+        found_by = _FOUND_BY[rarest]
+        if rarest != "object":
+            terms[rarest] = found_by
+        elif counted[rarest] < _MANY:  # of more a page is soon full anyway
+            terms[rarest] = f"number IN (SELECT number FROM audit WHERE {found_by})"  # noqa: S608 - terms above
+    return list(terms.values())
+
+
+def _count(sql: sqlite3.Connection, term: str, values: Mapping[str, Any]) -> int:
+    some = f"SELECT 1 FROM audit WHERE {term} LIMIT {_MANY}"  # noqa: S608 - terms above
+    found: int = sql.execute(f"SELECT count(*) FROM ({some})", values).fetchone()[0]  # noqa: S608 - the same
+    return found
+
+
+def _numbers_of(
+    sql: sqlite3.Connection, times: str, order: str, values: Mapping[str, Any]
+) -> dict[str, int]:
+    """Return between which numbers the entries of a time are, unless they are many and begin where
+    one looks: then to look that up would take longer than it saves.
+    """
+    if _count(sql, times, values) == _MANY:
+        here = f"SELECT {times} FROM audit WHERE {_PLACE} ORDER BY {order} LIMIT 1"  # noqa: S608 - terms above
+        found = sql.execute(here, values).fetchone()
+        if found is None or found[0]:
+            return {}
+    # Numbers grow with time, but where clocks differ.
+    query = f"SELECT min(+number), max(+number) FROM audit WHERE {times}"  # noqa: S608 - terms above
+    first, last = sql.execute(query, values).fetchone()
+    if first is None:
+        return {"before": 0}
+    return {"after": max(values["after"], first - 1), "before": min(values["before"], last + 1)}
 
 
 def _told(row: sqlite3.Row) -> NumberedEntry:
@@ -104,14 +149,18 @@ def _told(row: sqlite3.Row) -> NumberedEntry:
     return row["number"], told if isinstance(told, dict) else {}
 
 
-def trim(sql: sqlite3.Connection, before: datetime) -> int:
+def trim(sql: sqlite3.Connection, before: datetime, limit: int) -> int:
     """Remove the oldest entries; see the port."""
-    first = sql.execute(
-        "SELECT min(number) FROM audit WHERE at >= ?", (rfc3339(before),)
-    ).fetchone()[0]
+    oldest = sql.execute("SELECT min(number) FROM audit").fetchone()[0]
+    if oldest is None:
+        return 0
+    end = oldest + limit
+    (first,) = sql.execute(
+        "SELECT coalesce(min(number), :end) FROM audit WHERE number < :end AND at >= :before",
+        {"end": end, "before": rfc3339(before)},
+    ).fetchone()
     last = sql.execute(
-        "SELECT number, body FROM audit WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT 1",
-        (first, first),
+        "SELECT number, body FROM audit WHERE number < ? ORDER BY number DESC LIMIT 1", (first,)
     ).fetchone()
     if last is None:
         return 0

@@ -22,6 +22,7 @@ from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
+    TRIMMED_AT_ONCE,
     AnyKept,
     AuditFilter,
     Claim,
@@ -157,14 +158,18 @@ class Write:
 class SqliteStore(ProjectStore):
     """Implements ``greylag.ports.ProjectStore``; ``await SqliteStore.open(path)`` makes one.
 
-    One thread writes, each call in one transaction; another reads beside it, in snapshots (WAL).
+    One thread writes, each call in one transaction; another reads beside it, in snapshots (WAL). A
+    third searches the audit trail, which may take long once that has grown.
     Several processes may open the same file: they write one after the other, and hear of each
     other's changes within ``poll_seconds``.
     """
 
-    def __init__(self, writer: SqlThread, reader: SqlThread, poll_seconds: float) -> None:
+    def __init__(
+        self, writer: SqlThread, reader: SqlThread, searcher: SqlThread, poll_seconds: float
+    ) -> None:
         self._writer = writer
         self._reader = reader
+        self._searcher = searcher
         self._pages = tables.Pages()
         self._hub = ChangeHub()
         self._source = secrets.token_hex(8)
@@ -183,13 +188,17 @@ class SqliteStore(ProjectStore):
             ConfigError: the file is not for this Greylag.
         """
         writer = SqlThread(path, "store-writer", translated, strict_text=False)
-        reader = SqlThread(path, "store-reader", translated, read_only=True, strict_text=False)
-        store = cls(writer, reader, poll_seconds)
+        reader, searcher = (
+            SqlThread(path, name, translated, read_only=True, strict_text=False)
+            for name in ("store-reader", "store-searcher")
+        )
+        store = cls(writer, reader, searcher, poll_seconds)
         try:
             await writer.open()
             await writer.run(schema.migrate)
             await writer.run(schema.check_complete)
             await reader.open()
+            await searcher.open()
             await store._follow()
         except BaseException:
             await store.close()
@@ -405,15 +414,17 @@ class SqliteStore(ProjectStore):
         self, asked: AuditFilter, limit: int, *, before: int | None = None, after: int = 0
     ) -> Sequence[NumberedEntry]:
         """Return entries; see the port."""
-        return await self._read(lambda sql: audit_trail.read(sql, asked, limit, before, after))
+        return await self._searcher.transact(
+            lambda sql: audit_trail.read(sql, asked, limit, before, after)
+        )
 
     async def audit_bounds(self) -> AuditBounds:
         """Return where the chain begins and ends; see the port."""
         return await self._read(audit_trail.bounds)
 
-    async def trim_audit(self, before: datetime) -> int:
+    async def trim_audit(self, before: datetime, limit: int = TRIMMED_AT_ONCE) -> int:
         """Remove the oldest entries; see the port."""
-        return await self._write(lambda write: audit_trail.trim(write.sql, before))
+        return await self._write(lambda write: audit_trail.trim(write.sql, before, limit))
 
     def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
         """Tell of each entry; see the port."""
@@ -435,6 +446,7 @@ class SqliteStore(ProjectStore):
             await cancel_all([task])
         await self._writer.close()
         await self._reader.close()
+        await self._searcher.close()
 
     async def _follow(self) -> None:
         await self._follower.start()
