@@ -987,8 +987,10 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
         """Say that a duty is done. One that another has taken over meanwhile is left as it is."""
 
-    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
-        """Hear of changes to one project, or to any, from inside the ``with`` block."""
+    def subscribe(self, to: ProjectRef | str | None = None) -> AbstractContextManager[Subscription]:
+        """Hear of changes to one project, to any of a user's, or to any, from inside the ``with``
+        block.
+        """
 
     async def ping(self) -> None:
         """Return when the store can be read and written."""

@@ -16,9 +16,13 @@ async def test_only_those_who_asked_for_a_project_hear_of_it(store: ProjectStore
         store.subscribe(REF) as mine,
         store.subscribe(ProjectRef("ada", "other")) as other,
         store.subscribe() as everything,
+        store.subscribe("ada") as of_user,
+        store.subscribe("bob") as of_another,
     ):
         await store.create(make_project())
         assert await mine.changed(5)
+        assert await of_user.changed(5)
+        assert not await of_another.changed(0)
         assert await everything.changed(5)
         assert not await mine.changed(0)
         assert not await other.changed(0)

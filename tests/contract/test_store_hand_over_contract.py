@@ -1,5 +1,6 @@
 """What every store promises about projects that change hands."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -32,10 +33,11 @@ async def test_a_project_that_rests_is_anothers_with_its_log_and_environment(
     store: ProjectStore,
 ) -> None:
     before = await resting(store)
-    with store.subscribe(REF) as news, store.subscribe(ProjectRef("bob", "demo")) as news_of_bob:
+    bobs = ProjectRef("bob", "demo")
+    with ExitStack() as listening:
+        news = [listening.enter_context(store.subscribe(to)) for to in (REF, bobs, "ada", "bob")]
         given = await hand_over(store, "ada", "demo", "bob", at(1))
-        assert await news.changed(5)
-        assert await news_of_bob.changed(5)
+        assert all([await one.changed(5) for one in news])
     assert given == replace(before, user_id="bob", environment_user="ada", updated_at=at(1))
     assert await store.get("bob", "demo") == given
     assert given.environment.ref == REF

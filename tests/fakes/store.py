@@ -352,8 +352,8 @@ class MemoryStore(ProjectStore):
     def on_audit(self, told: Callable[[AuditEntry], None]) -> None:
         self._audit_told.append(told)
 
-    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
-        return self._hub.subscribe(ref)
+    def subscribe(self, to: ProjectRef | str | None = None) -> AbstractContextManager[Subscription]:
+        return self._hub.subscribe(to)
 
     async def read(self) -> AsyncIterator[Sequence[StoredProject | Finding]]:
         found = sorted(self._open().records.values(), key=lambda record: record.project.id)

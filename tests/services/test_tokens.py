@@ -1,6 +1,7 @@
 """The form of tokens, how long they count, and what a check of one costs the store."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,11 +45,17 @@ ROOT = Path(__file__).parents[2]
 class CountingStore(MemoryStore):
     """Counts what is read and written of people."""
 
-    reads = writes = 0
+    reads = lists = writes = 0
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         self.reads += 1
         return await super().find(kind, key)
+
+    async def labelled(
+        self, kind: type[Kept], label: str | None = None, *, strict: bool = False
+    ) -> Sequence[Kept]:
+        self.lists += 1
+        return await super().labelled(kind, label, strict=strict)
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         self.writes += 1
@@ -99,6 +106,21 @@ async def test_a_token_counts_until_it_runs_out_and_while_its_user_does() -> Non
     other, _ = await tokens.make(Principal("Bob", "bob"), NEW)
     assert {one.user_id for one in await tokens.listed(OPERATOR, None)} == {"ada", "bob"}
     assert other not in str(await tokens.listed(OPERATOR, None))
+
+
+async def test_all_users_are_read_twice_a_second_and_anew_after_a_change() -> None:
+    clock = FakeClock()
+    store, people, _ = made(clock)
+    store.lists = 0
+    for _ in range(100):
+        assert len(await people.users()) == 3
+    assert store.lists == 1
+    await people.make(User("new", "New"))
+    assert len(await people.users()) == 4
+    await store.put(User("other", "Other"), clock.now())  # as by another process
+    clock.advance(0.5)
+    assert len(await people.users()) == 5
+    assert store.lists == 3
 
 
 async def test_what_is_used_often_is_written_once_a_minute_and_read_twice_a_second() -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.contract.store_adapters import REF, at, claim, make_project
 from tests.store import mongo_servers
-from tests.wishes import edit, want
+from tests.wishes import edit, hand_over, want
 
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef
@@ -59,6 +59,15 @@ async def test_each_kind_of_write_is_heard_once_and_leases_are_nobodys_news(pair
         await theirs.forget(claimed)
         assert await heard.changed(10)
         assert not await heard.changed(0.1)
+
+
+async def test_who_had_a_project_hears_that_another_process_handed_it_over(pair: Pair) -> None:
+    ours, theirs = pair
+    await ours.create(make_project(observed_generation=1))
+    with ours.subscribe("ada") as before, ours.subscribe("bob") as after:
+        await hand_over(theirs, "ada", "demo", "bob", at(1))
+        assert await before.changed(10)
+        assert await after.changed(10)
 
 
 async def test_our_own_writes_are_told_once(pair: Pair) -> None:

@@ -290,6 +290,23 @@ async def test_what_has_a_label_is_found_without_reading_all_of_its_kind(
     ]
 
 
+async def test_a_long_list_is_not_parsed_again_after_each_write(store: SqliteStore) -> None:
+    def fill(sql: sqlite3.Connection) -> None:
+        with sqlite.transaction(sql):
+            for n in range(3000):
+                tables.insert(sql, make_project(f"p{n}"), None)
+
+    async def listed() -> int:
+        found = len((await store.page("ada", PageQuery(limit=3000))).projects)
+        assert found == 3000
+        return tables._shared.cache_info().misses
+
+    await store._writer.run(fill)
+    parsed = await listed()
+    await store.ping()
+    assert await listed() == parsed
+
+
 async def test_many_listeners_do_not_wake_for_one_projects_change(store: SqliteStore) -> None:
     await store.create(make_project("p7"))
     subscriptions = [store.subscribe(ProjectRef("ada", f"p{n}")) for n in range(2000)]

@@ -316,6 +316,35 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     assert sorted(made) == ["p0", "p1", "p2"]
 
 
+async def test_an_open_page_does_not_look_at_what_happens_to_others(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bobs = "/api/users/bob/projects"
+    new = {"id": "bob", "display_name": "Bob"}
+    assert (await running.ask("POST", "/api/users", json=new))[0] == 201
+    for path in (ADA, bobs):
+        assert (await running.ask("POST", path, json={"name": "N", "project_id": "n"}))[0] == 201
+        # Nothing more happens to it by itself.
+        assert (await running.ask("POST", f"{path}/n/deactivate"))[0] == 200
+    looks: list[str] = []
+    monkeypatch.setattr(rail, "GATHER_SECONDS", 0)
+
+    async def read(call: RequestContext) -> list[Project]:
+        looks.append(call.user_id)
+        return await read_projects(call)
+
+    monkeypatch.setattr(rail, "read_projects", read)
+    async with running.http.get("/users/ada/live") as answer:
+        await answer.content.readany()
+        looks.clear()
+        for name in "abc":
+            await running.ask("PATCH", f"{bobs}/n", json={"name": name})
+        await running.ask("PATCH", f"{ADA}/n", json={"name": "Mine"})
+        while b"Mine" not in await answer.content.readany():
+            pass
+    assert looks == ["ada"]
+
+
 class Looks:
     """What an open page asks for, whose first question for sessions fails by ``failure``."""
 

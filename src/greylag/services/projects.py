@@ -381,9 +381,9 @@ class Projects:
     async def _events(self, ref: ProjectRef, after: int) -> Sequence[Event]:
         return await self.store.events(ref.user_id, ref.project_id, after, EVENTS_AT_ONCE)
 
-    def changes(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+    def changes(self, to: ProjectRef | str) -> AbstractContextManager[Subscription]:
         """Hear that one project, or any, may have changed; what changed, the other methods tell."""
-        return self.store.subscribe(ref)
+        return self.store.subscribe(to)
 
     async def follow(
         self, principal: Principal, ref: ProjectRef, after: int, *, live: bool = True

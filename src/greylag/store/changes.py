@@ -33,30 +33,31 @@ class Signal:
 
 
 class ChangeHub:
-    """Hands each change to those who subscribed to its project, and to those who hear of all.
+    """Hands each change to those who subscribed to its project or to its user's, and to those who
+    hear of all.
 
     All methods belong to the event loop's thread.
     """
 
     def __init__(self) -> None:
-        self._keyed: defaultdict[ProjectRef, set[Signal]] = defaultdict(set)
+        self._keyed: defaultdict[ProjectRef | str, set[Signal]] = defaultdict(set)
         self._any: set[Signal] = set()
         self._failure: BaseException | None = None
         self.wanted = asyncio.Event()
         """Set while anybody listens."""
 
     @contextmanager
-    def subscribe(self, ref: ProjectRef | None = None) -> Iterator[Signal]:
-        """Listen to one project, or to all (``None``), inside the ``with`` block."""
+    def subscribe(self, to: ProjectRef | str | None = None) -> Iterator[Signal]:
+        """Listen to a project, to a user's, or to all (``None``), inside the ``with`` block."""
         signal = Signal(self)
-        self._audience(ref).add(signal)
+        self._audience(to).add(signal)
         self.wanted.set()
         try:
             yield signal
         finally:
-            self._audience(ref).discard(signal)
-            if ref is not None and not self._keyed[ref]:
-                del self._keyed[ref]
+            self._audience(to).discard(signal)
+            if to is not None and not self._keyed[to]:
+                del self._keyed[to]
             if not self._any and not self._keyed:
                 self.wanted.clear()
 
@@ -65,7 +66,7 @@ class ChangeHub:
         if ref is None:
             self._wake_all()
             return
-        for signal in (*self._any, *self._keyed.get(ref, ())):
+        for signal in (*self._any, *self._keyed.get(ref, ()), *self._keyed.get(ref.user_id, ())):
             signal.set()
 
     def fail(self, cause: BaseException) -> None:
@@ -78,8 +79,8 @@ class ChangeHub:
         if self._failure is not None:
             raise StoreUnavailableError("Changes can no longer be followed.") from self._failure
 
-    def _audience(self, ref: ProjectRef | None) -> set[Signal]:
-        return self._any if ref is None else self._keyed[ref]
+    def _audience(self, to: ProjectRef | str | None) -> set[Signal]:
+        return self._any if to is None else self._keyed[to]
 
     def _wake_all(self) -> None:
         for signal in self._any.union(*self._keyed.values()):

@@ -164,6 +164,7 @@ class RecentPeople:
         self._clock = clock
         self._found: _Read = {}
         self._missed: _Read = {}
+        self._users: tuple[float, Sequence[Any]] = (float("-inf"), ())
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         """Return what is kept under ``key``; see the port."""
@@ -183,14 +184,20 @@ class RecentPeople:
         self, kind: type[Kept], label: str | None = None, *, strict: bool = False
     ) -> Sequence[Kept]:
         """Return all that have this label; see the port."""
-        return await self._store.labelled(kind, label, strict=strict)
+        if kind is not User or label is not None or strict:
+            return await self._store.labelled(kind, label, strict=strict)
+        # Each look of each open page asks who there is.
+        now = self._clock.monotonic()
+        if now >= self._users[0]:
+            self._users = now + RECENT_SECONDS, await self._store.labelled(User)
+        return self._users[1]
 
     async def put(self, one: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
         """Write one; see the port."""
         try:
             return await self._store.put(one, now, audit=audit)
         finally:
-            self._forget(type(one), one.key)
+            self._note_change(type(one), one.key)
 
     async def remove(
         self,
@@ -204,7 +211,12 @@ class RecentPeople:
         try:
             return await self._store.remove(kind, key, only=only, audit=audit)
         finally:
-            self._forget(kind, key)
+            self._note_change(kind, key)
+
+    def _note_change(self, kind: type, key: str) -> None:
+        self._forget(kind, key)
+        if kind is User:
+            self._users = float("-inf"), ()
 
     def _forget(self, kind: type, key: str) -> None:
         self._found.pop((kind, key), None)

@@ -100,6 +100,7 @@ _FIELDS = {
         "fullDocument.project_id": 1,
         "fullDocument.news": 1,
         "updateDescription.updatedFields.news": 1,
+        "updateDescription.updatedFields.user_id": 1,
     }
 }
 
@@ -205,21 +206,24 @@ class StreamFollower(ChangeFollower):
     def _tell(self, change: Mapping[str, Any]) -> None:
         record_id = str(change["documentKey"]["_id"])
         document = change.get("fullDocument") or {}
-        news: str | None
+        news, ref = None, ref_of(document)
         match change["operationType"]:
             case "delete":
                 news = GONE
             case "insert":
                 news = document.get("news")
             case "update":
-                news = change["updateDescription"].get("updatedFields", {}).get("news")
+                updated = change["updateDescription"].get("updatedFields", {})
+                news = updated.get("news")
+                # It was handed over: whose it was before is not told.
+                ref = None if "user_id" in updated else ref
             case _:
                 news = None
         if news is None:
             # Another program's write has no name.
-            self._hub.signal(ref_of(document))
+            self._hub.signal(ref)
         else:
-            self._own.tell(news, record_id, ref_of(document))
+            self._own.tell(news, record_id, ref)
 
 
 class PollingFollower(ChangeFollower):

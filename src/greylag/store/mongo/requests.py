@@ -128,8 +128,8 @@ class RequestMethods(StoreParts):
                 of_owner(ref), lambda before: rule(_there(before, ref)), audit=audit
             )
         if changed.ref != ref:
-            # Other processes hear of the project as it is now; who waits here, of what it was.
-            self._hub.signal(ref)
+            # What is written tells of the project as it is now: who had it looks, too.
+            await self._tell(self._own.name(), "", None)
         return changed
 
     async def of_environment(self, ref: ProjectRef) -> Project:

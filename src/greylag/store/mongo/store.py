@@ -72,9 +72,9 @@ class MongoStore(RequestMethods, ReconcilerMethods, ProjectStore):
             raise
         return store
 
-    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+    def subscribe(self, to: ProjectRef | str | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
-        return self._hub.subscribe(ref)
+        return self._hub.subscribe(to)
 
     async def close(self) -> None:
         """Finish what was begun and disconnect; see the port."""

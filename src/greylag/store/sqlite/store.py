@@ -430,9 +430,9 @@ class SqliteStore(ProjectStore):
         """Tell of each entry; see the port."""
         self._audit_told.append(told)
 
-    def subscribe(self, ref: ProjectRef | None = None) -> AbstractContextManager[Subscription]:
+    def subscribe(self, to: ProjectRef | str | None = None) -> AbstractContextManager[Subscription]:
         """Hear of changes; see the port."""
-        return self._hub.subscribe(ref)
+        return self._hub.subscribe(to)
 
     async def ping(self) -> None:
         """Return when the file can be read and written; see the port."""

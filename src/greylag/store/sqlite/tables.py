@@ -46,7 +46,7 @@ _OWN = tuple(field.name for field in fields(Project) if field.name not in {"name
 _COLUMNS = (*_OWN, *_NAMES, *("lease_worker", "lease_number", "lease_until", "claims", "woken"))
 _NEVER_CHANGE = {"id", "user_id", "project_id", "created_at", "source", "environment_user", *_NAMES}
 _CHANGING = [name for name in _COLUMNS if name not in _NEVER_CHANGE]
-_REMEMBERED = 2_000
+_REMEMBERED = 10_000
 _PAGES = 64
 
 _log = structlog.get_logger(__name__)

@@ -103,22 +103,42 @@ def _picture(code: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time as a ``<time>`` element needs it: for machines, exact, and relative to now."""
+    """A time as a ``<time>`` element needs it: for machines, exact, and relative to now. Lists hold
+    many that no page shows, so the words are made when they are asked for.
+    """
 
-    machine: str
-    exact: str
-    ago: str = field(compare=False, repr=False)
-    """Left out of comparisons: the page itself keeps it fresh."""
-    short: str = field(default="", compare=False, repr=False)
-    """The same in a few characters."""
+    at: datetime
+    now: datetime | None = field(default=None, compare=False, repr=False)
+    """Left out of comparisons: the page itself keeps what is relative to it fresh."""
+
+    @property
+    def machine(self) -> str:
+        """The time by RFC 3339."""
+        return rfc3339(self.at)
+
+    @property
+    def exact(self) -> str:
+        """The time for people, to the second."""
+        return f"{self.at:%Y-%m-%d %H:%M:%S} UTC"
+
+    @property
+    def ago(self) -> str:
+        """How long ago that was."""
+        return _ago(self._passed)
+
+    @property
+    def short(self) -> str:
+        """The same in a few characters."""
+        return _short(self._passed)
+
+    @property
+    def _passed(self) -> timedelta:
+        return (self.now or datetime.now(UTC)) - self.at
 
 
 def moment(at: datetime, now: datetime | None = None) -> Moment:
     """Return how to show the aware time ``at`` (at the aware time ``now``)."""
-    utc = at.astimezone(UTC)
-    passed = (now or datetime.now(UTC)) - at
-    exact = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
-    return Moment(rfc3339(utc), exact, _ago(passed), _short(passed))
+    return Moment(at.astimezone(UTC), now)
 
 
 def parsed_moment(text: str, now: datetime | None = None) -> Moment | None:

@@ -113,7 +113,7 @@ async def read_projects(call: RequestContext) -> list[Project]:
 def project_rows(projects: Sequence[Project], watch: Watch) -> list[ProjectRow]:
     """Return the projects as rows, the last active first."""
     rows = [_row(project, watch.of(project)) for project in projects]
-    return sorted(rows, key=lambda row: (row.active_at.machine, row.project.key), reverse=True)
+    return sorted(rows, key=lambda row: (row.active_at.at, row.project.key), reverse=True)
 
 
 def _row(project: Project, activity: AgentActivity | None) -> ProjectRow:
@@ -213,7 +213,8 @@ async def rail_frames(
     before: Rail | None = None
     turns: list[dict[str, str]] | None = None
     sessions = _OpenSessions(call)
-    with call.use_cases.projects.changes() as news, call.use_cases.activities.watch() as watch:
+    news_of, looks = call.use_cases.projects.changes, call.use_cases.activities.watch
+    with news_of(call.user_id) as news, looks() as watch:
         while True:
             projects = await read_projects(call)
             watch.follow(projects)

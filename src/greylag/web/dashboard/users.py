@@ -217,7 +217,7 @@ class Window:
         if self.order == "name":
             return sorted(rows, key=lambda row: (row.project.name.casefold(), row.project.key))
         if self.order == "created":
-            return sorted(rows, key=lambda row: row.project.created.machine, reverse=True)
+            return sorted(rows, key=lambda row: row.project.created.at, reverse=True)
         return list(rows)
 
 
