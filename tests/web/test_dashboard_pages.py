@@ -21,7 +21,7 @@ from greylag.domain.errors import (
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import OPERATOR, Limits
 from greylag.services.people import UserEdit
-from greylag.web.dashboard import conversations, pages, rail
+from greylag.web.dashboard import conversations, pages, rail, users
 from greylag.web.dashboard.pages import ProjectView, project_view
 from greylag.web.dashboard.rail import read_projects, read_sessions
 from greylag.web.deps import RequestContext
@@ -314,6 +314,23 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     async with running.http.get("/users/ada/live") as answer:
         await answer.content.readany()
     assert sorted(made) == ["p0", "p1", "p2"]
+
+
+async def test_lists_say_that_they_do_not_hold_all_projects(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        assert (await running.ask("POST", ADA, json={"name": f"p{number}"}))[0] == 201
+    whole = await running.page("/users/ada")
+    assert 'rail-total">4</span>' in whole
+    assert "Only the newest" not in whole
+    monkeypatch.setattr(rail, "MOST_ROWS", 2)
+    for module in (rail, users):
+        monkeypatch.setattr(module, "MOST_READ", 3)
+    monkeypatch.setattr(rail, "_AT_ONCE", 1)
+    cut = await running.page("/users/ada?q=p0&show=3")
+    assert 'rail-total">2 of 3</span>' in cut
+    assert "Only the newest 3 projects are listed and searched here." in cut
 
 
 async def test_an_open_page_does_not_look_at_what_happens_to_others(

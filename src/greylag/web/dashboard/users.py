@@ -242,6 +242,8 @@ class ProjectList:
     states: tuple[Choice, ...]
     orders: tuple[Choice, ...]
     more_url: str | None
+    newest: int | None
+    """Of how many, the newest, these are, where the user may have more."""
 
     def live_url(self, digest: str) -> str:
         """Where the changes of exactly these projects stream from, and of a rail of this look."""
@@ -288,6 +290,7 @@ def make_list(user_id: str, window: Window, rows: Sequence[ProjectRow]) -> Proje
             for order, label in ORDERS.items()
         ),
         more_url=more.url(user_id) if left else None,
+        newest=MOST_READ if len(rows) >= MOST_READ else None,
     )
 
 
