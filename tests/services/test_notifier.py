@@ -170,6 +170,28 @@ async def test_a_user_who_cannot_be_read_holds_back_nobody_else() -> None:
         assert "'bob' of users cannot be read" in passed_over[0]
 
 
+async def test_of_too_many_projects_some_of_each_user_are_heard_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as of:
+        projects = of.use_cases.projects
+        await of.use_cases.people.make(User("zoe", "Zoe"))
+        for user, name in (("ada", "more"), ("zoe", "last")):
+            await of.hook(user)
+            await projects.create(OPERATOR, user, NewProject("P", name))
+            ref = ProjectRef(user, name)
+            await projects.settled(await projects.want(OPERATOR, ref, Desired.ACTIVE))
+        monkeypatch.setattr(notifier, "MOST_WATCHED", 2)
+        one = of.build("w1").notifier
+        with capture_logs() as lines:
+            for _ in range(2):
+                with one.activities.watch() as watch:
+                    await one._follow(watch, anew=True)
+        assert sorted(project.user_id for project in one._projects.values()) == ["ada", "zoe"]
+        told = [line for line in lines if line["event"] == "notifications_not_of_all"]
+        assert [(line["heard"], line["active"]) for line in told] == [(2, 3)]
+
+
 async def test_nothing_is_told_before_somebody_wants_it_or_of_what_was_before_then() -> None:
     async with house() as of:
         async with running(of.build("w1").notifier):

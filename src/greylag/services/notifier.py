@@ -8,9 +8,10 @@ that dies while it tells leaves it untold.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import structlog
@@ -26,7 +27,6 @@ from greylag.domain.errors import (
     LimitExceededError,
     SessionNotFoundError,
     StoreUnavailableError,
-    UserNotFoundError,
 )
 from greylag.domain.names import path_segment
 from greylag.domain.project import Project, Status
@@ -38,7 +38,6 @@ from greylag.ports import (
     DeliveryResult,
     Duty,
     ProjectStore,
-    RecordUnreadableError,
 )
 from greylag.services.activity import MOST_WATCHED, Activities, AgentActivity, Watch
 from greylag.services.agents import Agents
@@ -105,6 +104,7 @@ class Notifier:
     # Deliveries that go on, by user.
     _telling: Counter[str] = field(init=False, default_factory=Counter)
     _renew_at: float = field(init=False, default=float("-inf"))
+    _too_many: bool = field(init=False, default=False)
 
     async def run(self) -> None:
         """Hear and tell until cancelled; a store that cannot be reached is waited for."""
@@ -149,9 +149,12 @@ class Notifier:
         if not anew and users == self._users:
             return
         self._users = frozenset()  # until all is read
-        found = [project for user in sorted(users) for project in await self._active(user)]
+        found = await self._active(users)
         self._users = users
         self._projects = {project.id: project for project in found[:MOST_WATCHED]}
+        if len(found) > MOST_WATCHED and not self._too_many:
+            _log.warning("notifications_not_of_all", heard=MOST_WATCHED, active=len(found))
+        self._too_many = len(found) > MOST_WATCHED
         for gone in list(self._heard.keys() - self._projects.keys())[:-MOST_WATCHED]:
             del self._heard[gone]
         watch.follow(self._projects.values())
@@ -168,16 +171,17 @@ class Notifier:
             self._renew_at = moment + (_DUTY_SECONDS / 3 if taken is Duty.MINE else 0)
         return moment < self._renew_at
 
-    async def _active(self, user_id: str) -> Sequence[Project]:
-        try:
-            if (await self.directory.get(user_id)).disabled:
-                return ()
-        except UserNotFoundError:
-            return ()
-        except RecordUnreadableError as error:
-            _log.warning("record_passed_over", error=str(error))
-            return ()
-        return await projects_of(self.store, user_id, Status.ACTIVE, most=MOST_WATCHED)
+    async def _active(self, users: Collection[str]) -> Sequence[Project]:
+        """Return these users' active projects, the first of each before the second of any: where
+        they are too many, no user's keep out all of another's.
+        """
+        there = sorted(user.id for user in await self.directory.users() if not user.disabled)
+        of_each = [
+            await projects_of(self.store, user_id, Status.ACTIVE, most=MOST_WATCHED)
+            for user_id in there
+            if user_id in users
+        ]
+        return [one for turn in zip_longest(*of_each) for one in turn if one is not None]
 
     # What has happened.
 
