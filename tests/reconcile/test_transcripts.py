@@ -268,6 +268,29 @@ async def test_so_many_sessions_and_bytes_are_kept_and_no_more(
     assert names == ["list_sessions"]  # what has no room is not asked for again and again
 
 
+async def test_of_too_many_sessions_those_used_last_are_kept_in_the_order_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await active()
+    monkeypatch.setattr(transcripts, "MOST_SESSIONS", 2)
+    listed = [session(number) for number in range(4)]
+    listed[3]["updated_at"] = "2026-03-01T00:00:00.000Z"
+    listed[1]["updated_at"] = "2026-02-01T00:00:00.000Z"
+
+    def answer(request: AgentRequest) -> Any:
+        if request.operation.name == "list_sessions":
+            return {"sessions": listed, "total": 4}
+        return {"messages": []}
+
+    answering(bench, monkeypatch, answer)
+    await look(bench)
+    copy = await kept(bench)
+    assert copy is not None
+    ids = [one.session.session_id for one in copy.sessions]
+    assert ids == [listed[1]["session_id"], listed[3]["session_id"]]
+    assert copy.total == 4
+
+
 async def test_a_session_has_its_newest_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcript, "MOST_PART", 4000)
     many = [

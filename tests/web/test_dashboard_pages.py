@@ -333,6 +333,20 @@ async def test_lists_say_that_they_do_not_hold_all_projects(
     assert "Only the newest 3 projects are listed and searched here." in cut
 
 
+async def test_of_many_sessions_the_rail_has_those_used_last_and_says_so(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await running.project(active=True)
+    made = [(await running.ask("POST", f"{path}/sessions"))[1]["session_id"] for _ in range(3)]
+    said = {"message": "hello", "session_id": made[0]}
+    async with running.http.post(f"{path}/messages", json=said) as answer:
+        await answer.read()
+    monkeypatch.setattr(rail, "SESSIONS_SHOWN", 1)
+    page = await running.page(PAGE)
+    assert re.findall(r'class="session" id="session-([^"]+)"', page) == [made[0]]
+    assert "2 more were used longer ago." in page
+
+
 async def test_an_open_page_does_not_look_at_what_happens_to_others(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

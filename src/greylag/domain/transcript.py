@@ -6,10 +6,11 @@ is one for each session's messages, one for the list of its turns and one for ea
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from heapq import nlargest
+from typing import Any, TypeVar
 
 from greylag.common.agent_api import ChatMessage, Session, Turn
 from greylag.common.clock import parse_rfc3339, rfc3339
@@ -22,11 +23,12 @@ _RUN = 64 * 1024
 MOST_SESSIONS = 200
 MOST_PART = 1024 * 1024
 MOST_BYTES = 8 * MOST_PART
-"""How many sessions are kept of a project, the newest; how many bytes one's messages have, or one
-turn's events, and all together.
+"""How many sessions are kept of a project, those used last; how many bytes one's messages have, or
+one turn's events, and all together.
 """
 LEAST = 8 * 1024
 """How many bytes a turn counts for at least: so there are not too many of them."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,14 @@ def part_of(session_id: str, turn_id: str = "") -> str:
 def weight_of(size: int) -> int:
     """Return for how many bytes of a project's a turn counts of which ``size`` are kept."""
     return max(size, LEAST)
+
+
+def last_used(sessions: Sequence[T], most: int, at: Callable[[T], str]) -> list[T]:
+    """Return of these sessions the ``most`` that were used last, in the order in which they come;
+    ``at`` returns when one was.
+    """
+    places = nlargest(most, range(len(sessions)), key=lambda place: at(sessions[place]))
+    return [sessions[place] for place in sorted(places)]
 
 
 def fitting(sessions: Sequence[KeptSession]) -> list[KeptSession]:

@@ -54,6 +54,7 @@ from greylag.domain.transcript import (
     KeptSession,
     Transcript,
     fitting,
+    last_used,
     pack,
     pack_events,
     pack_messages,
@@ -277,9 +278,12 @@ def _ordered(sizes: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
 
 
 def _sessions(told: Any) -> tuple[list[Session], int]:
-    """Return the newest sessions, and how many there are."""
+    """Return the sessions that were used last, in the order in which they are told, and how many
+    there are.
+    """
     listed = told["sessions"]
-    found = {one.session_id: one for one in map(_session, listed[:MOST_SESSIONS])}
+    used_last = last_used(listed, MOST_SESSIONS, lambda one: str(one["updated_at"]))
+    found = {one.session_id: one for one in map(_session, used_last)}
     return list(found.values()), len(listed)
 
 

@@ -19,6 +19,7 @@ from greylag.domain.errors import (
     NotActiveError,
 )
 from greylag.domain.project import Project, Status
+from greylag.domain.transcript import last_used
 from greylag.domain.users import Action, User
 from greylag.ports import PageQuery, Subscription
 from greylag.services.activity import AgentActivity, Watch
@@ -77,8 +78,8 @@ class ProjectRow:
 
 @dataclass(frozen=True, slots=True)
 class Rail:
-    """All that the rail shows; ``sessions`` are those of the project that is ``open``, ``None``
-    where they cannot be told.
+    """All that the rail shows; ``sessions`` are those of the project that is ``open`` which were
+    used last, and ``sessions_left`` how many others there are; ``None`` where they cannot be told.
     """
 
     user: User
@@ -87,6 +88,7 @@ class Rail:
     total: int
     open: ProjectView | None = None
     sessions: tuple[Session, ...] | None = None
+    sessions_left: int = 0
     selected: str | None = None
 
     @property
@@ -172,9 +174,14 @@ async def read_rail(
         rows=(*rows[:MOST_ROWS], *here),
         total=len(rows),
         open=shown,
-        sessions=None if sessions is None else tuple(sessions[:SESSIONS_SHOWN]),
+        sessions=None if sessions is None else _shown(sessions),
+        sessions_left=max(0, len(sessions or ()) - SESSIONS_SHOWN),
         selected=selected,
     )
+
+
+def _shown(sessions: Sequence[Session]) -> tuple[Session, ...]:
+    return tuple(last_used(sessions, SESSIONS_SHOWN, lambda one: one.updated_at))
 
 
 async def read_sessions(call: RequestContext) -> list[Session]:
