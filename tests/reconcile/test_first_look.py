@@ -7,10 +7,12 @@ from tests.clocks import FakeClock
 from tests.contract.store_adapters import make_project
 from tests.fakes.cluster import MemoryCluster
 from tests.fakes.store import MemoryStore
+from tests.reconcile.bench import Bench
 
 from greylag.domain.errors import ClusterUnavailableError, StoreUnavailableError
 from greylag.domain.project import Desired, ProjectRef, Status
-from greylag.reconcile.worker import DUTY, HELD_SECONDS, FirstLook
+from greylag.reconcile import worker
+from greylag.reconcile.worker import DUTY, HELD_SECONDS, FirstLook, Worker
 
 
 class CountingCluster(MemoryCluster):
@@ -64,6 +66,45 @@ async def test_what_exists_and_has_a_record_is_made_due_and_what_has_none_is_lef
     assert claim is not None
     assert claim.project.ref == known.ref
     assert list(await MemoryCluster.inventory(cluster)) == [known.ref, unknown.ref]
+
+
+async def test_of_many_environments_some_are_due_at_a_time() -> None:
+    store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
+    for number in range(230):
+        await store.create(made := make_project(f"p{number}", observed_generation=1))
+        await cluster.prepare(made.environment)
+    assert await FirstLook(store, cluster, clock, "a").attempt()
+
+    async def claimed() -> int:
+        count = 0
+        while await store.claim_due("a", clock.now(), 1000) is not None:
+            count += 1
+        return count
+
+    counts = [await claimed()]
+    for _ in range(2):
+        clock.advance(2)
+        counts.append(await claimed())
+    assert counts == [100, 100, 30]
+
+
+async def test_a_look_that_takes_long_holds_up_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ALONE_SECONDS", 0)
+    bench, ready = Bench(), asyncio.Event()
+
+    async def listing() -> tuple[ProjectRef, ...]:
+        await asyncio.Event().wait()
+        return ()
+
+    monkeypatch.setattr(bench.cluster, "inventory", listing)
+    await bench.create()
+    work = Worker(bench.store, bench.cluster, bench.clock, bench.reconciler, concurrency=1)
+    running = asyncio.create_task(work.run(ready, 10))
+    async with asyncio.timeout(5):
+        await ready.wait()
+    assert (await bench.project()).observed_generation == 1
+    running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ The look at everything, which a start begins with, is done once for all workers 
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import structlog
 
@@ -18,7 +19,13 @@ _log = structlog.get_logger(__name__)
 
 DUTY = "first look"
 HELD_SECONDS = 15.0
+ALONE_SECONDS = 5.0
+"""How long work waits for it at most: with thousands of environments it takes a minute."""
 _RENEW_EVERY = 100
+_STEP = timedelta(seconds=2)
+"""So long after each such number of environments the next are due, that they come before nobody who
+waits for theirs.
+"""
 
 
 class FirstLook:
@@ -87,11 +94,12 @@ class FirstLook:
         return await self._match(environments)
 
     async def _match(self, environments: Sequence[ProjectRef]) -> bool:
+        began = self._clock.now()
         for number, ref in enumerate(environments):
             if number % _RENEW_EVERY == 0 and await self._take() is not Duty.MINE:
                 return False  # all that took so long that another is at it
             if await has_record(self._store, ref):
-                await self._store.poke(ref, self._clock.now())
+                await self._store.poke(ref, began + number // _RENEW_EVERY * _STEP)
             else:
                 _log.warning(
                     "environment_without_record",
@@ -124,7 +132,8 @@ class Worker:
         """Work until cancelled; a store that cannot be reached is waited for.
 
         ``ready`` is set once every project that was not at rest has been worked on, or after
-        ``first_look_timeout`` seconds: environments that take long to start hold up nobody.
+        ``first_look_timeout`` seconds: environments that take long to start hold up nobody. Nor
+        does a look at so many that it takes longer than ``ALONE_SECONDS``: it goes on beside.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look_and_work(tasks), name="first look")
@@ -136,10 +145,11 @@ class Worker:
             ready.set()
 
     async def _look_and_work(self, tasks: asyncio.TaskGroup) -> None:
-        done = await self._first_look.attempt()
+        looking = tasks.create_task(self._first_look.attempt(), name="look at everything")
+        await asyncio.wait({looking}, timeout=ALONE_SECONDS)
         tasks.create_task(self._loop.run(), name="reconcile loop")
         tasks.create_task(self._hear_cluster(), name="cluster changes")
-        if not done:
+        if not await looking:
             await self._first_look.rest()
 
     async def _hear_cluster(self) -> None:
