@@ -10,6 +10,7 @@ from tests.web.server import Site
 from tests.web.test_people_api import REF, people_at_work, signed_in
 
 from greylag.domain.users import OPERATOR, Limits, User
+from greylag.web.dashboard import accounts
 
 PAGE = "/users/ada/projects/notes"
 VIEWER = "/users/viewer/account"
@@ -78,6 +79,19 @@ async def test_an_account_shows_who_one_is_and_ends_sessions_and_tokens(pages: P
     await pages.post("editor", revoke, 404)
     assert await pages.post("viewer", revoke) == "/account"
     assert "nightly" not in await pages.get("viewer", VIEWER)
+
+
+async def test_an_account_says_that_it_has_more_tokens_than_it_shows(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "TOKENS_SHOWN", 1)
+    for name in ("first", "second", "third"):
+        form = {"name": name, "scopes": "files", "all": "yes"}
+        await pages.post("viewer", f"{VIEWER}/new-token", 200, **form)
+    for who, path in (("viewer", VIEWER), ("operator", "/account")):
+        page = await pages.get(who, path)
+        assert "2 older ones are not shown here." in page
+        assert page.count("Revoke this token?") == 1
 
 
 async def test_administrators_find_add_change_disable_and_remove_users(pages: Pages) -> None:

@@ -95,6 +95,11 @@ class AccountView:
         """Whether there are sessions beside the one by which the page is seen."""
         return any(not self.is_current(one) for one in self.sessions)
 
+    @property
+    def shown(self) -> Sequence[ApiToken]:
+        """The tokens that the page has: the newest."""
+        return self.tokens[:TOKENS_SHOWN]
+
     def is_current(self, session: Session) -> bool:
         """Tell whether the page is seen by this session."""
         return self.via == f"session {session.id}"
@@ -109,7 +114,7 @@ async def own_account(call: CallDep) -> Response:
     users = await call.use_cases.people.users()
     # On a machine of one's own the operator is the one user too.
     told = await _told(call, users[0]) if len(users) == 1 else {}
-    view = AccountView(via=call.principal.via, tokens=tokens[:TOKENS_SHOWN], **told)
+    view = AccountView(via=call.principal.via, tokens=tokens, **told)
     return _page(call, view)
 
 
@@ -253,7 +258,7 @@ async def _read(call: RequestContext) -> AccountView:
         makes_tokens=own or user.service or principal.user_id is None,
         via=principal.via,
         sessions=sessions,
-        tokens=tokens[:TOKENS_SHOWN],
+        tokens=tokens,
         **await _told(call, user),
     )
 
