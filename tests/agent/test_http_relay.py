@@ -359,6 +359,13 @@ def test_what_a_workspace_refuses_is_a_conflict_with_what_to_do_about_files(code
     assert "project" not in info.hint.lower()
 
 
+def test_a_disk_that_takes_nothing_is_told_with_what_to_do_about_it() -> None:
+    info = refusal(500, {"message": "It is full.", "code": "storage_failed"}, None).info
+    assert info.code == "agent_failed"
+    assert "delete files" in info.hint
+    assert "activate" not in info.hint
+
+
 def test_a_refusal_s_words_have_an_end_and_none_are_no_fault() -> None:
     assert len(refusal(400, {"message": "x" * 10_000}, None).info.message) == 1000
     for odd in ("", None, 1, ["x"]):

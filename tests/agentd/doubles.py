@@ -115,7 +115,8 @@ class AgentDouble:
         assert agent_session_id == self.prompts[-1][0]
         self.cancelled.set()
 
-    def give_up(self) -> None:
+    def give_up(self, why: str = "did not answer") -> None:
+        assert why
         self.given_up += 1
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:

@@ -50,6 +50,10 @@ BY_CODE: Mapping[str, Callable[[str], GreylagError]] = {
     "invalid_request": InvalidRequestError,
     "limit_exceeded": LimitExceededError,
     "terminal_not_found": MissingError,
+    "storage_failed": partial(
+        AgentFailedError,
+        hint="See that its disk is writable and has room: delete files, or give it more.",
+    ),
 }
 _BY_STATUS: Mapping[int, Callable[[str], GreylagError]] = {
     400: InvalidRequestError,

@@ -40,7 +40,7 @@ def agent_failed(error: AgentError, no_such_method: str) -> RequestError:
     if error.unknown_method:
         return RequestError("agent_unavailable", no_such_method)
     if isinstance(error, AgentRefusedError):
-        return RequestError("agent_refused", error.words)
+        return RequestError("storage_failed" if error.unkept else "agent_refused", error.words)
     return RequestError("agent_unavailable", str(error))
 
 

@@ -287,6 +287,15 @@ async def test_an_agent_that_lists_nonsense_is_told_of(tmp_path: Path, told: obj
         assert (status, body["code"]) == (500, "agent_refused")
 
 
+async def test_a_setting_for_which_the_disk_has_no_room_is_told_as_that(tmp_path: Path) -> None:
+    full = AgentRefusedError(-32603, "Internal error", "No space left on device (os error 28)")
+    agent = AgentDouble(answers={"_goose/unstable/config/upsert": full})
+    async with serving(tmp_path, agent) as api:
+        changed = {"value": 0.5}
+        status, body = await api.json("PUT", "/api/v1/settings/GOOSE_TEMPERATURE", changed)
+        assert (status, body["code"]) == (500, "storage_failed")
+
+
 async def test_extensions_are_added_switched_and_removed(tmp_path: Path) -> None:
     agent = AgentDouble(answers={f"{EXTENSIONS}/list": {"extensions": [STDIO]}})
     async with serving(tmp_path, agent) as api:

@@ -17,6 +17,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import Snapshot
+from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.turns import engine
 from greylag.common.clock import parse_rfc3339
 
@@ -323,6 +324,48 @@ async def test_what_goes_wrong_in_the_agent_ends_the_turn_with_a_code(tmp_path: 
             _, record = await api.json("GET", f"/api/v1/turns/{turn}")
             assert (record["status"], record["error_code"]) == ("error", code)
             assert record["answer"] == "partial"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "error returned from database: (code: 13) database or disk is full",
+        "Failed to create session: attempted to call begin_with at non-zero transaction depth",
+        "Failed to recreate provider: Failed to persist provider config to session",
+        "Failed to write: No space left on device (os error 28)",
+    ],
+)
+async def test_an_agent_whose_disk_took_no_record_is_told_of_and_started_anew(
+    tmp_path: Path, words: str
+) -> None:
+    async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
+        raise AgentRefusedError(-32603, "Internal error", words)
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        error = (await api.events(await api.turn("hello")))[-2]["content"]
+        assert error["code"] == "storage_failed"
+        assert words in error["error"]
+        assert "delete files" in error["hint"]
+        assert api.agent.given_up == 1
+
+
+async def test_an_agent_is_started_anew_where_the_disk_took_no_event(tmp_path: Path) -> None:
+    async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
+        raise JournalError("The journal cannot be written: No space left on device.")
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        error = (await api.events(await api.turn("hello")))[-2]["content"]
+        assert error["code"] == "journal_failed"
+        assert api.agent.given_up == 1
+
+
+async def test_an_agent_that_refuses_for_another_reason_goes_on(tmp_path: Path) -> None:
+    async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
+        raise AgentRefusedError(-32603, "Internal error", "a database of the tool's is down")
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        assert (await api.events(await api.turn("hello")))[-2]["content"]["code"] == "agent_failed"
+        assert api.agent.given_up == 0
 
 
 async def test_the_provider_s_own_word_decides_the_code(tmp_path: Path) -> None:

@@ -180,10 +180,10 @@ class Agent:
         if turn is not None:
             turn.cancel()
 
-    def give_up(self) -> None:
-        """End the process, which does not answer; another takes its place."""
+    def give_up(self, why: str = "did not answer") -> None:
+        """End the process; another takes its place."""
         if self._process is not None:
-            self._process.request_kill()
+            self._process.request_kill(why)
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""

@@ -332,10 +332,10 @@ class AgentProcess:
     def _last_words(self) -> str:
         return f" (it said: {self._stderr[-1]})" if self._stderr else ""
 
-    def request_kill(self) -> None:
-        """Have ``run`` end at once, and so the agent and all that it started."""
+    def request_kill(self, why: str = "did not answer") -> None:
+        """Have ``run`` end at once, and so the agent and all that it started, which ``why``."""
         # Not by a signal: that would wait behind what the agent does not read.
-        self._say(f"The agent process did not answer and was ended{self._last_words()}.")
+        self._say(f"The agent process {why} and was ended{self._last_words()}.")
 
     async def kill(self) -> None:
         """Kill the agent and everything it started, and wait until they are gone."""

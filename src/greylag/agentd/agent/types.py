@@ -1,6 +1,7 @@
 """The agent as the rest of agentd sees it: which program it is, what it is given, what it does."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,11 @@ Settlement = Decision | Literal["cancelled"]
 
 SCRIPTED = "scripted"
 _MOST_WORDS = 500
+_UNKEPT = re.compile(
+    r"error returned from database|transaction depth|Failed to persist|os error (?:5|28|30|122)\)"
+)
+"""goose (1.52) when its records cannot be written. It never closes the connection that met a full
+disk within a transaction, and fails from then on each time that it comes upon it, full or not."""
 _INHERITED = frozenset({"PATH", "LANG", "TERM", "TZ"})
 _AUTHORITIES = (
     "SSL_CERT_FILE",
@@ -65,6 +71,7 @@ class AgentRefusedError(AgentError):
         code: the JSON-RPC error code.
         message: the agent's own short text.
         data: the error's ``data`` member, whatever the agent put there, or None.
+        unkept: whether its disk did not take what it keeps, or it keeps nothing more since then.
     """
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
@@ -73,6 +80,7 @@ class AgentRefusedError(AgentError):
         self.message = message
         self.data = data
         self.unknown_method = code == METHOD_NOT_FOUND
+        self.unkept = _UNKEPT.search(self.words) is not None
 
     @property
     def words(self) -> str:
@@ -350,8 +358,8 @@ class AgentPort(Protocol):
         It ends with stop_reason ``cancelled``, whatever the model does.
         """
 
-    def give_up(self) -> None:
-        """End the agent's process, which does not answer; another takes its place."""
+    def give_up(self, why: str = "did not answer") -> None:
+        """End the agent's process, for the reason ``why``; another takes its place."""
 
     def model_failure(self, agent_session_id: str) -> ModelFailure | None:
         """Return how the last model call of a session's last prompt failed, None if it did not."""

@@ -37,7 +37,7 @@ from greylag.agentd.records import (
     new_turn,
     session_title,
 )
-from greylag.agentd.turns.errors import RESTARTED, TurnError, failure_of
+from greylag.agentd.turns.errors import RESTARTED, UNWRITTEN, TurnError, failure_of
 from greylag.agentd.turns.events import TurnEvent, TurnSummary
 from greylag.agentd.turns.running import (
     ActivityEntry,
@@ -322,6 +322,9 @@ class TurnEngine:
             result = await self._answered(turn)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
+            if error.code in UNWRITTEN:  # the agent's records are on the same disk
+                _log.error("disk_failed", error=error.text)
+                self._agent.give_up("could not keep its records")
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
             _log.exception("turn_failed")
             error = TurnError("internal", "agentd failed while it handled the answer.")

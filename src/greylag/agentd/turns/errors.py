@@ -23,6 +23,8 @@ from greylag.agentd.records import StorageError
 
 AUTHENTICATION_REQUIRED = -32000
 EMPTY_RESPONSE = "model_empty_response"
+UNWRITTEN = frozenset({"journal_failed", "storage_failed"})
+"""Codes of what the environment's disk did not take."""
 
 _AGAIN = "Send the message again."
 _HINTS = {
@@ -39,6 +41,10 @@ _HINTS = {
     "model_unauthorized": "Check GREYLAG_MODEL_KEY and what the key may do.",
     "model_unavailable": "Check GREYLAG_MODEL_URL and the provider's state, then send it again.",
     "session_lost": "Begin a new session; its workspace is the same.",
+    "storage_failed": (
+        "See that the environment's disk is writable and has room: delete files, or give it more."
+        " Then send the message again."
+    ),
 }
 
 _OWN_MESSAGE_ID = "msg_"
@@ -101,6 +107,8 @@ def refusal(error: AgentRefusedError) -> TurnError:
         return TurnError("model_unauthorized", "Authentication required")
     if error.code == SESSION_UNKNOWN:
         return TurnError("session_lost", "The agent does not know this session any more.")
+    if error.unkept:
+        return TurnError("storage_failed", f"The agent could not keep its records: {error.words}")
     return TurnError("agent_failed", error.message)
 
 
