@@ -85,6 +85,24 @@ async def test_the_file_is_for_our_account_only_and_read_only_writes_nothing(
     await reader.close()
 
 
+async def test_nothing_is_read_or_written_in_a_file_that_is_not_where_it_was(
+    thread: SqlThread, tmp_path: Path
+) -> None:
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.rename(away)
+    with pytest.raises(OwnersError, match="moved, deleted or replaced"):
+        await thread.run(lambda sql: insert(sql, 1))
+    folder.mkdir()
+    (folder / "file").touch()
+    with pytest.raises(OwnersError, match="moved, deleted or replaced"):
+        await thread.run(numbers)
+    folder.joinpath("file").unlink()
+    folder.rmdir()
+    away.rename(folder)
+    await thread.run(lambda sql: insert(sql, 2))
+    assert await thread.run(numbers) == [2]
+
+
 async def test_text_that_is_none_is_found_again_by_what_was_read_of_it(tmp_path: Path) -> None:
     opened = SqlThread(tmp_path / "file", "test-sql", translated, strict_text=False)
     await opened.open()

@@ -1,6 +1,7 @@
 """The SQLite file: how it comes to be, what it refuses, and what happens when it fails."""
 
 import asyncio
+import shutil
 import sqlite3
 import stat
 import threading
@@ -108,6 +109,19 @@ async def test_a_file_that_is_no_database_fails_with_its_cause(letter: Path) -> 
     with pytest.raises(StoreUnavailableError) as caught:
         await SqliteStore.open(letter)
     assert isinstance(caught.value.__cause__, sqlite3.Error)
+    assert "restore a backup" in caught.value.info.hint
+
+
+async def test_what_is_asked_of_a_store_whose_folder_was_deleted_is_refused(
+    store: SqliteStore, path: Path
+) -> None:
+    await store.create(make_project())
+    shutil.rmtree(path.parent)
+    for refused in (store.ping(), store.get("ada", "demo"), store.create(make_project("other"))):
+        with pytest.raises(StoreUnavailableError, match="moved, deleted or replaced") as caught:
+            await refused
+        assert "start Greylag anew" in caught.value.info.hint
+    assert not path.parent.exists()
 
 
 async def test_a_folder_that_cannot_be_made_fails_with_its_cause(tmp_path: Path) -> None:
@@ -137,8 +151,9 @@ async def test_a_full_disk_changes_nothing_and_room_heals_it(store: SqliteStore)
 
     await store._writer.run(fill)
     big = {"text": "x" * 1_000_000}
-    with pytest.raises(StoreUnavailableError, match="full"):
+    with pytest.raises(StoreUnavailableError, match="full") as caught:
         await edit(store, "ada", "demo", Edit(name="big", metadata=big), at(1))
+    assert "has room again" in caught.value.info.hint
     assert await store.get("ada", "demo") == made
     await store._writer.run(lambda sql: sql.execute("PRAGMA max_page_count = 100000"))
     assert (await edit(store, "ada", "demo", Edit(metadata=big), at(2))).metadata == big

@@ -1,6 +1,7 @@
 """SQLite connections in threads of their own, so that no call of theirs holds up the event loop."""
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,13 @@ class NoWalError(sqlite3.NotSupportedError):
 
 class NewerFileError(sqlite3.NotSupportedError):
     """A newer version of the program wrote the file."""
+
+
+class FileGoneError(sqlite3.OperationalError):
+    """The file is not at its path any more, or another is: what is written would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__("its file was moved, deleted or replaced")
 
 
 class NotUtf8(bytes):
@@ -117,8 +125,8 @@ class SqlThread:
         path: the file.
         name: of the thread.
         translated: gives the context in which the file is opened and each work is done. It turns
-            ``sqlite3.Error`` (``NoWalError`` among them) and, while it opens, ``OSError`` into
-            errors of its owner's.
+            ``sqlite3.Error`` (``NoWalError`` and ``FileGoneError`` among them) and, while it opens,
+            ``OSError`` into errors of its owner's.
         read_only: whether the connection refuses to write.
         need_wal: whether a file system that cannot keep a write-ahead log is refused: without one,
             a reader in another process would wait for writers.
@@ -136,13 +144,14 @@ class SqlThread:
         need_wal: bool = True,
         strict_text: bool = True,
     ) -> None:
-        self._path = path
+        self._path = path.absolute()
         self._translated = translated
         self._read_only = read_only
         self._need_wal = need_wal
         self._strict_text = strict_text
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._sql: sqlite3.Connection | None = None
+        self._file: os.stat_result | None = None
         self._closed = False
 
     async def open(self) -> None:
@@ -185,6 +194,7 @@ class SqlThread:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # The file holds users' data, and SQLite makes its side files with the same rights.
             self._path.touch(mode=0o600)
+            self._file = self._path.stat()
             self._sql = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             self._sql.row_factory = sqlite3.Row
             if not self._strict_text:
@@ -202,7 +212,22 @@ class SqlThread:
         with self._translated():
             if self._sql is None:
                 raise sqlite3.ProgrammingError("it is not open")
+            self._require_file()
             return work(self._sql)
+
+    def _require_file(self) -> None:
+        """Raise ``FileGoneError`` where the path leads elsewhere than to what was opened.
+
+        SQLite itself would go on in a file that nobody finds again, and say that all is well.
+        """
+        try:
+            same = self._file is None or os.path.samestat(self._path.stat(), self._file)
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        except OSError:
+            return  # it cannot be asked now; what is the matter the work itself meets
+        if not same:
+            raise FileGoneError
 
     def _disconnect(self) -> None:
         if self._sql is not None:

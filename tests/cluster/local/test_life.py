@@ -266,6 +266,25 @@ async def test_an_end_that_cannot_be_noted_is_told_and_noted_later(
         await until(lambda: record_of(tmp_path, PROJECT).exit_code == -9, "the end is not noted")
 
 
+async def test_a_step_for_which_the_disk_has_no_room_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_folder: Folder, _record: EnvironmentRecord) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+    async with open_local(tmp_path) as cluster:
+        with monkeypatch.context() as patched:
+            patched.setattr(Folder, "write", full)
+            with pytest.raises(ClusterError) as refused:
+                await cluster.prepare(PROJECT.environment)
+        assert str(refused.value) == (
+            "This machine refused a step: No space left on device: /data/x"
+        )
+        assert "has room again" in refused.value.info.hint
+        assert not refused.value.terminal
+        await cluster.prepare(PROJECT.environment)
+
+
 async def test_names_that_are_no_labels_never_become_folders(tmp_path: Path) -> None:
     names = EnvironmentNames("..", "../../etc", "s", "i")
     async with open_local(tmp_path) as cluster:

@@ -3,6 +3,7 @@ its agent says of itself; its processes' end, their stopping, and what is to be 
 """
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -48,6 +49,7 @@ _OK = 200
 _BAD_SETTINGS = 2
 _TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
 _FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
+_FULL_HINT = "It is tried again, and goes on once the disk of Greylag's data folder has room again."
 _STARTING = Observation(Observed.STARTING, steps=(PROCESS_STARTED,))
 _SILENT = ErrorInfo(
     "agent_unreachable",
@@ -67,7 +69,9 @@ class Threads:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except OSError as error:
-            raise ClusterError(f"This machine refused a step: {error}") from error
+            what = f"{error.strerror}: {error.filename}" if error.filename else error
+            hint = _FULL_HINT if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
+            raise ClusterError(f"This machine refused a step: {what}", hint=hint) from error
 
     async def close(self) -> None:
         """Return when all that has begun is done."""

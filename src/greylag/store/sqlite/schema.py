@@ -1,15 +1,25 @@
 """The SQLite tables, and the steps that bring an older file to them."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from greylag.common import sqlite
-from greylag.common.sqlite import NewerFileError, NoWalError
+from greylag.common.sqlite import FileGoneError, NewerFileError, NoWalError
 from greylag.domain.errors import ConfigError, InvalidRequestError, StoreUnavailableError
 from greylag.ports import StoreIncompleteError
 
 _OLDEST_SQLITE = (3, 31, 0)
+_PRIMARY_CODE = 0xFF
+_MAKE_ROOM = "Nothing was changed. It goes on once the disk of the data folder has room again."
+_RESTORE = "Stop Greylag and restore a backup: docs/store.md says how."
+_ADVICE = {
+    sqlite3.SQLITE_FULL: _MAKE_ROOM,
+    sqlite3.SQLITE_CORRUPT: _RESTORE,
+    sqlite3.SQLITE_NOTADB: _RESTORE,
+}
+"""What to do about errors of SQLite, by their codes."""
 
 # Times are milliseconds since 1970, UTC. What is looked up stands in columns; the rest is JSON.
 # `changes` is how several processes on one file tell each other what they wrote.
@@ -251,6 +261,15 @@ def check_complete(sql: sqlite3.Connection) -> None:
         )
 
 
+def _what_to_do(error: sqlite3.Error | OSError) -> str | None:
+    """Return what an operator can do about it, where the cause says that; else ``None``."""
+    if isinstance(error, FileGoneError):
+        return "Put it back where it was, or start Greylag anew on what is there now."
+    if isinstance(error, OSError):
+        return _MAKE_ROOM if error.errno in {errno.ENOSPC, errno.EDQUOT} else None
+    return _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn what SQLite and the file system refuse into errors that everyone can read."""
@@ -268,6 +287,7 @@ def translated() -> Iterator[None]:
         ) from error
     except (sqlite3.Error, OSError) as error:
         why = getattr(error, "strerror", None) or error
-        raise StoreUnavailableError(f"The database cannot be used: {why}.") from error
+        hint = _what_to_do(error)
+        raise StoreUnavailableError(f"The database cannot be used: {why}.", hint=hint) from error
     except UnicodeEncodeError as error:
         raise InvalidRequestError("Text must not hold unpaired surrogates.") from error
