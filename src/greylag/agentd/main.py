@@ -57,6 +57,7 @@ _TURNS_END_WITHIN = 2.5
 _KILLED_TURNS_END_WITHIN = 1.0
 _LIMITS = ServerLimits(connections=512)
 _CONNECTIONS_END_WITHIN = 1
+_VOLUME_SECONDS = 10.0
 
 _log = structlog.get_logger(__name__)
 
@@ -133,6 +134,7 @@ async def _serve(
                 tasks.create_task(services.git.run(), name="git"),
                 tasks.create_task(services.changes.recover(), name="recovery of changes"),
                 tasks.create_task(tell_problem(settings), name="model-provider"),
+                tasks.create_task(end_without_volume(records, stop), name="volume"),
             ]
             server = http_server(create_app(settings, services))
             server_task = tasks.create_task(server.serve([listener]), name="http server")
@@ -155,6 +157,20 @@ async def _serve(
             server.finish()
             await server_task
     _log.info("stopped")
+
+
+async def end_without_volume(records: Records, stop: asyncio.Event) -> None:
+    """Ask for agentd's end once the volume was deleted or moved: nobody finds it there any more,
+    to use or to stop it.
+    """
+    while True:
+        try:
+            await records.execute("SELECT 1")
+        except StorageError as error:
+            _log.error("volume_gone", error=str(error))
+            stop.set()
+            return
+        await asyncio.sleep(_VOLUME_SECONDS)
 
 
 async def _end(turns: TurnEngine, changes: ChangeService, agent_task: asyncio.Task[None]) -> None:
