@@ -665,6 +665,32 @@ def test_execd_needs_nothing_but_pythons_own_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_an_execd_for_which_there_are_too_few_threads_ends_to_be_started_again() -> None:
+    code = """
+import threading
+from greylag.execd import __main__ as execd
+start, begun = threading.Thread.start, []
+def few(thread):
+    if len(begun) == 4:
+        raise RuntimeError("can't start new thread")
+    begun.append(thread)
+    start(thread)
+threading.Thread.start = few
+execd._standing_threads()
+"""
+    source = Path(__file__).parents[2] / "src"
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "can't start new thread" in done.stderr
+
+
 async def test_work_that_ends_processes_is_done_however_often_it_is_cancelled() -> None:
     begun, free, done = threading.Event(), threading.Event(), threading.Event()
     loop = asyncio.get_running_loop()

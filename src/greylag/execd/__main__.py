@@ -208,8 +208,12 @@ def _standing_threads() -> ThreadPoolExecutor:
     """Return threads that run already: to end a tool that took all processes, none can begin."""
     threads = ThreadPoolExecutor(_THREADS)
     all_run = threading.Barrier(_THREADS + 1)
-    for _ in range(_THREADS):
-        threads.submit(all_run.wait)
+    try:
+        for _ in range(_THREADS):
+            threads.submit(all_run.wait)
+    except RuntimeError:  # the system has none left: those that run would hold up our end for good
+        all_run.abort()
+        raise
     all_run.wait()
     return threads
 
