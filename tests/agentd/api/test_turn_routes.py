@@ -1,9 +1,10 @@
 import asyncio
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.agentd.doubles import READY, AgentDouble, Api, chunk, eventually, serving
+from tests.agentd.doubles import READY, AgentDouble, Api, chunk, echo, eventually, serving
 
 from greylag.agentd import sessions
 from greylag.agentd.agent.types import (
@@ -17,6 +18,7 @@ from greylag.agentd.agent.types import (
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import Snapshot
+from greylag.agentd.journal.folder import Reserve
 from greylag.agentd.journal.journal import JournalError
 from greylag.agentd.turns import engine
 from greylag.common.clock import parse_rfc3339
@@ -335,18 +337,30 @@ async def test_what_goes_wrong_in_the_agent_ends_the_turn_with_a_code(tmp_path: 
         "Failed to write: No space left on device (os error 28)",
     ],
 )
-async def test_an_agent_whose_disk_took_no_record_is_told_of_and_started_anew(
-    tmp_path: Path, words: str
+async def test_an_agent_whose_disk_took_no_record_is_started_anew_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
         raise AgentRefusedError(-32603, "Internal error", words)
+
+    def full(_reserve: Reserve) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     async with serving(tmp_path, AgentDouble(fail)) as api:
         error = (await api.events(await api.turn("hello")))[-2]["content"]
         assert error["code"] == "storage_failed"
         assert words in error["error"]
         assert "delete files" in error["hint"]
-        assert api.agent.given_up == 1
+        assert api.agent.given_up == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(Reserve, "hold", full)
+            api.services.turns._journals.reserve.release()
+            status, refused = await api.json("POST", "/api/v1/turns", {"message": "again"})
+            assert (status, refused["code"], api.agent.given_up) == (500, "storage_failed", 0)
+        api.agent.script = echo
+        for _ in range(2):
+            assert (await api.events(await api.turn("again")))[-1]["content"]["stop_reason"]
+            assert api.agent.given_up == 1
 
 
 async def test_an_agent_is_started_anew_where_the_disk_took_no_event(tmp_path: Path) -> None:
@@ -356,6 +370,26 @@ async def test_an_agent_is_started_anew_where_the_disk_took_no_event(tmp_path: P
     async with serving(tmp_path, AgentDouble(fail)) as api:
         error = (await api.events(await api.turn("hello")))[-2]["content"]
         assert error["code"] == "journal_failed"
+        api.agent.script = echo
+        await api.events(await api.turn("again"))
+        assert api.agent.given_up == 1
+
+
+async def test_an_agent_is_not_started_anew_beside_a_turn_that_runs(tmp_path: Path) -> None:
+    async def fail(agent: AgentDouble, text: str, sink: TurnSink) -> PromptResult:
+        if text == "fail":
+            raise JournalError("The journal cannot be written: No space left on device.")
+        return await until_cancelled(agent, text, sink)
+
+    async with serving(tmp_path, AgentDouble(fail)) as api:
+        runs = await api.turn("goes on")
+        await api.events(await api.turn("fail"))
+        api.agent.script = echo
+        await api.events(await api.turn("beside"))
+        assert api.agent.given_up == 0
+        api.agent.cancelled.set()
+        await api.events(runs)
+        await api.events(await api.turn("alone"))
         assert api.agent.given_up == 1
 
 
@@ -365,6 +399,7 @@ async def test_an_agent_that_refuses_for_another_reason_goes_on(tmp_path: Path) 
 
     async with serving(tmp_path, AgentDouble(fail)) as api:
         assert (await api.events(await api.turn("hello")))[-2]["content"]["code"] == "agent_failed"
+        await api.events(await api.turn("again"))
         assert api.agent.given_up == 0
 
 

@@ -184,6 +184,7 @@ class Agent:
         """End the process; another takes its place."""
         if self._process is not None:
             self._process.request_kill(why)
+            self._on_end()  # at once: nothing more is to be given to it
 
     async def forget_session(self, agent_session_id: str) -> None:
         """Put a session away in the agent (its id is never used again)."""

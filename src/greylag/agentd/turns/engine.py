@@ -96,6 +96,9 @@ class TurnEngine:
         self._running: dict[str, RunningTurn] = {}
         self._allowed: dict[str, set[str]] = {}
         self._held: set[str] = set()
+        self._worn = (
+            False  # whether the agent met a disk that took nothing, as its records may have
+        )
         self.stopping = False
         self.activity = TurnActivity(policy.now)
 
@@ -130,11 +133,12 @@ class TurnEngine:
                 return _accepted(StartedTurn("known", known), session_id)
         if session_id is not None and await self._sessions.get(session_id) is None:
             raise not_found("session", session_id)
-        await self._require_ready()
         try:
             await self._journals.hold_reserve()
         except OSError as error:
             raise storage_failed("The environment's disk has no room for a turn", error) from error
+        self._renew_agent()
+        await self._require_ready()
         now = self._policy.now()
         turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
@@ -288,6 +292,15 @@ class TurnEngine:
         await self._journals.remove_unknown(await self.records.ids())
         return len(left)
 
+    def _renew_agent(self) -> None:
+        """Have an agent that met a full disk started anew, now that there is room for that.
+
+        Before, it would not start, and who wants to make room by its environment could not.
+        """
+        if self._worn and not self._running:
+            self._worn = False
+            self._agent.give_up("could not keep its records")
+
     async def _require_ready(self) -> None:
         try:
             await self._agent.wait_ready(_READY_WITHIN)
@@ -322,9 +335,7 @@ class TurnEngine:
             result = await self._answered(turn)
         except (AgentError, JournalError, StorageError) as failure:
             error = failure_of(failure)
-            if error.code in UNWRITTEN:  # the agent's records are on the same disk
-                _log.error("disk_failed", error=error.text)
-                self._agent.give_up("could not keep its records")
+            self._worn = self._worn or error.code in UNWRITTEN
         except Exception:  # noqa: BLE001 - a defect of ours: the log has it whole, the user is told, other turns go on
             _log.exception("turn_failed")
             error = TurnError("internal", "agentd failed while it handled the answer.")
