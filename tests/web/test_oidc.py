@@ -1,15 +1,18 @@
 """Signing in by an identity provider, from the page to the page that was wanted, and out again."""
 
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import pytest
-from itsdangerous import URLSafeTimedSerializer
-from tests.harness import BEARER, served, settings
+from itsdangerous import TimestampSigner, URLSafeTimedSerializer
+from pydantic import SecretStr
+from tests.harness import BEARER, TOKEN, served, settings
 from tests.identity.people import CLIENT, SECRET, Provider, needs_provider, sign_in_at, visitor
 from tests.services.house import House
 from tests.web.server import Site
@@ -20,6 +23,7 @@ from greylag.identity.oidc import OidcOptions, OidcProvider
 from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
 from greylag.web.auth import COOKIE
+from greylag.web.oidc import States
 from greylag.wiring import build
 
 pytestmark = needs_provider
@@ -192,7 +196,7 @@ async def test_a_state_runs_out_and_many_take_the_place_of_the_oldest(
 ) -> None:
     async with signing_in(provider) as site:
         url = await sign_in_at(site.http, await site.begin(), "ada")
-        monkeypatch.setattr(URLSafeTimedSerializer, "loads", _ten_minutes_later())
+        monkeypatch.setattr(URLSafeTimedSerializer, "loads", _begun_earlier(601))
         assert (await site.get(url.raw_path_qs))[0] == 401
         monkeypatch.undo()
         for _ in range(20):
@@ -201,11 +205,25 @@ async def test_a_state_runs_out_and_many_take_the_place_of_the_oldest(
         assert len(held) <= 9
 
 
-def _ten_minutes_later() -> Any:
+def test_a_sign_in_that_a_web_began_whose_clock_is_ahead_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead = int(time.time()) + 90
+    with monkeypatch.context() as there:
+        there.setattr(TimestampSigner, "get_timestamp", lambda _: ahead)
+        begun, cookie = States(SecretStr(TOKEN)).new("https://greylag.example", "/users")
+    read = States(SecretStr(TOKEN)).read(cookie, begun.request.state, "https://greylag.example")
+    assert read is not None
+    assert read.wanted == "/users"
+
+
+def _begun_earlier(seconds: float) -> Any:
+    """Return what reads a sign-in under way as one that has begun by so much earlier."""
     loads = URLSafeTimedSerializer.loads
 
-    def later(self: Any, value: str, max_age: int, *, return_timestamp: bool) -> Any:
-        return loads(self, value, max_age - 601, return_timestamp=return_timestamp)
+    def later(self: Any, value: str, *, return_timestamp: bool) -> Any:
+        held, begun = loads(self, value, return_timestamp=return_timestamp)
+        return held, begun - timedelta(seconds=seconds)
 
     return later
 

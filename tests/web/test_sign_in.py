@@ -105,6 +105,19 @@ async def test_links_and_cookies_run_out(
     assert await sign_in(locked, code) == (401, "")
 
 
+@pytest.mark.parametrize(("seconds", "counts"), [(1, True), (600, True), (40 * 86_400, False)])
+async def test_what_a_web_signed_whose_clock_is_ahead_counts_at_once(
+    locked: Site, monkeypatch: pytest.MonkeyPatch, seconds: int, *, counts: bool
+) -> None:
+    ahead = int((datetime.now(UTC) + timedelta(seconds=seconds)).timestamp())
+    with monkeypatch.context() as there:
+        there.setattr(TimestampSigner, "get_timestamp", lambda _: ahead)
+        code, (_, cookie) = code_of_link(), await sign_in(locked, TOKEN)
+    assert await status_with(locked.http, cookie) == (200 if counts else 401)
+    locked.http.cookie_jar.clear()
+    assert (await sign_in(locked, code))[0] == (303 if counts else 401)
+
+
 async def test_nothing_that_was_signed_before_an_import_counts(
     locked: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

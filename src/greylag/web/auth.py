@@ -143,11 +143,22 @@ class Signatures:
 
 def _read(signer: TimestampSigner, value: bytes, kind: str, seconds: int) -> Signed | None:
     try:
-        held, signed_at = signer.unsign(value, max_age=seconds, return_timestamp=True)
+        held, signed_at = signer.unsign(value, return_timestamp=True)
     except BadSignature:
+        return None
+    if not is_current(signed_at, seconds, signer.get_timestamp()):
         return None
     until = signed_at + timedelta(seconds=seconds)
     return Signed(f"{kind} {held.decode()}", signed_at, until)
+
+
+def is_current(signed_at: datetime, seconds: int, now: float) -> bool:
+    """Tell whether what was signed then, to be good for ``seconds``, is so ``now`` (Unix seconds).
+
+    What was signed at a moment that is still to come is, for as long before it: the web that signed
+    it has a clock that is ahead of ours, be it by a second, or our own was set back since.
+    """
+    return abs(now - signed_at.timestamp()) <= seconds
 
 
 class Authenticator:

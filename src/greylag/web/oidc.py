@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,6 +50,7 @@ from greylag.web.auth import (
     Cookie,
     WrongTokens,
     client_of,
+    is_current,
     own_path,
     sign_in_page,
 )
@@ -104,10 +106,10 @@ class States:
         or too old.
         """
         try:
-            (held, wanted), begun = self._serializer.loads(
-                value, max_age=STATE_SECONDS, return_timestamp=True
-            )
+            (held, wanted), begun = self._serializer.loads(value, return_timestamp=True)
         except BadData:
+            return None
+        if not is_current(begun, STATE_SECONDS, time.time()):
             return None
         if not hmac.compare_digest(held.encode(), state.encode(errors="replace")):
             return None
