@@ -19,5 +19,10 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         self.advance(seconds)
 
+    def set_back(self, seconds: float) -> None:
+        """Have been ahead by so much until now."""
+        self._now -= timedelta(seconds=seconds)
+        self._start -= timedelta(seconds=seconds)
+
     def advance(self, seconds: float) -> None:
         self._now += timedelta(seconds=seconds)

@@ -967,7 +967,8 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
 
     async def poke_unsettled(self, now: datetime) -> int:
         """Make due every project that runs, should run, or is not settled; return how many. Leases
-        of dead workers are left to run out.
+        of dead workers are left to run out, but for those of a clock that was ahead (``MOST_AHEAD``
+        in ``domain/project.py``), which would last until it is as late as that.
         """
 
     async def instance(self) -> str:
@@ -981,7 +982,8 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         """Take on, in one atomic step, work that one worker at a time does for all.
 
         ``MINE``: do it, for ``seconds`` (the holder may take it again, and holds it longer).
-        ``HELD``: another is at it. ``DONE``: somebody has finished it at ``since`` or later.
+        ``HELD``: another is at it. ``DONE``: somebody has finished it at ``since`` or later. What
+        lies further ahead of ``now`` than ``MOST_AHEAD`` tells neither.
         """
 
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:

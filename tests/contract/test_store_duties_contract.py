@@ -55,3 +55,15 @@ async def test_what_is_to_be_done_anew_each_time_is_never_done(store: ProjectSto
         told = await store.take_duty("look", worker, since=anew, now=at(1), seconds=10)
         assert told is Duty.MINE
         await store.finish_duty("look", worker, at(2))
+
+
+async def test_what_was_held_or_done_by_a_clock_that_was_ahead_is_neither(
+    store: ProjectStore,
+) -> None:
+    for ahead, told in ((600, Duty.HELD), (3600, Duty.MINE)):
+        assert await take(store, f"of {ahead}", now=ahead) is Duty.MINE
+        assert await take(store, "a", now=1) is told
+        await store.finish_duty("look", "a", at(2))
+    assert await take(store, "a", now=3, since=3) is Duty.MINE
+    await store.finish_duty("look", "a", at(3600))
+    assert await take(store, "b", now=5, since=4) is Duty.MINE

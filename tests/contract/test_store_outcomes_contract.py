@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from tests.contract.store_adapters import IDLE, REF, all_claims, at, claim, make_project
 from tests.wishes import want
 
@@ -106,6 +107,23 @@ async def test_a_poke_makes_due_now_but_keeps_an_older_place_in_the_queue(
         assert poked.due_at == (at(1) if name == "sooner" else at(5))
     await store.poke(ProjectRef("ada", "nobody"), at(5))
     assert await all_claims(store, 5) == ["sooner", "none", "later"]
+
+
+@pytest.mark.parametrize("everything", [True, False])
+async def test_a_poke_ends_a_lease_of_a_clock_that_was_ahead_and_no_other(
+    store: ProjectStore, *, everything: bool
+) -> None:
+    for name, now in (("ahead", 3600), ("minutes", 600), ("here", 1)):
+        await store.create(make_project(name, due_at=at(0)))
+        assert (await claim(store, now)).project.project_id == name
+    if everything:
+        await store.poke_unsettled(at(2))
+    else:
+        for name in ("ahead", "minutes", "here"):
+            await store.poke(ProjectRef("ada", name), at(2))
+    again = await claim(store, 2)
+    assert (again.project.project_id, again.number) == ("ahead", 2)
+    assert await all_claims(store, 3) == []
 
 
 async def test_what_runs_or_should_or_is_not_settled_is_poked(store: ProjectStore) -> None:

@@ -52,6 +52,16 @@ async def test_activation_records_endpoint_time_and_each_step_once() -> None:
     assert len(told) == len(set(told))
 
 
+async def test_what_a_clock_put_off_that_was_ahead_is_due_once_it_is_set_right() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    bench.clock.set_back(8 * 3600)
+    assert await bench.loop.drain() == 0
+    await bench.reconciler.news()
+    assert await bench.loop.drain() == 1
+
+
 async def test_a_pass_observes_once_and_again_only_after_a_step_or_a_change() -> None:
     bench = Bench(auto=False)
     await bench.create()

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
@@ -79,6 +79,12 @@ class Lease:
     worker: str
     number: int
     until: datetime
+
+
+MOST_AHEAD = timedelta(minutes=15)
+"""How far ahead of now a lease can run out: five minutes at most, on a clock that is ten ahead. One
+that is to last longer was given by a clock that was ahead and has been set right since.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,10 +404,14 @@ def handed_over(record: ProjectRecord, new_owner: str, now: datetime) -> Project
 
 
 def poked(record: ProjectRecord, now: datetime) -> ProjectRecord:
-    """Return the record due now; one that is due already keeps its place in the queue."""
-    due_at = record.project.due_at
+    """Return the record due now; one that is due already keeps its place in the queue. A lease that
+    a clock gave which was ahead runs out.
+    """
+    due_at, lease = record.project.due_at, record.project.lease
     due_at = now if due_at is None else min(due_at, now)
-    return replace(record, project=replace(record.project, due_at=due_at), woken=True)
+    if lease is not None and lease.until > now + MOST_AHEAD:
+        lease = replace(lease, until=now)
+    return replace(record, project=replace(record.project, due_at=due_at, lease=lease), woken=True)
 
 
 def unsettled(project: Project) -> bool:

@@ -54,6 +54,7 @@ LONGEST_PAUSE = 60.0
 LONGEST_REST = 30.0
 BUSY_PAUSE = 5.0
 WORKING_PAUSE = 0.5
+SET_BACK_SECONDS = 5.0
 TELL_AFTER = timedelta(seconds=20)
 """What keeps an environment for so long is told while it goes on, not only at its deadline."""
 
@@ -110,6 +111,7 @@ class Reconciler:
         self.worker = worker
         self._world = world
         self._store, self._clock = world.store, world.clock
+        self._ahead = self._clock_ahead()
         self._transcripts = KeepingTranscripts(
             world.store, world.cluster, world.agents, world.clock, wanted=world.transcripts
         )
@@ -152,12 +154,24 @@ class Reconciler:
                 _log.exception("fault_not_recorded")
 
     async def _news(self) -> None:
+        await self._mind_clock()
         with self._store.subscribe() as changes:
             # Asked inside the subscription, so that a change in between is not missed.
             due = await self._store.next_due()
             left = (due - self._clock.now()).total_seconds() if due else LONGEST_REST
             if left > 0:
                 await changes.changed(min(left, LONGEST_REST))
+
+    async def _mind_clock(self) -> None:
+        """Make due what was put off by a clock that was ahead, once it is set right."""
+        ahead = self._clock_ahead()
+        if ahead < self._ahead - SET_BACK_SECONDS:
+            count = await self._store.poke_unsettled(self._clock.now())
+            _log.warning("clock_set_back", seconds=round(self._ahead - ahead), made_due=count)
+        self._ahead = ahead
+
+    def _clock_ahead(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
 
     async def _have_it_looked_at(self, ref: ProjectRef) -> None:
         # Whoever has the project now may have found nothing to do before our last step landed.

@@ -338,7 +338,8 @@ def clock_is_behind(newest: datetime, now: datetime) -> Iterator[Finding]:
             f"A record was changed at {newest:%Y-%m-%d %H:%M:%S}, and here it is "
             f"{now:%Y-%m-%d %H:%M:%S} (UTC): this machine's clock is behind, or that of a worker "
             "was ahead.",
-            "Set the clocks by NTP. What was claimed by a clock that was ahead rests until then.",
+            "Set the clocks by NTP, and then start a worker anew: what was claimed by a clock that "
+            "was ahead rests until that.",
         )
 
 

@@ -13,7 +13,7 @@ from greylag.domain.errors import (
     ProjectExistsError,
     ProjectNotFoundError,
 )
-from greylag.domain.project import Event, Lease, Project, ProjectRecord, ProjectRef
+from greylag.domain.project import MOST_AHEAD, Event, Lease, Project, ProjectRecord, ProjectRef
 from greylag.ports import (
     CURSOR_FORM,
     LONGEST_SIGNED,
@@ -316,9 +316,11 @@ def taken(
     before: DutyRecord, worker: str, since: datetime, now: datetime, seconds: float
 ) -> tuple[Duty, DutyRecord]:
     """Return what ``worker`` is told, and the record to keep."""
-    if before.done_at is not None and before.done_at >= since:
+    # What is later was written by a clock that was ahead: it says nothing of when that was.
+    latest = now + MOST_AHEAD
+    if before.done_at is not None and since <= before.done_at <= latest:
         return Duty.DONE, before
-    held = before.until is not None and before.until > now
+    held = before.until is not None and now < before.until <= latest
     if held and before.holder != worker:
         return Duty.HELD, before
     until = now + timedelta(seconds=seconds)

@@ -11,7 +11,7 @@ import structlog
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from greylag.domain.project import Project, ProjectRef, Status, new_instance_id
+from greylag.domain.project import MOST_AHEAD, Project, ProjectRef, Status, new_instance_id
 from greylag.domain.users import of_project
 from greylag.ports import Claim, Duty, Outcome, RecordUnreadableError
 from greylag.store import records
@@ -339,7 +339,10 @@ def _claimed(worker: str, until: datetime) -> list[Document]:
 def _poked(now: datetime, news: str) -> list[Document]:
     """Return the update that does ``records.poked`` inside the server."""
     due_at = {"$min": ["$due_at", now]}
+    is_ahead = {"$gt": ["$lease.until", now + MOST_AHEAD]}
+    run_out = {"$mergeObjects": ["$lease", {"until": now}]}
     return [
+        {"$set": {"lease": {"$cond": [is_ahead, run_out, "$lease"]}}},
         {
             "$set": {
                 "due_at": due_at,
@@ -348,5 +351,5 @@ def _poked(now: datetime, news: str) -> list[Document]:
                 "revision": _NEXT_REVISION,
                 "news": {"$literal": news},
             }
-        }
+        },
     ]

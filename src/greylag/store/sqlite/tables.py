@@ -21,6 +21,7 @@ from greylag.common.typed import check_types
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import (
     MOMENTS,
+    MOST_AHEAD,
     Event,
     Lease,
     Project,
@@ -147,7 +148,10 @@ def _dump(value: dict[str, Any]) -> str:
 _LARGEST = 2**63 - 1
 _FAR_FUTURE = Position(_LARGEST, "")
 
-_POKE = "UPDATE projects SET due_at = min(coalesce(due_at, :now), :now), woken = 1 WHERE "
+_POKE = (
+    "UPDATE projects SET due_at = min(coalesce(due_at, :now), :now), woken = 1, "
+    "lease_until = CASE WHEN lease_until > :latest THEN :now ELSE lease_until END WHERE "
+)
 _UNSETTLED = "status <> 'inactive' OR desired <> 'inactive' OR observed_generation < generation"
 
 
@@ -371,12 +375,16 @@ def add_events(sql: sqlite3.Connection, record_id: str, new: Sequence[Event]) ->
 
 def poke(sql: sqlite3.Connection, ref: ProjectRef, now: datetime) -> int:
     """Do ``records.poked`` to the project that has this environment; return how many that was."""
-    return sql.execute(_POKE + _MADE_FOR, {"now": millis(now), **asdict(ref)}).rowcount
+    return sql.execute(_POKE + _MADE_FOR, {**_moments(now), **asdict(ref)}).rowcount
 
 
 def poke_unsettled(sql: sqlite3.Connection, now: datetime) -> int:
     """Do ``records.poked`` to all that are ``records.unsettled``; return how many."""
-    return sql.execute(_POKE + _UNSETTLED, {"now": millis(now)}).rowcount
+    return sql.execute(_POKE + _UNSETTLED, _moments(now)).rowcount
+
+
+def _moments(now: datetime) -> dict[str, int]:
+    return {"now": millis(now), "latest": millis(now + MOST_AHEAD)}
 
 
 def ping(sql: sqlite3.Connection) -> None:
