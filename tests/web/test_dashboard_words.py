@@ -39,17 +39,20 @@ def test_what_cannot_be_seen_is_made_visible(written: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "ago"),
+    ("passed", "ago", "short"),
     [
-        (timedelta(seconds=59), "just now"),
-        (timedelta(seconds=-5), "just now"),
-        (timedelta(minutes=1), "1 minute ago"),
-        (timedelta(hours=5), "5 hours ago"),
-        (timedelta(days=400), "1 year ago"),
+        (timedelta(seconds=59), "just now", "now"),
+        (timedelta(seconds=-5), "just now", "now"),
+        (timedelta(days=-3), "just now", "now"),
+        (timedelta(minutes=1), "1 minute ago", "1m"),
+        (timedelta(hours=5), "5 hours ago", "5h"),
+        (timedelta(days=70), "2 months ago", "2mo"),
+        (timedelta(days=400), "1 year ago", "1y"),
     ],
 )
-def test_times_are_told_as_people_tell_them(passed: timedelta, ago: str) -> None:
-    assert moment(NOW - passed, NOW).ago == ago
+def test_times_are_told_as_people_tell_them(passed: timedelta, ago: str, short: str) -> None:
+    told = moment(NOW - passed, NOW)
+    assert (told.ago, told.short) == (ago, short)
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "0001-01-01T00:00:00+14:00"])

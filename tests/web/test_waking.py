@@ -1,5 +1,6 @@
 """How a project's waking is read from its log."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from greylag.domain.errors import ErrorInfo
@@ -103,6 +104,14 @@ def test_it_folds_to_how_long_it_took_where_somebody_watched() -> None:
     assert found is not None
     assert (found.woke, found.usual) == ("2.0 s", "")
     assert waking(awake, log(LOCAL)) is None
+
+
+def test_nothing_takes_less_than_no_time_where_the_clock_was_set_back_meanwhile() -> None:
+    awake = project(Status.ACTIVE, settled=True)
+    events = [replace(one, at=one.at - timedelta(hours=n)) for n, one in enumerate(log(LOCAL))]
+    found = waking(awake, events, watched=True)
+    assert found is not None
+    assert [found.woke, *(words for _, _, words in told(found))] == ["0.0 s"] * 6
 
 
 def test_what_is_wrong_with_one_that_is_awake_is_said_alone() -> None:

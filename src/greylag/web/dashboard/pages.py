@@ -150,18 +150,18 @@ def parsed_moment(text: str, now: datetime | None = None) -> Moment | None:
 
 
 def _ago(passed: timedelta) -> str:
-    for span, word in _SPANS:
-        count = passed // span
-        if count >= 1:
-            return f"{count} {word}{'s' if count > 1 else ''} ago"
-    return "just now"
+    count, word = _since(passed)
+    return f"{count} {word}{'s' if count > 1 else ''} ago" if count else "just now"
 
 
 def _short(passed: timedelta) -> str:
-    for span, word in _SPANS:
-        if count := passed // span:
-            return f"{count}{'mo' if word == 'month' else word[0]}"
-    return "now"
+    count, word = _since(passed)
+    return f"{count}{'mo' if word == 'month' else word[0]}" if count else "now"
+
+
+def _since(passed: timedelta) -> tuple[int, str]:
+    """Return how many of which span have passed; 0 of none also where another's clock is ahead."""
+    return next(((passed // span, word) for span, word in _SPANS if passed >= span), (0, ""))
 
 
 # A project and its log, as cards, headers and lines show them.

@@ -328,7 +328,7 @@ def _steps(now: Sequence[Event], *, failed: bool) -> tuple[WakeStep, ...]:
     for number, ((name, _), at) in enumerate(zip(stages, reached, strict=True)):
         if number <= last:
             took = (at - before).total_seconds() if at is not None and before is not None else None
-            steps.append(WakeStep(name, "done", "" if took is None else _told(max(0.0, took))))
+            steps.append(WakeStep(name, "done", "" if took is None else _told(took)))
             before = at or before
         elif number == last + 1:
             steps.append(WakeStep(name, *(("failed", "failed") if failed else ("now", ""))))
@@ -356,4 +356,5 @@ def _usual(events: Sequence[Event]) -> str:
 
 
 def _told(seconds: float) -> str:
+    seconds = max(0.0, seconds)  # less where the clock was set back meanwhile
     return f"{seconds:.1f} s" if seconds < _ROUND_SECONDS else f"{seconds:.0f} s"
