@@ -283,6 +283,31 @@ async def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path
     assert names(tmp_path) == ["a.sse", "d.sse", "folder.sse", "link.sse"]
 
 
+async def test_the_journals_are_looked_through_only_when_there_may_be_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    scandir = os.scandir
+
+    def counted(folder: Path) -> Any:
+        nonlocal looked
+        looked += 1
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    journals = Journals(tmp_path, 0, 32_000)
+    for number in range(100):
+        path = tmp_path / f"{number:03}.sse"
+        path.write_bytes(b"x" * 1000)
+        os.utime(path, (number, number))
+        await journals.make_room({"000"}.__contains__, 1000)
+        assert len(names(tmp_path)) <= 32
+    left = names(tmp_path)
+    assert (left[0], left[-1]) == ("000.sse", "099.sse")
+    assert len(left) >= 30
+    assert looked < 30  # once at first, and then for each two or three that are made room for
+
+
 async def test_a_journal_that_goes_while_room_is_made_is_no_error(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.sse").write_bytes(b"x" * 1000)

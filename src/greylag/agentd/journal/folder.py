@@ -20,6 +20,7 @@ from greylag.common import sse
 
 SUFFIX = ".sse"
 RESERVE_BYTES = 1024 * 1024
+_MARGIN = 16  # such a part of the limit is made free at once, so that few turns look for room
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ class Journals:
         self._folder = folder
         self._turn_limit = turn_limit
         self._total_limit = total_limit
+        self._room = -1  # bytes that may be written before the folder is looked through (again)
         self.reserve = Reserve(folder / "reserve")
 
     def path(self, turn_id: str) -> Path:
@@ -78,22 +80,38 @@ class Journals:
         if not self.reserve.held:
             await asyncio.to_thread(self.reserve.hold)
 
-    async def make_room(self, running: Callable[[str], bool]) -> list[str]:
+    async def make_room(self, running: Callable[[str], bool], written: int = 0) -> list[str]:
         """Remove the oldest journals past the limit, but none of a turn that is ``running``.
+
+        There may be very many: the folder is looked through only where there may be no room.
+
+        Args:
+            running: whether a turn runs.
+            written: bytes of the journals that were written since the last call.
 
         Returns:
             the ids of the turns whose journals went.
         """
+        self._room -= written
+        if self._room >= 0:
+            return []
+        kept = 0
 
         def past_limit() -> Iterator[str]:
+            nonlocal kept
             journals = sorted(self._all(), key=lambda journal: journal[0].st_mtime_ns)
-            left = sum(about.st_size for about, _ in journals) - self._total_limit
+            kept = sum(about.st_size for about, _ in journals)
+            if kept <= self._total_limit:
+                return
+            enough = self._total_limit - self._total_limit // _MARGIN
             for about, turn_id in journals:
-                if left > 0 and not running(turn_id):
-                    left -= about.st_size
+                if kept > enough and not running(turn_id):
+                    kept -= about.st_size
                     yield turn_id
 
-        return await asyncio.to_thread(self._remove_all, past_limit)
+        removed = await asyncio.to_thread(self._remove_all, past_limit)
+        self._room = self._total_limit - kept
+        return removed
 
     async def remove_unknown(self, known: AbstractSet[str]) -> list[str]:
         """Remove the journals of turns that are not ``known``: a crash cut their removal short.

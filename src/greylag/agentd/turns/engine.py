@@ -344,7 +344,7 @@ class TurnEngine:
         outcome = turn.summary.outcome()
         self.activity.end(entry, failed=outcome.status == "error")
         _log.info("turn_ended", status=outcome.status, code=outcome.error_code)
-        await self._make_room()
+        await self._make_room(turn.journal.size)
 
     async def _answered(self, turn: RunningTurn) -> PromptResult:
         """Keep the state before the turn, and have the agent answer; a cancel waits for neither."""
@@ -467,9 +467,9 @@ class TurnEngine:
         turn_id, now = turn.record.turn_id, self._policy.now()
         await self.records.end(turn_id, outcome, turn.decisions, now)
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, written: int) -> None:
         try:
-            await self._journals.make_room(self._running.__contains__)
+            await self._journals.make_room(self._running.__contains__, written)
         except OSError as error:
             _log.error("journals_not_removed", error=str(error))
 
