@@ -17,6 +17,7 @@ from greylag.agentd.records import (
     new_turn,
 )
 
+READS = Path("/proc/self/io")
 BEFORE_VERSIONS = """
 CREATE TABLE IF NOT EXISTS sessions (
     session_id TEXT PRIMARY KEY,
@@ -94,7 +95,7 @@ async def test_a_file_from_before_versions_opens_with_all_that_is_in_it(
         assert await records.turns.decision("c1", "t1") == "allow_once"
         assert await records.settings.all() == {"GOOSE_MODE": '"auto"'}
         await records.aclose()
-        assert version(sql) == 4
+        assert version(sql) == 5
 
 
 async def test_a_new_file_has_the_tables_that_an_old_one_has(
@@ -109,7 +110,7 @@ async def test_a_new_file_has_the_tables_that_an_old_one_has(
 
     with closing(sqlite3.connect(tmp_path / "new.db")) as new:
         assert tables(new) == tables(sql)
-        assert version(new) == version(sql) == 4
+        assert version(new) == version(sql) == 5
 
 
 async def test_a_file_of_a_newer_agentd_is_refused_and_left_as_it_is(
@@ -164,6 +165,30 @@ async def test_of_a_list_s_turns_no_more_of_the_texts_is_read_than_is_asked_for(
     (cut,) = await records.turns.newest("s", 1, most_text=7)
     assert (cut.turn_id, cut.message, cut.answer) == (running.turn_id, "", "")
     await records.aclose()
+
+
+def bytes_read() -> int:
+    return int(READS.read_text("ascii").split()[1])
+
+
+@pytest.mark.skipif(not READS.exists(), reason="no /proc: NOT tested")
+async def test_a_list_of_sessions_reads_nothing_of_what_was_said_in_them(path: Path) -> None:
+    records = await Records.open(path)
+    outcome = TurnOutcome("completed", "x" * 1_000_000, 0, None, None, None)
+    await records.sessions.add(SessionRecord("long", None, "title", 1.0, 1.0, 0))
+    for _ in range(20):
+        turn = new_turn("long", "hello", None, 1.0)
+        await records.turns.start(turn)
+        await records.turns.end(turn.turn_id, outcome, {}, 2.0)
+    await records.turns.start(new_turn("long", "hello", None, 3.0))
+    await records.aclose()
+    records = await Records.open(path)
+    before = bytes_read()
+    listed = {one.session_id: one.message_count for one in await records.sessions.all()}
+    read = bytes_read() - before
+    await records.aclose()
+    assert listed == {"long": 41}
+    assert read < 1_000_000
 
 
 async def test_what_fails_in_the_middle_changes_nothing(

@@ -66,6 +66,8 @@ _MIGRATIONS = (
         "ALTER TABLE turns ADD COLUMN agent_position INTEGER",
         "ALTER TABLE turns ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0",
     ),
+    # Messages are counted for each list of sessions: not by reading all that was said.
+    ("CREATE INDEX turns_answered ON turns (session_id, answer <> '')",),
 )
 _NEW_SESSION = (
     "INSERT INTO sessions (session_id, agent_session_id, title, created_at, updated_at) "
