@@ -172,6 +172,28 @@ async def test_a_goose_that_starts_anew_asks_though_a_tool_wrote_what_it_asks_ab
     assert len(sink.questions) == 1
 
 
+async def test_a_goose_that_starts_anew_removes_the_empty_folders_that_the_one_before_left(
+    start_agent: StartAgent, goose_command: AgentCommand
+) -> None:
+    agent = await start_agent(goose_command)
+    await agent.new_session("A test")
+    tmp = agent._setup.tmp
+    left = {path for path in tmp.iterdir() if path.name.startswith(".tmp")}
+    assert left
+    used, others = tmp / ".tmpUsed00", tmp / "theirs"
+    used.mkdir()
+    (used / "file").touch()
+    others.mkdir()
+    for path in (*left, used, others):
+        os.utime(path, (0, 0))
+    agent.give_up()
+    while agent.state.status == "ready":  # noqa: ASYNC110 - nobody tells us of its end
+        await asyncio.sleep(0.01)
+    await agent.wait_ready(30)
+    assert not left & set(tmp.iterdir())
+    assert {used, others} <= set(tmp.iterdir())
+
+
 async def test_text_and_thinking_arrive_in_order(
     agent: Agent, session: str, make_sink: Any
 ) -> None:

@@ -24,6 +24,7 @@ from greylag.agentd.agent.process import (
     agent_environment,
     forget_allowed,
     make_folders,
+    remove_left,
 )
 from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
@@ -335,6 +336,7 @@ class Agent:
         await make_folders(self._execution, self._setup)
         if self._command.kind == "goose":
             await forget_allowed(self._execution, self._setup)
+            await remove_left(self._execution, self._setup)
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         self._process = process
         try:

@@ -43,10 +43,14 @@ _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
 _START_SECONDS = 60.0
-_FORGET_SECONDS = 10.0
+_TIDY_SECONDS = 10.0
 _FORGET = """
 cd "${XDG_CONFIG_HOME:-$HOME/.config}/goose" 2>/dev/null || exit 0
 chmod u+rwx . && rm -f ./permission.yaml
+"""
+# goose makes one for each session, and leaves it there when it is killed.
+_REMOVE_LEFT = """
+find "$TMPDIR" -mindepth 1 -maxdepth 1 -type d -name '.tmp??????' -empty -mmin +1 -exec rmdir {} +
 """
 _SESSION = "AGENT_SESSION_ID"  # goose gives it to its tools
 
@@ -98,19 +102,33 @@ async def forget_allowed(execution: Execution, setup: AgentSetup) -> None:
 
     Tools can write that. We never have goose keep any: what holds in a session is kept by agentd.
     """
+    code = await _tidied(execution, setup, _FORGET)
+    if code != 0:
+        _log.warning("allowed_tools_not_forgotten", reason=code)
+
+
+async def remove_left(execution: Execution, setup: AgentSetup) -> None:
+    """Remove the empty folders that former processes of goose's left in the folder for temporary
+    files, which is kept while the environment sleeps.
+    """
+    code = await _tidied(execution, setup, _REMOVE_LEFT)
+    if code != 0:
+        _log.warning("temporary_folders_not_removed", reason=code)
+
+
+async def _tidied(execution: Execution, setup: AgentSetup, script: str) -> int | str:
+    """Run a script where the agent runs; return its exit code, or why there is none."""
     env = base_environment(setup, os.environ)
-    argv = ("/bin/sh", "-c", _FORGET)
+    argv = ("/bin/sh", "-c", script)
     try:
         process = await execution.run(argv, env=env, cwd=setup.home, group=secrets.token_hex(8))
         try:
-            async with asyncio.timeout(_FORGET_SECONDS):
-                code: int | str = await process.wait()
+            async with asyncio.timeout(_TIDY_SECONDS):
+                return await process.wait()
         finally:
-            await to_its_end(process.end(), "forget")
+            await to_its_end(process.end(), "tidying")
     except (ExecutionError, TimeoutError) as error:
-        code = str(error) or "it took too long"
-    if code != 0:
-        _log.warning("allowed_tools_not_forgotten", reason=code)
+        return str(error) or "it took too long"
 
 
 async def make_ready(
