@@ -29,6 +29,7 @@ from greylag.cluster.local import cluster as local_cluster
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
+from greylag.cluster.local.logfile import ROTATE_ABOVE
 from greylag.cluster.local.processes import ProcessId, marked
 from greylag.cluster.local.sandbox import Sandbox
 from greylag.cluster.local.supervision import Observer, _not_ready
@@ -217,6 +218,22 @@ async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Pat
         assert seen.error.code == "agent_unreachable"
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGCONT)
         await reaches(cluster, PROJECT, Observed.READY)
+
+
+async def test_the_log_of_an_environment_that_runs_for_long_is_put_aside_by_a_look(
+    tmp_path: Path,
+) -> None:
+    async with open_local(tmp_path) as cluster:
+        await cluster.start(PROJECT.environment)
+        seen = await reaches(cluster, PROJECT, Observed.READY)
+        log = folder_of(tmp_path, PROJECT).log
+        os.truncate(log, ROTATE_ABOVE + 1)
+        assert await cluster.observe(PROJECT.environment) == seen
+        assert log.stat().st_size <= ROTATE_ABOVE
+        assert log.with_name("agentd.log.1").stat().st_size > ROTATE_ABOVE
+        log.unlink()
+        log.symlink_to("nowhere")  # what cannot be put aside is no reason to fail
+        assert await cluster.observe(PROJECT.environment) == seen
 
 
 async def test_an_end_that_nobody_asked_for_is_told_and_leaves_no_shell(tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag.cluster.local.logfile import ROTATE_ABOVE, last_words, read_lines, rotate
+from greylag.cluster.local.logfile import (
+    ROTATE_ABOVE,
+    last_words,
+    read_lines,
+    rotate,
+    rotate_written,
+    start_of,
+)
 
 
 def read(path: Path, tail: int, *, follow: bool = False) -> AsyncIterator[bytes]:
@@ -70,6 +77,27 @@ async def test_a_follower_goes_on_with_the_new_log_after_a_rotation(tmp_path: Pa
     path.write_bytes(b"three\n")
     assert await anext(lines) == b"two\n"
     assert await anext(lines) == b"three\n"
+
+
+async def test_a_log_that_is_written_is_put_aside_and_followed_from_its_new_beginning(
+    tmp_path: Path,
+) -> None:
+    path, aside = tmp_path / "log", tmp_path / "log.1"
+    with path.open("ab", buffering=0) as log:
+        log.write(b"x" * ROTATE_ABOVE)
+        rotate_written(path)
+        assert not aside.exists()
+        log.write(b"\none\n")
+        assert start_of(path, ROTATE_ABOVE) == ROTATE_ABOVE
+        lines = read(path, 1, follow=True)
+        assert await anext(lines) == b"one\n"
+        rotate_written(path)
+        log.write(b"two\n")
+        assert await anext(lines) == b"two\n"
+    assert path.read_bytes() == b"two\n"
+    assert (aside.stat().st_size, aside.stat().st_mode & 0o777) == (ROTATE_ABOVE + 5, 0o600)
+    assert last_words(path, start_of(path, ROTATE_ABOVE)) == "two"
+    assert start_of(tmp_path / "none", 7) == 7
 
 
 async def test_a_follower_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:

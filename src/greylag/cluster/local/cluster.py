@@ -11,14 +11,7 @@ from pathlib import Path
 import structlog
 
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
-from greylag.cluster.local.folders import (
-    NAME,
-    SETTINGS,
-    EnvironmentRecord,
-    Folder,
-    Phase,
-    empty_removed,
-)
+from greylag.cluster.local.folders import NAME, EnvironmentRecord, Folder, Phase, empty_removed
 from greylag.cluster.local.logfile import read_lines
 from greylag.cluster.local.sandbox import (
     SandboxChoice,
@@ -117,7 +110,7 @@ class LocalCluster:
             self._observed[environment.ref] = seen
         if seen.state is not Observed.READY:
             return seen
-        started = await self._threads.run(lambda: handle.folder.noted(SETTINGS))
+        started = await self._threads.run(handle.tend)
         return replace(seen, outdated=None if started == self._settings else self._settings)
 
     async def prepare(self, environment: Environment) -> None:

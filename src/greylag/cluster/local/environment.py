@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import structlog
+
 from greylag import __version__
 from greylag.cluster.local import launch
 from greylag.cluster.local.folders import SETTINGS, EnvironmentRecord, Folder, Phase
-from greylag.cluster.local.logfile import rotate
+from greylag.cluster.local.logfile import rotate, rotate_written
 from greylag.cluster.local.processes import (
     MARK,
     ProcessId,
@@ -45,6 +47,8 @@ _LAST_PORT = 65535
 _DIGEST_LENGTH = 16
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,16 @@ class LocalEnvironment:
         if record is None or not _runs(record):
             return EnvironmentState(record)
         return EnvironmentState(record, alive=True, port=self._port())
+
+    def tend(self) -> str:
+        """Put the log of one that runs aside where it is too large; return which settings it was
+        started with.
+        """
+        try:
+            rotate_written(self.folder.log)
+        except OSError as error:
+            _log.warning("log_not_put_aside", log=str(self.folder.log), error=error.strerror)
+        return self.folder.noted(SETTINGS)
 
     def prepare(self) -> None:
         """Make it, stopped; one that exists is left alone."""

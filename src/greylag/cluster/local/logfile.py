@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 from greylag.cluster.shared import plain
 
 ROTATE_ABOVE = 10 * 1024 * 1024
-"""A log larger than this, in bytes, is put aside at the next start (one older one is kept)."""
+"""A log larger than this, in bytes, is put aside (one older one is kept)."""
 
 _LINES = 5
 _CHARACTERS = 600
@@ -23,7 +24,35 @@ def rotate(path: Path) -> None:
     """Put a log that is too large aside, over the one put aside before."""
     with suppress(FileNotFoundError):
         if path.stat().st_size > ROTATE_ABOVE:
-            path.replace(path.with_name(f"{path.name}.1"))
+            path.replace(_aside(path))
+
+
+def rotate_written(path: Path) -> None:
+    """Do the same while somebody appends to the log, who goes on at its beginning.
+
+    A line that is written in just this moment may be lost.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    with (
+        suppress(FileNotFoundError),
+        os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as log,
+    ):
+        if os.fstat(log.fileno()).st_size > ROTATE_ABOVE:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with os.fdopen(os.open(_aside(path), flags, 0o600), "wb") as aside:
+                shutil.copyfileobj(log, aside)
+            log.truncate(0)
+
+
+def start_of(path: Path, start: int) -> int:
+    """Return where a run's lines begin in a log, which began at byte ``start``: at the log's
+    beginning, if it was put aside since.
+    """
+    with suppress(FileNotFoundError):
+        return start if path.stat().st_size >= start else 0
+    return start
 
 
 def last_words(path: Path, start: int) -> str:
@@ -70,6 +99,10 @@ async def read_lines(
             file.close()
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")
+
+
 def _open_at_tail(path: Path, lines: int) -> BinaryIO | None:
     """Open ``path`` where its last ``lines`` lines begin; ``None`` when there is no such file."""
     try:
@@ -100,6 +133,8 @@ def _reopen_if_rotated(path: Path, file: BinaryIO | None) -> BinaryIO | None:
             opened = os.fstat(file.fileno())
             read_out = file.tell() >= opened.st_size
             if (opened.st_dev, opened.st_ino) == (now.st_dev, now.st_ino) or not read_out:
+                if file.tell() > opened.st_size:  # put aside while it is written
+                    file.seek(0)
                 return file
             file.close()
         return path.open("rb")

@@ -16,7 +16,7 @@ import structlog
 from greylag.cluster.local import launch
 from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import EnvironmentRecord, Phase
-from greylag.cluster.local.logfile import last_words
+from greylag.cluster.local.logfile import last_words, start_of
 from greylag.cluster.local.processes import ProcessId, reap, wait_end
 from greylag.cluster.shared import ChangeFeed, plain
 from greylag.common.backoff import Pauses
@@ -270,7 +270,8 @@ class Observer:
         if noted is None or noted.process != record.process:
             return await self._observe(environment)
         log, start = environment.folder.log, noted.log_start
-        return _failed(noted, await self._threads.run(lambda: last_words(log, start)))
+        words = await self._threads.run(lambda: last_words(log, start_of(log, start)))
+        return _failed(noted, words)
 
     def _session(self) -> aiohttp.ClientSession:
         """Return the HTTP client, made at its first use, as it belongs to the running loop."""
