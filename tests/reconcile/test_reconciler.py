@@ -17,7 +17,7 @@ from greylag.domain.errors import (
     ProjectNotFoundError,
     StoreUnavailableError,
 )
-from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Verb
+from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Observation, Observed, Verb
 from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import Claim, Outcome
 from greylag.reconcile import outcomes
@@ -346,6 +346,25 @@ async def test_why_one_is_active_no_more_is_kept_and_told_until_it_is_active_aga
     project = await bench.project()
     assert (project.status, project.error) == (Status.ACTIVE, None)
     assert (await bench.told())[-2:] == ["crashed", "active"]
+
+
+@pytest.mark.parametrize("state", [Observed.STOPPING, Observed.STOPPED])
+async def test_one_that_is_stopped_unasked_says_so(state: Observed) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    before = len(await bench.told())
+    bench.cluster.auto = False
+    bench.cluster._set(REF, Observation(state))
+    await bench.store.poke(REF, bench.clock.now())
+    working = asyncio.create_task(bench.loop.drain())
+    while not working.done():
+        await asyncio.sleep(0)
+        if (await bench.project()).status is not Status.ACTIVE:
+            bench.cluster.advance(REF)
+    told = await bench.told()
+    assert (told[before], told.count("environment_drifted")) == ("environment_drifted", 1)
+    assert ((project := await bench.project()).status, project.error) == (Status.ACTIVE, None)
 
 
 async def test_what_keeps_one_from_its_start_is_told_before_its_time_is_over() -> None:

@@ -33,6 +33,11 @@ GONE = ErrorInfo(
     "Somebody removed the environment, and the workspace's files with it; it is made anew, empty.",
     "Restore the files from a backup of your own if there is one.",
 )
+STOPPED = ErrorInfo(
+    "environment_drifted",
+    "The environment was stopped, though Greylag was not asked for that.",
+    "Greylag starts it again by itself.",
+)
 _REACHED = {
     Status.ACTIVE: NewEvent("active", "The environment is active."),
     Status.INACTIVE: NewEvent("inactive", "The environment is inactive; its volume is kept."),

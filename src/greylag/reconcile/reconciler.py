@@ -362,9 +362,11 @@ class _Pass:
         return False
 
     def _why(self, seen: Observation) -> ErrorInfo | None:
-        """Return why a step is needed, beside the wish for it."""
+        """Return why a step is needed, or waited for, beside the wish for it."""
         if seen.state is not Observed.ABSENT:
-            return seen.error
+            ends = seen.state in {Observed.STOPPING, Observed.STOPPED}
+            unasked = ends and self.project.status is Status.ACTIVE
+            return seen.error or (outcomes.STOPPED if unasked else None)
         # With what is another Greylag's the step is refused, which tells of it.
         has_run = self.project.last_activated_at is not None
         return outcomes.GONE if has_run and seen.error is None else None
@@ -439,7 +441,7 @@ class _Pass:
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""
         events, now = self._new_steps(seen), self.world.clock.now()
-        why = seen.error if self.project.settled else self._lasting(seen.error, now)
+        why = self._why(seen) if self.project.settled else self._lasting(seen.error, now)
         outcome = outcomes.waiting(self.project, events, now, self._timeout, why)
         if outcome is not None:
             await self._write(outcome)

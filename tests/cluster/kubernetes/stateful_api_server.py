@@ -62,6 +62,18 @@ class StatefulServer:
                 queue.put_nowait({"type": event, "object": kept})
         return kept
 
+    def forget(self, key: tuple[str, str, str], now: dict[str, Any] | None = None) -> None:
+        """Tell those who watch that an object is gone; ``now`` is what they do not select of it."""
+        self.version += 1
+        version = {"resourceVersion": str(self.version)}
+        there = self.things.pop(key)
+        if now is not None:
+            self.things[key] = {**now, "metadata": {**now["metadata"], **version}}
+        last = {**there, "metadata": {**there["metadata"], **version}}
+        for watched, queue in self._watches:
+            if watched == key[0]:
+                queue.put_nowait({"type": "DELETED", "object": last})
+
     def refuse(self, code: int, reason: str, words: str = "", *, watches: bool = True) -> None:
         """Refuse everything from now on, and end all ``watches``."""
         self.answers = (code, reason, words)
@@ -112,12 +124,7 @@ class StatefulServer:
         if there is None:
             return web.json_response({"code": 404, "reason": "NotFound"}, status=404)
         if request.method == "DELETE":
-            del self.things[key]
-            self.version += 1
-            for watched, queue in self._watches:
-                if watched == key[0]:
-                    meta = {**there["metadata"], "resourceVersion": str(self.version)}
-                    queue.put_nowait({"type": "DELETED", "object": {**there, "metadata": meta}})
+            self.forget(key)
         return web.json_response(there)
 
     def _list(self, kind: str, namespace: str, request: web.Request) -> web.StreamResponse:

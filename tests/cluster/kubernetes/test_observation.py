@@ -666,6 +666,34 @@ async def test_a_pod_whose_label_somebody_takes_off_or_changes_is_not_the_projec
         assert cluster._cache.pods((environment(2).names.namespace, "demo")) == []
 
 
+@pytest.mark.parametrize("relabelled", [True, False])
+@pytest.mark.parametrize("starts", [True, False])
+async def test_a_pod_that_runs_on_without_its_deployment_is_told_of_and_taken_over(
+    monkeypatch: pytest.MonkeyPatch, *, relabelled: bool, starts: bool
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key, made = next(one for one in server.things.items() if one[0][0] == "Deployment")
+        if relabelled:
+            gone = {**made, "metadata": {**made["metadata"], "labels": {}}}
+            server.forget(key, gone)
+        else:
+            await cluster._api.delete(*key)
+        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(2))).state is Observed.STOPPING
+        monkeypatch.setattr(observation, "OWNERLESS_SECONDS", 0)
+        monkeypatch.setattr(observation, "QUIET_SECONDS", 0)
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert (seen.state, seen.error.code) == (Observed.FAILED, "environment_drifted")
+        await (cluster.start if starts else cluster.stop)(environment(2))
+        now = server_deployment(server)
+        assert now["spec"]["replicas"] == int(starts)
+        assert now["metadata"]["labels"][LABEL] == "demo"
+        assert (await cluster.observe(environment(2))).state is not Observed.FAILED
+
+
 @pytest.mark.parametrize("project", [None, "other"])
 async def test_nothing_is_kept_of_a_project_whose_objects_lost_their_labels_and_went(
     project: str | None,

@@ -153,8 +153,7 @@ class KubernetesCluster:
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
-                mark = self._keys.mark(start_mark(None), running=False)
-                return await self._applier.apply(environment, None, replicas=0, mark=mark)
+                return await self._made_asleep(environment)
             return await self._writes.stamped(environment, found)
 
         await self._writes.do(environment, step)
@@ -188,7 +187,8 @@ class KubernetesCluster:
 
         async def step(found: Object | None) -> dict[str, Any] | None:
             if found is None:
-                return None
+                ownerless = self._observer.objects(environment).is_ownerless
+                return await self._made_asleep(environment) if ownerless else None
             patch = {"metadata": stamp(environment, found), "spec": {"replicas": 0}}
             return await self._writes.patched(environment, patch)
 
@@ -310,6 +310,11 @@ class KubernetesCluster:
         self._begin()
         await self._observer.fresh()
         return await self._ownership.checked(environment)
+
+    async def _made_asleep(self, environment: Environment) -> dict[str, Any]:
+        """Apply all objects, and a Deployment that takes over what pods there are and ends them."""
+        mark = self._keys.mark(start_mark(None), running=False)
+        return await self._applier.apply(environment, None, replicas=0, mark=mark)
 
     async def _taken_up(self, environment: Environment) -> None:
         """Wait a moment for the cluster's controller to take up what was written last."""

@@ -104,6 +104,11 @@ class EnvironmentObjects:
         )
 
     @property
+    def is_ownerless(self) -> bool:
+        """Whether a pod runs that no Deployment of ours has."""
+        return self.deployment is None and any(lives(pod) for pod in self.pods)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it is not to run, and has no pod now."""
         return not self.wanted and not any(lives(pod) or is_removed(pod) for pod in self.pods)

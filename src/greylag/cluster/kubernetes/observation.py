@@ -58,6 +58,9 @@ BEHIND_SECONDS = 3.0
 QUIET_SECONDS = 1.5
 """An environment on which nothing happens for so long may be stuck: then Events are read."""
 
+OWNERLESS_SECONDS = 10.0
+"""A pod that goes with its Deployment has begun to go by then."""
+
 EXPLAINING_SECONDS = 5.0
 """How long after its beginning a look waits for Events and logs at most: what has not come by then
 is not told, and that is all."""
@@ -316,18 +319,14 @@ class EnvironmentObserver:
         self, environment: Environment, found: EnvironmentObjects, known: _Known
     ) -> Observation:
         seen = observed(found)
-        if (
-            seen.state is Observed.STOPPED
-            and self._cache.quiet_for(key_of(environment)) < QUIET_SECONDS
-        ):
-            # Of one that has just been made not all may be known yet.
-            return replace(seen, error=None)
-        if found.wanted and (said := self._kept_of_volume(environment, found.claim)):
+        if not found.wanted:
+            return self._judged_resting(environment, found, seen)
+        if said := self._kept_of_volume(environment, found.claim):
             kept = NewEvent("volume_kept", said)
             seen = replace(seen, steps=(*seen.steps[:1], kept, *seen.steps[1:]))
         # What an environment failed of is told first, unless somebody's change may have caused it.
         edited = found.deployment is not None and is_edited(found.deployment)
-        asked = found.wanted and (edited or not found.failed_itself)
+        asked = edited or not found.failed_itself
         if asked and (lost := self._lost(environment, known)) is not None:
             if lost.error.code == "environment_contested" and not lost.final:
                 return seen if seen.error else replace(seen, error=lost.error)
@@ -341,6 +340,22 @@ class EnvironmentObserver:
             # It failed as it was asked for before: the new wish is a new try.
             return replace(seen, terminal=False)
         return seen
+
+    def _judged_resting(
+        self, environment: Environment, found: EnvironmentObjects, seen: Observation
+    ) -> Observation:
+        quiet = self._cache.quiet_for(key_of(environment))
+        if quiet < QUIET_SECONDS:
+            # Of one that has just been made not all may be known yet, and what goes is not stuck.
+            return replace(seen, error=None)
+        if not found.is_ownerless or quiet < OWNERLESS_SECONDS:
+            return seen
+        name = environment.names.deployment
+        lost = _drifted(
+            f"The environment's Deployment {name} was deleted, or its labels were, and its pod "
+            "runs on without it."
+        )
+        return Observation(Observed.FAILED, error=lost.error)
 
     def _is_shut_in(self, pod: Object | None) -> bool:
         """Tell whether a pod has IPv6 addresses alone, and may connect to none."""
