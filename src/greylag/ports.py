@@ -615,7 +615,7 @@ class Cluster(Protocol):
         """Return when the environment may have changed, at the latest after ``timeout`` seconds."""
 
     def changes(self) -> AsyncIterator[ProjectRef]:
-        """Yield projects whose environments changed unasked (ended, were deleted), until closed."""
+        """Yield projects whose environments ended, came or were changed unasked, until closed."""
 
     async def reach(self, environment: Environment) -> AgentAddress:
         """Return where a running environment's agent answers.

@@ -262,8 +262,7 @@ class _Pass:
                 return False
             case Settle(status):
                 await self._copy_news(status)
-                recheck = self._pause() if self.project.attempts else self._resync()
-                recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else recheck
+                recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else self._recheck(now)
                 outcome = outcomes.settled(self.project, status, seen, now, recheck)
                 if status is Status.ACTIVE and outcome.events:
                     outcome = replace(outcome, events=[*self.world.warnings(), *outcome.events])
@@ -487,6 +486,17 @@ class _Pass:
     @property
     def _timeout(self) -> timedelta:
         return timedelta(seconds=self.world.pace.activation_timeout)
+
+    def _recheck(self, now: datetime) -> timedelta:
+        """Return when to look again, unasked, at what is as it is wanted."""
+        project, resync = self.project, self._resync()
+        if not project.attempts:
+            return resync
+        since = project.last_activated_at
+        if project.status is not Status.ACTIVE or since is None:
+            return self._pause()
+        # Once more, when it has been well for so long that its failures count no more.
+        return min(resync, max(self._pause(), since + outcomes.STABLE_AFTER - now))
 
     def _pause(self) -> timedelta:
         failed = self.project.attempts

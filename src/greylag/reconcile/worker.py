@@ -5,15 +5,16 @@ The look at everything, which a start begins with, is done once for all workers 
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
+from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnavailableError
-from greylag.domain.project import ProjectRef
+from greylag.domain.project import Project, ProjectRef, Status
 from greylag.ports import Claim, Clock, Cluster, Duty, ProjectStore, has_record
 from greylag.reconcile.loop import OUTAGE_PAUSE, WorkLoop, outage_waited_out
-from greylag.reconcile.reconciler import Reconciler
+from greylag.reconcile.reconciler import FIRST_PAUSE, LONGEST_PAUSE, Reconciler
 
 _log = structlog.get_logger(__name__)
 
@@ -165,6 +166,18 @@ class Worker:
             project = await self._store.of_environment(ref)
         except ProjectNotFoundError:
             return
-        if project.attempts == 0:
-            # One that keeps failing is looked at when its pause is over, not when it fails.
-            await self._store.poke(ref, self._clock.now())
+        now = self._clock.now()
+        if _may_be_looked_at(project, now):
+            await self._store.poke(ref, now)
+
+
+def _may_be_looked_at(project: Project, now: datetime) -> bool:
+    """Tell whether what a cluster tells of a project is a reason to look at once.
+
+    One that keeps failing is looked at when its pause is over, not when it fails.
+    """
+    if project.attempts == 0 or project.status is Status.ERROR:
+        return True
+    since = project.last_activated_at
+    least = timedelta(seconds=backoff(project.attempts, FIRST_PAUSE, LONGEST_PAUSE, min))
+    return project.status is Status.ACTIVE and since is not None and now - since >= least

@@ -666,6 +666,31 @@ async def test_a_pod_whose_label_somebody_takes_off_or_changes_is_not_the_projec
         assert cluster._cache.pods((environment(2).names.namespace, "demo")) == []
 
 
+@pytest.mark.parametrize("waited_for", [True, False])
+async def test_a_pod_that_gets_ready_is_told_of_unless_somebody_here_waits_for_it(
+    *, waited_for: bool
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key, ready = next(one for one in server.things.items() if one[0][0] == "Pod")
+        server.put(*key[:2], {**ready, "status": {"phase": "Running"}})
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(2))).state is Observed.STARTING
+        hearing = asyncio.ensure_future(anext(cluster.changes()))
+        waiting = asyncio.ensure_future(cluster.changed(environment(2), PATIENCE))
+        await asyncio.sleep(0)
+        if not waited_for:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        server.put(*key[:2], ready)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        await asyncio.sleep(0)
+        assert hearing.done() is not waited_for
+        hearing.cancel()
+        await asyncio.wait([hearing, waiting])
+
+
 @pytest.mark.parametrize("relabelled", [True, False])
 @pytest.mark.parametrize("starts", [True, False])
 async def test_a_pod_that_runs_on_without_its_deployment_is_told_of_and_taken_over(

@@ -8,9 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from greylag.cluster.kubernetes.diagnosis import (
     is_ready,
@@ -34,14 +32,12 @@ from greylag.cluster.kubernetes.identity import (
 )
 from greylag.cluster.kubernetes.informer import Change, Informers
 from greylag.cluster.shared import ChangeFeed
-from greylag.common.clock import parse_rfc3339
 from greylag.domain.project import Environment, ProjectRef
 
 ProjectKey = tuple[str, str]
 """A project's namespace and what its objects' names begin with."""
 
 _Key = TypeVar("_Key")
-_OLD_SECONDS = 60.0
 _PARTS = frozenset({"Service", "Ingress", "PersistentVolumeClaim"})
 
 
@@ -63,7 +59,8 @@ class _Project:
 
 
 class ProjectCache:
-    """Sorts what the informers tell by project; tells ``unasked`` of what nobody here asked for.
+    """Sorts what the informers tell by project; tells ``unasked`` of what nobody here asked for, or
+    waits for.
 
     Of a project whose last object is gone nothing is kept.
 
@@ -79,8 +76,7 @@ class ProjectCache:
         self._deployments: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         # Of all projects, so that one that comes back has none of before.
         self._last_version = 0
-        # Those who wait have it; one for whom nobody waits any more goes by itself.
-        self._waiting: WeakValueDictionary[ProjectKey, asyncio.Event] = WeakValueDictionary()
+        self._waiting: dict[ProjectKey, set[asyncio.Event]] = {}
         informers.subscribe(self._hear)
 
     def find(self, kind: str, namespace: str, name: str) -> Object | None:
@@ -116,11 +112,18 @@ class ProjectCache:
 
     async def changed(self, key: ProjectKey, since: int, within: float) -> None:
         """Return once the project's version is not ``since``, or after ``within`` seconds."""
-        moved = self._waiting.setdefault(key, asyncio.Event())
-        if self.version(key) == since:
+        if self.version(key) != since:
+            return
+        moved, waiting = asyncio.Event(), self._waiting.setdefault(key, set())
+        waiting.add(moved)
+        try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):
                     await moved.wait()
+        finally:
+            waiting.discard(moved)
+            if not waiting:
+                del self._waiting[key]
 
     def wake(self) -> None:
         """Let all who wait look again."""
@@ -170,12 +173,13 @@ class ProjectCache:
         match change.kind:
             case "Pod":
                 before = project.things.get(("Pod", change.name))
-                lost = _was_ready(before) and (change.gone or not is_ready(change.thing))
+                was, now = _was_ready(before), not change.gone and is_ready(change.thing)
                 if annotation_of(change.thing, START_ANNOTATION) == annotation_of(
                     deployment, START_ANNOTATION
                 ):
                     _note_end(before, change, project)
-                if lost or _ready_late(before, change):
+                # Who waits here for its start sees by itself that it is ready.
+                if (was and not now) or (now and not was and key not in self._waiting):
                     self._tell(deployment)
             case "Deployment":
                 claims = [
@@ -198,8 +202,8 @@ class ProjectCache:
         self._wake(key)
 
     def _wake(self, key: ProjectKey) -> None:
-        if (waiting := self._waiting.pop(key, None)) is not None:
-            waiting.set()
+        for moved in self._waiting.get(key, ()):
+            moved.set()
 
 
 def key_of(environment: Environment) -> ProjectKey:
@@ -230,14 +234,3 @@ def _is_lost(change: Change) -> bool:
 
 def _was_ready(pod: Object | None) -> bool:
     return pod is not None and is_ready(pod)
-
-
-def _ready_late(before: Object | None, change: Change) -> bool:
-    """Tell whether a pod got ready so late that nobody may be waiting for it any more."""
-    if change.gone or _was_ready(before) or not is_ready(change.thing):
-        return False
-    made = change.thing["metadata"].get("creationTimestamp")
-    if not made:
-        return False
-    age = datetime.now(UTC) - parse_rfc3339(made)
-    return age.total_seconds() > _OLD_SECONDS

@@ -221,7 +221,9 @@ class KubernetesCluster:
         await self._observer.changed(environment, timeout)
 
     async def changes(self) -> AsyncIterator[ProjectRef]:
-        """Yield projects whose pod or objects were lost though they are to run, until ``close``."""
+        """Yield projects that are to run and lost a pod or objects, or are ready though nobody here
+        waits for that, until ``close``.
+        """
         heard = self._unasked.listen()
         self._begin()
         async for ref in heard:
