@@ -719,6 +719,25 @@ async def test_a_pod_that_runs_on_without_its_deployment_is_told_of_and_taken_ov
         assert (await cluster.observe(environment(2))).state is not Observed.FAILED
 
 
+@pytest.mark.parametrize("pod_is_gone", [True, False])
+async def test_what_ends_with_its_namespace_says_that(*, pod_is_gone: bool) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(2))).error is None
+        if pod_is_gone:
+            server.forget(next(key for key in server.things if key[0] == "Pod"))
+        key, there = next(one for one in server.things.items() if one[0][0] == "Namespace")
+        going = {**there["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+        server.put(*key[:2], {**there, "metadata": going})
+        assert await cluster._informers["Namespace"].reached(str(server.version), PATIENCE)
+        seen = await cluster.observe(environment(2))
+        assert seen.state is (Observed.STARTING if pod_is_gone else Observed.READY)
+        assert seen.error is not None
+        assert seen.error.code == "namespace_terminating"
+
+
 @pytest.mark.parametrize("project", [None, "other"])
 async def test_nothing_is_kept_of_a_project_whose_objects_lost_their_labels_and_went(
     project: str | None,

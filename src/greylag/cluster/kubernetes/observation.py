@@ -22,6 +22,7 @@ from greylag.cluster.kubernetes.failures import (
     cause,
     quoted,
     stuck_removal,
+    terminating,
     translated,
 )
 from greylag.cluster.kubernetes.identity import (
@@ -183,6 +184,7 @@ class EnvironmentObserver:
             again = known.probed.pause
         if observation.state is Observed.READY:
             observation = await self._seen_to(environment, found, known, observation)
+        observation = self._with_namespace(environment, observation)
         known.seen = _Seen(observation, environment, version, again)
         return observation
 
@@ -356,6 +358,17 @@ class EnvironmentObserver:
             "runs on without it."
         )
         return Observation(Observed.FAILED, error=lost.error)
+
+    def _with_namespace(self, environment: Environment, seen: Observation) -> Observation:
+        """Return what was observed with the removal of its namespace as the cause, if there is one:
+        all else that goes, or does not come, is of that.
+        """
+        namespace = self._cache.find("Namespace", "", environment.names.namespace)
+        if namespace is None or not is_removed(namespace):
+            return seen
+        if seen.state is Observed.ABSENT or seen.terminal:
+            return seen
+        return replace(seen, error=terminating(namespace).error)
 
     def _is_shut_in(self, pod: Object | None) -> bool:
         """Tell whether a pod has IPv6 addresses alone, and may connect to none."""
