@@ -147,6 +147,13 @@ def test_it_is_stopping_until_no_pod_is_left(left: dict[str, Any]) -> None:
     assert observed(EnvironmentObjects(deployment(0), [left])).state is Observed.STOPPING
 
 
+def test_a_pod_that_nobody_ends_is_named() -> None:
+    seen = observed(EnvironmentObjects(deployment(0), [pod(ready=True)]))
+    assert seen.error is not None
+    assert seen.error.code == "environment_stopping"
+    assert pod()["metadata"]["name"] in seen.error.message
+
+
 def test_an_ended_pod_holds_up_no_stop() -> None:
     ended = pod()
     ended["status"]["phase"] = "Failed"

@@ -30,6 +30,7 @@ from greylag.cluster.kubernetes.identity import (
     CHANGED_BY,
     DENY_POLICY,
     GENERATION_ANNOTATION,
+    PROJECT_LABEL,
     SELECTOR,
     START_ANNOTATION,
     Object,
@@ -491,7 +492,7 @@ def _ready(found: EnvironmentObjects, steps: tuple[NewEvent, ...]) -> Observatio
 
 def _resting(found: EnvironmentObjects) -> Observation:
     if not found.is_idle or (found.deployment is None and is_removed(found.claim)):
-        return Observation(Observed.STOPPING, error=_removal_of(found))
+        return Observation(Observed.STOPPING, error=_removal_of(found) or _running_on(found))
     parts = (found.deployment, found.claim, found.service)
     if all(part is None for part in parts):
         return Observation(Observed.ABSENT)
@@ -508,6 +509,18 @@ def _removal_of(found: EnvironmentObjects) -> ErrorInfo | None:
     if not going:
         return None
     return stuck_removal(*going[0]).error
+
+
+def _running_on(found: EnvironmentObjects) -> ErrorInfo | None:
+    """Return that a pod lives which nobody ends, such as a copy of ours with its labels."""
+    pod = next(filter(lives, found.pods), None)
+    if pod is None:
+        return None
+    return ErrorInfo(
+        "environment_stopping",
+        f"The pod {pod['metadata']['name']} runs on, though the environment is not to run.",
+        f"If somebody else made it, delete it or take its label {PROJECT_LABEL} off.",
+    )
 
 
 def _steps(found: EnvironmentObjects, pod: Object | None) -> tuple[NewEvent, ...]:
