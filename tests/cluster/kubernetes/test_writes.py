@@ -20,7 +20,12 @@ from tests.contract.store_adapters import make_project
 from greylag.cluster.kubernetes import observation, writes
 from greylag.cluster.kubernetes.api import Api
 from greylag.cluster.kubernetes.cluster import WATCHED, KubernetesCluster
-from greylag.cluster.kubernetes.identity import KINDS, START_ANNOTATION, Object
+from greylag.cluster.kubernetes.identity import (
+    KINDS,
+    MANAGED_BY_LABEL,
+    START_ANNOTATION,
+    Object,
+)
 from greylag.cluster.kubernetes.manifests import settings_digest
 from greylag.cluster.kubernetes.options import Options, Template
 from greylag.cluster.kubernetes.writes import is_as_wanted
@@ -712,6 +717,24 @@ async def whole(_environment: Environment, _found: Object) -> bool:
 async def endless(_environment: Environment, _found: Object) -> bool:
     await asyncio.Event().wait()
     return True
+
+
+@pytest.mark.parametrize("verb", ["start", "stop"])
+async def test_what_takes_our_label_off_with_each_write_is_told(
+    monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    async with asleep() as (server, cluster):
+        put = server.put
+
+        def labelled(kind: str, namespace: str, thing: dict[str, Any]) -> dict[str, Any]:
+            labels = {**thing["metadata"].get("labels", {}), MANAGED_BY_LABEL: "a-policy"}
+            changed = {**thing, "metadata": {**thing["metadata"], "labels": labels}}
+            return put(kind, namespace, changed if kind == "Deployment" else thing)
+
+        monkeypatch.setattr(server, "put", labelled)
+        with pytest.raises(ClusterError, match="admission webhook") as told:
+            await getattr(cluster, verb)(environment(2))
+        assert (told.value.info.code, told.value.terminal) == ("environment_contested", True)
 
 
 async def test_what_the_cluster_changes_with_each_write_counts_as_changed_by_nobody() -> None:

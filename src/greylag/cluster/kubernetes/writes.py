@@ -22,6 +22,7 @@ from greylag.cluster.kubernetes.cache import ProjectCache, key_of
 from greylag.cluster.kubernetes.diagnosis import is_removed
 from greylag.cluster.kubernetes.failures import (
     ApiError,
+    cause,
     cluster_error,
     of_cause,
     stuck_removal,
@@ -222,6 +223,11 @@ class FencedWrites:
 
     async def _read_back(self, written: Object) -> None:
         """Wait until the informers know what was written, so that the next look sees it."""
+        if not is_ours(written):
+            # No watch tells of it, and each look would have it made anew.
+            who, name = "something, such as an admission webhook,", written["metadata"]["name"]
+            changed = cause("environment_contested", kind="Deployment", name=name, who=who)
+            raise of_cause(replace(changed, final=True))
         version = written["metadata"]["resourceVersion"]
         if not await self._informers["Deployment"].reached(version, READ_BACK_SECONDS):
             raise ClusterError(
