@@ -145,7 +145,11 @@ async def test_closed_standard_streams_do_no_harm(env: dict[str, str], closed: s
     assert done.out == "" if ">&- 2" in closed or closed == ">&-" else done.document["users"]
 
 
-@pytest.mark.parametrize("words", ["users", "version", "--help", "users --help"])
+@pytest.mark.parametrize(
+    "words",
+    ["users", "version", "--help", "users --help", "events talk", "events talk -f", "audit export"],
+)
+@pytest.mark.usefixtures("project")
 async def test_a_full_disk_is_told_in_a_sentence(env: dict[str, str], words: str) -> None:
     process = await asyncio.create_subprocess_exec(
         "/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", *GREYLAG, *words.split(),

@@ -3,7 +3,8 @@
 import asyncio
 import codecs
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import click
 
@@ -84,15 +85,16 @@ async def events(access: Access, *, project: str, follow: bool) -> None:
     With --json each event is one document on its own line.
     """
     place = await access.place(project)
-    found = _live(access, place) if follow else _so_far(access.api, place)
-    async for event in found:
-        if access.output.json:
-            access.output.document(event.as_json())
-        else:
-            access.output.line(event_line(event))
+    # An end in between, such as of the reader of the output, closes the stream, too.
+    async with aclosing(_live(access, place) if follow else _so_far(access.api, place)) as found:
+        async for event in found:
+            if access.output.json:
+                access.output.document(event.as_json())
+            else:
+                access.output.line(event_line(event))
 
 
-async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
+async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncGenerator[StreamEvent]:
     async with api.events(place, follow=False) as found:
         while True:
             try:
@@ -109,7 +111,7 @@ async def _so_far(api: ApiClient, place: ProjectPlace) -> AsyncIterator[StreamEv
             yield event
 
 
-async def _live(access: Access, place: ProjectPlace) -> AsyncIterator[StreamEvent]:
+async def _live(access: Access, place: ProjectPlace) -> AsyncGenerator[StreamEvent]:
     """Yield every event once, over as many connections as it takes, until the project is gone."""
     patience = Patience()
     last = 0
