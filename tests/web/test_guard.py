@@ -1,6 +1,7 @@
 """What the guard refuses before anything is read or done, and what every answer carries."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
@@ -116,6 +117,30 @@ async def test_every_error_is_a_problem_document(
         assert (await problem(answer))[0] in {status, 422}
 
 
+async def test_a_method_that_is_not_taken_is_told_with_all_that_are(running: Site) -> None:
+    async with running.http.put(ADA) as answer:
+        assert (await problem(answer))[0] == 405
+        assert answer.headers.getall("allow") == ["GET, POST"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"content-type": "application/x-www-form-urlencoded"}, "Content-Type: application/json"),
+        ({"content-type": "text/plain"}, "Content-Type: application/json"),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, "compressed"),
+    ],
+)
+async def test_a_body_that_is_not_sent_as_json_is_told_so(
+    running: Site, headers: dict[str, str], told: str
+) -> None:
+    body = b'{"name": "x"}'
+    body = gzip.compress(body) if "content-encoding" in headers else body
+    async with running.http.post(ADA, data=body, headers=headers) as answer:
+        assert answer.status == 422
+        assert told in (await answer.json(content_type=None))["detail"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -167,8 +192,9 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
                 assert await problem(answer) == (401, "unauthorized")
         async with locked.http.get(ADA, headers={"authorization": f"bearer {TOKEN}"}) as answer:
             assert answer.status == 200
-        async with locked.http.get("/healthz") as answer:
-            assert answer.status == 200
+        for method in ("GET", "HEAD"):
+            async with locked.http.request(method, "/healthz") as answer:
+                assert answer.status == 200
         page = {"accept": "text/html"}
         async with locked.http.get("/", headers=page, allow_redirects=False) as answer:
             assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2F")

@@ -75,6 +75,7 @@ async def show_platform(call: CallDep) -> PlatformOut:
     return PlatformOut.model_validate(call.use_cases.platform)
 
 
+@_router.head("/healthz", include_in_schema=False)
 @_router.get(
     "/healthz",
     summary="Whether the process runs",
@@ -85,6 +86,7 @@ async def health() -> HealthOut:
     return HealthOut(status="ok")
 
 
+@_router.head("/readyz", include_in_schema=False)
 @_router.get(
     "/readyz",
     summary="Whether requests can be served",

@@ -1,13 +1,13 @@
 """Errors outward: the one table from code to HTTP status, and RFC 9457 problem documents."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -104,6 +104,8 @@ _RETRY_AFTER: Mapping[str, str] = {"store_unavailable": "2", "cluster_unavailabl
 """Seconds after which what is away by itself may be back (RFC 9110, section 10.2.3)."""
 
 _FAULT = GreylagError("Something went wrong inside Greylag.").info
+_NO_FORM = "The request is not of the form it must have."
+_UNREADABLE = "The body cannot be read: it is malformed, or compressed, which is not taken."
 _NOT_ALLOWED = ErrorInfo(
     "method_not_allowed",
     "This path does not take this method.",
@@ -174,13 +176,13 @@ def install_error_handlers(app: FastAPI) -> None:
         return page_or_problem(asked, translated(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
-        errors = error.errors() if isinstance(error, RequestValidationError) else []
-        return page_or_problem(request, InvalidRequestError(_first_fault(errors)).info)
+        said = _fault_in(error) if isinstance(error, RequestValidationError) else _NO_FORM
+        return page_or_problem(request, InvalidRequestError(said).info)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             return page_or_problem(request, unexpected(error))
-        headers = dict(error.headers or {})
+        headers = MutableHeaders(error.headers)
         if error.status_code == 405:  # noqa: PLR2004 - HTTP's
             taken = (names for place, names in methods() if place.match(request.url.path))
             if (allowed := next(taken, None)) is not None:
@@ -232,20 +234,23 @@ def _of_http(error: HTTPException) -> tuple[ErrorInfo, int]:
         case 413:
             return TooLargeError("The request's body is larger than is taken.").info, 413
         case 400:
-            unreadable = InvalidRequestError("The request's body cannot be read.")
-            return unreadable.info, 422
+            return InvalidRequestError(_UNREADABLE).info, 422
         case status:
             return ErrorInfo(f"http_{status}", str(error.detail)), status
 
 
-def _first_fault(errors: Sequence[Any]) -> str:
+def _fault_in(error: RequestValidationError) -> str:
     """Return one sentence about the first thing that is wrong, naming where it is."""
-    if not errors:
-        return "The request is not of the form it must have."
-    where, *path = (str(part) for part in errors[0]["loc"])
-    reason = str(errors[0]["msg"]).removeprefix("Value error, ")
+    first = next(iter(error.errors()), None)
+    if first is None:
+        return _NO_FORM
+    where, *path = (str(part) for part in first["loc"])
+    if not path and isinstance(error.body, bytes):
+        # The framework has not looked into it.
+        return "The body must be JSON and be sent with `Content-Type: application/json`."
+    reason = str(first["msg"]).removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    if errors[0]["type"] == "json_invalid":
-        return f"The body is not JSON: {errors[0]['ctx']['error']} (at character {path[0]})."
+    if first["type"] == "json_invalid":
+        return f"The body is not JSON: {first['ctx']['error']} (at character {path[0]})."
     field = ".".join(path)
     return f"{field} ({where}): {reason}." if field else f"The {where}: {reason}."
