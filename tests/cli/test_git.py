@@ -1,7 +1,7 @@
 """`greylag git` and `greylag secrets`, against a server over memory adapters."""
 
 import pytest
-from tests.cli.program import Cli
+from tests.cli.program import Cli, on_terminal
 
 from greylag.cli.errors import Exit
 from greylag.config import Settings
@@ -32,6 +32,13 @@ async def test_a_repository_is_told_of_committed_and_pushed(cli: Cli) -> None:
         "to fix of https://example.org/a.git"
         in (await cli("git", "push", "demo", "--branch", "fix")).err
     )
+
+
+async def test_ctrl_c_ends_the_question_for_a_secret(env: dict[str, str]) -> None:
+    async with on_terminal("secrets", "set", "hub", "--host", "github.com", env=env) as terminal:
+        await terminal.until("Value: ")
+        terminal.type("\x03")
+        assert await terminal.end() == Exit.INTERRUPTED
 
 
 async def test_a_secret_is_read_from_stdin_listed_without_its_value_and_deleted(

@@ -50,6 +50,16 @@ class Access:
     api: ApiClient
     withheld: str | None = None
 
+    def run(self, command: Awaitable[R]) -> R:
+        """Run a command to its end, with the client entered."""
+
+        async def whole() -> R:
+            self.tell_withheld()
+            async with self.api:
+                return await command
+
+        return asyncio.run(whole())
+
     def tell_withheld(self) -> None:
         """Say so if the kept token is not sent."""
         if self.withheld is not None:
@@ -142,19 +152,12 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
 def api_command(
     command: Callable[Concatenate[Access, P], Awaitable[R]],
 ) -> Callable[..., R]:
-    """Give an async command the options of ``api_options``, and run it to its end with the client
-    entered.
-    """
+    """Give an async command the options of ``api_options``, and ``Access.run`` it."""
 
     @api_options
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        async def whole() -> R:
-            access.tell_withheld()
-            async with access.api:
-                return await command(access, *args, **kwargs)
-
-        return asyncio.run(whole())
+        return access.run(command(access, *args, **kwargs))
 
     return run
 

@@ -15,7 +15,7 @@ from greylag.cli.access import Access, api_command, api_options
 from greylag.cli.client import ApiClient
 from greylag.cli.errors import CliError, ServerRefusedError, StartError, starting
 from greylag.cli.kept_token import SERVICE, KeptToken, KeyringError, has_desktop
-from greylag.cli.output import confirm, moment, open_in_browser
+from greylag.cli.output import confirm, given_line, moment, open_in_browser
 from greylag.common.token_file import FORM, can_be_token
 
 SCOPES = ("projects:read", "projects:write", "messages", "files", "admin")
@@ -268,24 +268,27 @@ async def list_targets(access: Access) -> None:
 
 @notifications.command("add-webhook", short_help="Tell a webhook of turns; print its secret.")
 @click.argument("name")
-@api_command
-async def add_webhook(access: Access, *, name: str) -> None:
+@api_options
+def add_webhook(access: Access, *, name: str) -> None:
     """Tell a webhook, to be called NAME, by signed POSTs; print the secret for that, this once.
 
     Its address, which may hold a token, is asked for, or read from stdin: one line.
 
     Example: greylag notifications add-webhook chat < address.txt
     """
-    url = click.prompt("Address", err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    body = {"name": name, "url": url.strip()}
-    made = await access.api.post(*await _path(access), "webhooks", body=body)
-    access.output.made(
-        made,
-        lambda: (
-            f"Webhook {made['id']} at {made['host']}; its secret is shown this once:",
-            made["secret"],
-        ),
-    )
+    body = {"name": name, "url": given_line("Address")}
+
+    async def add() -> None:
+        made = await access.api.post(*await _path(access), "webhooks", body=body)
+        access.output.made(
+            made,
+            lambda: (
+                f"Webhook {made['id']} at {made['host']}; its secret is shown this once:",
+                made["secret"],
+            ),
+        )
+
+    access.run(add())
 
 
 @notifications.command("test", short_help="Tell one something, once.")

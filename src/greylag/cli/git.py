@@ -1,13 +1,12 @@
 """`greylag git` and `greylag secrets`: a workspace's repository, and what its hosts are told."""
 
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from greylag.cli.access import Access, api_command, paths_option
-from greylag.cli.output import confirm, moment
+from greylag.cli.access import Access, api_command, api_options, paths_option
+from greylag.cli.output import confirm, given_line, moment
 from greylag.cli.transport import LONGEST_WAIT, Request
 from greylag.common.agent_api import GitStatus
 
@@ -118,20 +117,21 @@ async def list_secrets(access: Access) -> None:
     metavar="NAME",
     help="Whom the host is told; for most tokens it does not matter.",
 )
-@api_command
-async def set_secret(access: Access, *, name: str, host: str, username: str | None) -> None:
+@api_options
+def set_secret(access: Access, *, name: str, host: str, username: str | None) -> None:
     """Keep a token or password under NAME. It is asked for, or read from stdin: one line.
 
     Example: greylag secrets set github --host github.com < token.txt
     """
-    if sys.stdin.isatty():
-        value = click.prompt("Value", hide_input=True, err=True)
-    else:
-        value = sys.stdin.readline()
-    body = {"host": host, "value": value.strip(), **({"username": username} if username else {})}
-    path = ("users", await access.user_id(), "secrets", name)
-    kept = await access.api.call(Request("PUT", path, body=body))
-    access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
+    value = given_line("Value", hidden=True)
+    body = {"host": host, "value": value, **({"username": username} if username else {})}
+
+    async def keep() -> None:
+        path = ("users", await access.user_id(), "secrets", name)
+        kept = await access.api.call(Request("PUT", path, body=body))
+        access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
+
+    access.run(keep())
 
 
 @secrets.command("delete", short_help="Delete the secret NAME.")

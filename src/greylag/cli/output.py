@@ -352,6 +352,16 @@ async def confirm(question: str, *, yes: bool) -> None:
         raise DeclinedError("Nothing was changed.")
 
 
+def given_line(question: str, *, hidden: bool = False) -> str:
+    """Return a line that is asked for on a terminal, and else read from standard input.
+
+    Not for a running loop: Ctrl-C would wait for the loop, which waits here.
+    """
+    if sys.stdin.isatty():
+        return str(click.prompt(question, hide_input=hidden, err=True)).strip()
+    return sys.stdin.readline().strip()
+
+
 def drop_typed() -> None:
     """Forget what was typed before a question: it cannot be meant as its answer."""
     termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
