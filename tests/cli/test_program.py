@@ -212,7 +212,7 @@ async def test_exit_3_when_something_else_answers() -> None:
 
 
 @pytest.mark.parametrize("command", ["users", "projects list", "whoami", "doctor", "tokens list"])
-@pytest.mark.parametrize("body", [b'{"status": "ok"}', b"[]", b"5"])
+@pytest.mark.parametrize("body", [b'{"status": "ok"}', b"[]", b"5", b""])
 async def test_exit_3_when_another_program_answers_in_json(command: str, body: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
@@ -227,6 +227,33 @@ async def test_exit_3_when_another_program_answers_in_json(command: str, body: b
     assert done.code == (3 if command != "doctor" else done.code)
     assert "not as Greylag does" in done.err + done.out
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("head", "hint"),
+    [
+        (b"301 Moved\r\nlocation: https://example.org/", "leads to https://example.org/;"),
+        (b"502 Bad Gateway", "try again"),
+        (b"200 OK", "Check the address"),
+    ],
+)
+async def test_what_answers_in_place_of_the_server_is_told_with_what_to_do(
+    head: bytes, hint: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: 4\r\n\r\n<a/>" % head)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as stranger:
+        port = stranger.sockets[0].getsockname()[1]
+        done = await call("users", env={"GREYLAG_SERVER": f"http://127.0.0.1:{port}"})
+    assert (done.code, hint in done.err) == (3, True)
+
+
+async def test_an_address_with_a_path_too_many_is_told_so(env: dict[str, str]) -> None:
+    done = await call("users", "--server", f"{env['GREYLAG_SERVER']}/api", env=env)
+    assert (done.code, "Check the path of --server" in done.err) == (1, True)
 
 
 async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:

@@ -50,13 +50,13 @@ class Access:
     api: ApiClient
     withheld: str | None = None
 
-    def run(self, command: Awaitable[R]) -> R:
+    def run(self, command: Callable[[], Awaitable[R]]) -> R:
         """Run a command to its end, with the client entered."""
 
         async def whole() -> R:
             self.tell_withheld()
             async with self.api:
-                return await command
+                return await command()
 
         return asyncio.run(whole())
 
@@ -157,7 +157,7 @@ def api_command(
     @api_options
     @functools.wraps(command)
     def run(access: Access, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return access.run(command(access, *args, **kwargs))
+        return access.run(lambda: command(access, *args, **kwargs))
 
     return run
 

@@ -91,7 +91,7 @@ async def _by_code(access: Access, scopes: tuple[str, ...]) -> str | None:
             await asyncio.sleep(min(max(begun["interval"], 1), 60))
             asked = {"secret": begun["secret"]}
             made = await api.post("device-logins", "token", body=asked)
-            if made is not None:  # somebody has answered
+            if made:  # somebody has answered
                 return str(made["token"])
 
 
@@ -288,7 +288,7 @@ def add_webhook(access: Access, *, name: str) -> None:
             ),
         )
 
-    access.run(add())
+    access.run(add)
 
 
 @notifications.command("test", short_help="Tell one something, once.")

@@ -147,8 +147,8 @@ class ApiClient(Http):
     async def delete_project(self, place: ProjectPlace, wish: Wish) -> ProjectJson | None:
         """Delete a project; ``None`` when it is gone, the project while that goes on."""
         request = Request("DELETE", place.path, headers=wish.prefer)
-        left: ProjectJson | None = await self.call(request, wish.answer_within)
-        return left
+        left: ProjectJson = await self.call(request, wish.answer_within)
+        return left or None
 
     async def sessions(self, place: ProjectPlace) -> tuple[list[Session], str | None]:
         """Return the conversations, newest first; and of when a copy told of them, if one did."""

@@ -180,10 +180,12 @@ _HINTS = {
 }
 
 
-# In place of what is said of all refusals of a kind; a hint of its own stays.
+# In place of what is said of all refusals of a kind, or to whoever asks for a path that is none; a
+# hint of its own stays.
 _GENERAL = {
     InvalidRequestError.hint: "Correct what the sentence names; the command's --help tells more.",
     NotActiveError.hint: "`greylag activate PROJECT` starts it; so does a message.",
+    "Nothing is at this path.": "Check the path of --server; or it is of an earlier version.",
 }
 
 
@@ -199,7 +201,8 @@ def error_of_settings(error: GreylagError) -> CliError:
 
 def refusal(given: Problem) -> ServerRefusedError:
     """Return the error of the kind that this problem document stands for."""
-    problem = replace(given, hint=_HINTS.get(given.code) or _GENERAL.get(given.hint, given.hint))
+    hint = _HINTS.get(given.code) or _GENERAL.get(given.hint) or _GENERAL.get(given.detail)
+    problem = replace(given, hint=hint or given.hint)
     if problem.code == "wait_timeout":
         return StillGoingOnError(problem)
     if problem.status == 401:  # noqa: PLR2004 - HTTP: Unauthorized

@@ -131,7 +131,7 @@ def set_secret(access: Access, *, name: str, host: str, username: str | None) ->
         kept = await access.api.call(Request("PUT", path, body=body))
         access.output.done(kept, f"The secret {kept['name']} for {kept['host']} is kept.")
 
-    access.run(keep())
+    access.run(keep)
 
 
 @secrets.command("delete", short_help="Delete the secret NAME.")

@@ -191,7 +191,7 @@ class Http:
         return {"headers": {**request.headers, **for_proxy}}
 
     async def call(self, request: Request, within: float = ANSWER_SECONDS) -> Any:
-        """Send a request and return its answer's JSON (``None`` when it has none).
+        """Send a request and return its answer's JSON (an empty object when it has none).
 
         It must begin within so many seconds.
         """
@@ -206,7 +206,7 @@ class Http:
             with self.translated():
                 raw = await response.read()
         try:
-            return (self._told(parse_json(raw)) if raw else None), response.headers
+            return self._told(parse_json(raw) if raw else {}), response.headers
         except ValueError as error:
             raise self.stranger() from error
 
@@ -321,7 +321,7 @@ class Http:
                 request_id=str(found.get("request_id") or ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self.stranger(response.status)
+            return self.stranger(response.status, response.headers.get("Location"))
         return refusal(problem)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -389,12 +389,21 @@ class Http:
                 connected=True,
             ) from error
 
-    def stranger(self, status: int | None = None) -> ServerUnreachableError:
-        """Return the error for an answer that is none of Greylag's, with this HTTP status."""
+    def stranger(
+        self, status: int | None = None, leads_to: str | None = None
+    ) -> ServerUnreachableError:
+        """Return the error for an answer that is none of Greylag's: its HTTP status, and where it
+        leads to.
+        """
         more = "" if status is None else f" (HTTP {status})"
+        hint = "Check the address: --server or GREYLAG_SERVER."
+        if leads_to:
+            hint = f"It leads to {leads_to[:200]}; if that is right, name that server instead."
+        elif status in PASSING:
+            hint = "A proxy may answer in its place while it is down, or starts: try again."
         return ServerUnreachableError(
             f"{self._server} answers, but not as Greylag does{more}.",
-            "Check the address: --server or GREYLAG_SERVER.",
+            hint,
             connected=True,
             passes=status in PASSING,
         )
