@@ -172,6 +172,17 @@ async def test_a_body_that_cannot_be_taken_is_a_422_and_makes_nothing(
         assert (await answer.json())["projects"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("", "at least 1 character, not 0"), ("x" * 201, "at most 200 characters, not 201")],
+)
+async def test_the_length_of_a_text_is_told_in_characters(
+    running: Site, name: str, told: str
+) -> None:
+    async with running.http.post(ADA, json={"name": name}) as answer:
+        assert told in (await answer.json(content_type=None))["detail"]
+
+
 async def test_every_answer_has_a_request_id_and_the_security_headers(running: Site) -> None:
     path = await running.project()
     for asked in ("/healthz", "/", ADA, f"{ADA}/missing", "/static/app.css", f"{path}/events"):

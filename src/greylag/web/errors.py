@@ -249,6 +249,9 @@ def _fault_in(error: RequestValidationError) -> str:
         # The framework has not looked into it.
         return "The body must be JSON and be sent with `Content-Type: application/json`."
     reason = str(first["msg"]).removeprefix("Value error, ")
+    if isinstance(first["input"], str):
+        # Of a text that was checked first, the length is told as if it were a list's.
+        reason = re.sub(r"item(s?) after validation", r"character\1", reason)
     reason = reason[:1].lower() + reason[1:]
     if first["type"] == "json_invalid":
         return f"The body is not JSON: {first['ctx']['error']} (at character {path[0]})."
