@@ -15,7 +15,7 @@ import click
 from greylag.cli.client import ApiClient, ProjectJson, ProjectPlace
 from greylag.cli.errors import ServerRefusedError, starting
 from greylag.cli.kept_token import KeptToken, KeyringError
-from greylag.cli.output import Output
+from greylag.cli.output import Output, json_option
 from greylag.common.net import is_loopback
 from greylag.common.token_file import NAME, read_token
 from greylag.domain.errors import InvalidRequestError
@@ -136,7 +136,7 @@ def api_options(command: Callable[Concatenate[Access, P], R]) -> Callable[..., R
     @click.option(
         "--user", metavar="ID", envvar="GREYLAG_USER", help="Act for this user (GREYLAG_USER)."
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on stdout.")
+    @json_option
     @functools.wraps(command)
     def with_access(
         *args: Any, server: str, data: Path, user: str | None, as_json: bool, **kwargs: Any

@@ -14,7 +14,7 @@ import click
 from greylag.cli.access import Access, api_command, place_of, task_group
 from greylag.cli.client import ApiClient, ProjectJson
 from greylag.cli.errors import CliError, Exit, error_of_settings, starting
-from greylag.cli.output import Output, confirm, moment
+from greylag.cli.output import Output, confirm, json_option, moment
 from greylag.cli.programs import data_option
 from greylag.domain.errors import ErrorInfo, GreylagError
 
@@ -77,7 +77,7 @@ class OrphanWish:
 @click.option("--project", metavar="PROJECT", help="Only of projects with this id.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
-@click.option("--json", "as_json", is_flag=True, help="Output for programs.")
+@json_option
 def orphans(  # noqa: PLR0913 - as many as the command has options
     *,
     delete: bool,

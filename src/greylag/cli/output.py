@@ -295,6 +295,11 @@ def _print_table(
     terminal.print(table)
 
 
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs on stdout."
+)
+
+
 def prepare_streams() -> None:
     """Make sure that the three standard streams are there and take every character.
 

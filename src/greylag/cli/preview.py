@@ -61,6 +61,8 @@ async def preview(  # noqa: PLR0913 - one argument per option
 
     The link opens one browser, once, within five minutes; with --share any browser, as long as it
     says. A file whose name is a number is written ./8000.
+
+    Example: greylag preview search 8000 --share 1h
     """
     place = await access.place(project)
     is_port = target.isdecimal()

@@ -10,7 +10,7 @@ import click
 
 from greylag import __version__
 from greylag.cli.errors import StartError
-from greylag.cli.output import Output
+from greylag.cli.output import Output, json_option
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def agentd() -> int:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def version(*, as_json: bool) -> None:
     """Print the version of Greylag and of the Python that runs it."""
     output = Output(as_json=as_json)

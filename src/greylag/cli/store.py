@@ -22,7 +22,7 @@ from greylag.cli.errors import (
     error_of_settings,
     starting,
 )
-from greylag.cli.output import Output, counted, output_lost
+from greylag.cli.output import Output, counted, json_option, output_lost
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
@@ -40,13 +40,12 @@ _data = click.option(
     type=click.Path(path_type=Path),
     help="The data folder whose greylag.db is meant, whatever MONGODB_URI says.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Output for programs.")
 
 
 @click.command("export", short_help="Write all records into a file: a backup.")
 @click.argument("file")
 @_data
-@_json
+@json_option
 def export_(file: str, data: Path | None, *, as_json: bool) -> int:
     """Write all projects, with their logs and keys, users, and the audit trail into FILE (`-`:
     standard output).
@@ -85,7 +84,7 @@ def export_(file: str, data: Path | None, *, as_json: bool) -> int:
 @click.argument("file")
 @click.option("--replace", is_flag=True, help="Remove all that the store holds before.")
 @_data
-@_json
+@json_option
 def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> None:
     """Put the records of an export (`-`: standard input) into the store of the settings.
 

@@ -99,6 +99,8 @@ async def exec_(
 
     The project must be active. Standard input goes to the command; its outputs stay apart. It ends
     with this program.
+
+    Example: greylag exec search -- make test
     """
     if access.output.json:
         raise click.UsageError("--json: what a command prints is its own.")
