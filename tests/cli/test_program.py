@@ -184,6 +184,8 @@ def test_a_hint_of_its_own_stays_and_what_is_said_of_all_is_put_for_the_shell() 
     general = refusal(Problem(422, "invalid_request", "It is wrong.", InvalidRequestError.hint))
     own = refusal(Problem(422, "invalid_request", "It is wrong.", "Do this."))
     assert ("--help" in general.hint, own.hint) == (True, "Do this.")
+    field = refusal(Problem(422, "invalid_request", "Whose?", "Name a user in `user`."))
+    assert field.hint == "Name one with --user."
 
 
 def test_arguments_that_the_locale_cannot_read_are_read_as_utf_8() -> None:

@@ -185,6 +185,7 @@ _HINTS = {
 _GENERAL = {
     InvalidRequestError.hint: "Correct what the sentence names; the command's --help tells more.",
     NotActiveError.hint: "`greylag activate PROJECT` starts it; so does a message.",
+    "Name a user in `user`.": "Name one with --user.",
     "Nothing is at this path.": "Check the path of --server; or it is of an earlier version.",
 }
 
