@@ -24,6 +24,7 @@ from greylag.agentd.main import http_server
 from greylag.common.net import network_of
 from greylag.common.server import TUNNEL, HttpServer, ServerLimits, addresses_of, listen
 from greylag.common.sockets import LEFT
+from greylag.web.schemas import ProblemDocument
 
 needs_ipv6 = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="this machine has no IPv6: it is NOT tested"
@@ -293,6 +294,16 @@ async def test_headers_without_number_are_refused_before_they_are_whole() -> Non
     async with bounded() as one:
         reader, _ = await one.ask(GET + b"a:b\r\n" * 300)
         assert await refused(reader) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\r\n\r\n", GET + b"a:b\r\n" * 300])
+async def test_a_refusal_is_a_problem_document_of_the_form_of_all_others(sent: bytes) -> None:
+    async with bounded() as one:
+        reader, _ = await one.ask(sent)
+        await reader.readuntil(b"\r\n\r\n")
+        problem = ProblemDocument.model_validate_json(await reader.read())
+        assert problem.type == f"urn:greylag:error:{problem.code}"
+        assert problem.hint
 
 
 async def test_large_headers_within_the_limits_are_answered() -> None:

@@ -148,11 +148,21 @@ class _Refusal:
     status: HTTPStatus
     code: str
     detail: str
+    hint: str
 
     def document(self, extra: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the whole answer: a problem document, after which the connection ends."""
-        fields = {"title": self.status.phrase, "status": self.status, "detail": self.detail}
-        body = json.dumps({"type": "about:blank", **fields, "code": self.code}).encode()
+        # Of the form of all others, so that one reader will do; no log line is of this one.
+        document = {
+            "type": f"urn:greylag:error:{self.code}",
+            "title": self.code.replace("_", " ").capitalize(),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            "hint": self.hint,
+            "request_id": "",
+        }
+        body = json.dumps(document).encode()
         retry = b"retry-after: 5\r\n" if self.status in _RETRIED else b""
         lines = b"".join(b"%s: %s\r\n" % header for header in extra)
         return (
@@ -164,32 +174,47 @@ class _Refusal:
 
 
 _RETRIED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-_MALFORMED = _Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "This is no HTTP request.")
+_MALFORMED = _Refusal(
+    HTTPStatus.BAD_REQUEST,
+    "malformed_request",
+    "This is no HTTP request.",
+    "Send HTTP/1.1, without TLS: that ends at a proxy, if there is one.",
+)
 _HEADERS_TOO_LARGE = _Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers_too_large",
     "The request has more or longer headers than are taken.",
+    "Send fewer or shorter headers, or a shorter address.",
 )
 _NO_HANDSHAKE = _Refusal(
     HTTPStatus.BAD_REQUEST,
     "malformed_request",
     "A request for a WebSocket has no body, at most 128 headers, and lines of up to 8 KiB.",
+    "Send the handshake so.",
 )
 _TOO_SLOW = _Refusal(
-    HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "The request did not come in time."
+    HTTPStatus.REQUEST_TIMEOUT,
+    "request_too_slow",
+    "The request did not come in time.",
+    "Send it again, without a pause in it.",
 )
 _TOO_MANY_AHEAD = _Refusal(
-    HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", "Too many requests were sent ahead."
+    HTTPStatus.TOO_MANY_REQUESTS,
+    "too_many_requests",
+    "Too many requests were sent ahead.",
+    "Wait for answers before sending more.",
 )
 _TOO_MANY_OF_ONE = _Refusal(
     HTTPStatus.TOO_MANY_REQUESTS,
     "too_many_connections",
     "This client has as many connections as one may have.",
+    "Close some, or try again in a few seconds.",
 )
 _FULL = _Refusal(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "too_many_connections",
     "The server has as many connections as it takes.",
+    "Try again in a few seconds.",
 )
 
 
