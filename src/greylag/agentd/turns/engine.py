@@ -96,9 +96,7 @@ class TurnEngine:
         self._running: dict[str, RunningTurn] = {}
         self._allowed: dict[str, set[str]] = {}
         self._held: set[str] = set()
-        self._worn = (
-            False  # whether the agent met a disk that took nothing, as its records may have
-        )
+        self._worn = False  # whether the agent's records met a disk that took nothing
         self.stopping = False
         self.activity = TurnActivity(policy.now)
 
