@@ -352,6 +352,18 @@ def closing(monkeypatch: pytest.MonkeyPatch) -> None:
     closed(monkeypatch)
 
 
+async def test_states_for_which_the_disk_has_no_room_are_told_as_that(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        (made.root / "a").write_text("a")
+        await made.service.begin("t1", "s")
+        await made.service.end("t1")
+        await made.store.run(lambda sql: sql.execute("PRAGMA max_page_count = 1"))
+        (made.root / "b").write_bytes(os.urandom(500_000))
+        with pytest.raises(RequestError, match="full") as refused:
+            await made.service.between(None, None)
+        assert refused.value.code == "storage_failed"
+
+
 @pytest.mark.parametrize(("part", "names"), [("a" * 125, 5000), ("a" * 250, 1), ("a", 600_000)])
 async def test_a_list_that_would_take_more_memory_than_its_length_is_no_state(
     part: str, names: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,14 @@ from greylag.agentd.changes.plan import (
 )
 from greylag.agentd.changes.report import TOTALS_SECONDS, diff_of, notes_of, report, totals
 from greylag.agentd.changes.spans import Ends, Span
-from greylag.agentd.changes.states import RestoreStep, Snapshot, SnapshotError, TreeEntry, split
+from greylag.agentd.changes.states import (
+    RestoreStep,
+    Snapshot,
+    SnapshotError,
+    StatesFileError,
+    TreeEntry,
+    split,
+)
 from greylag.agentd.changes.store import SnapshotStore, keep_on
 from greylag.agentd.problems import RequestError
 from greylag.agentd.records import HistoryCut, StorageError
@@ -532,7 +539,8 @@ class ChangeService:
 
 
 def _failed(error: SnapshotError) -> RequestError:
-    return RequestError("agent_unavailable", str(error))
+    on_disk = isinstance(error, StatesFileError)
+    return RequestError("storage_failed" if on_disk else "agent_unavailable", str(error))
 
 
 def _gone(*, taken: bool = True) -> RequestError:

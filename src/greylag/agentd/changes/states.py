@@ -11,6 +11,10 @@ class SnapshotError(Exception):
     """The workspace's state cannot be kept or read; the message says why."""
 
 
+class StatesFileError(SnapshotError):
+    """The file of the states cannot be used, for a full disk most often."""
+
+
 class TreeEntry(NamedTuple):
     """What a tree says of a name.
 

@@ -31,6 +31,7 @@ from greylag.agentd.changes.states import (
     Seen,
     Snapshot,
     SnapshotError,
+    StatesFileError,
     TreeEntry,
     split,
 )
@@ -235,7 +236,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise SnapshotError(f"The workspace's states cannot be used: {error}.") from error
+        raise StatesFileError(f"The workspace's states cannot be used: {error}.") from error
 
 
 def _prepare(sql: sqlite3.Connection) -> bool:
