@@ -32,7 +32,7 @@ from greylag.domain.project import Desired, Project, ProjectRef, Status, new_rec
 from greylag.ports import AuditFilter, Outcome, PageQuery, ProjectStore
 from greylag.services.projects import Edit
 from greylag.store import records
-from greylag.store.sqlite import tables
+from greylag.store.sqlite import queries
 from greylag.store.sqlite.store import SqliteStore
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
@@ -96,7 +96,7 @@ async def _sqlite(given: Given) -> AsyncIterator[tuple[ProjectStore, ProjectStor
     def insert(sql: sqlite3.Connection) -> None:
         with transaction(sql):
             for number in range(given.projects):
-                tables.insert(sql, project(number, given.users), None)
+                queries.insert(sql, project(number, given.users), None)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "greylag.db"

@@ -29,7 +29,7 @@ from greylag.common.clock import SystemClock
 from greylag.common.sqlite import transaction
 from greylag.domain.project import Desired, Status
 from greylag.reconcile.loop import Slot
-from greylag.store.sqlite import tables
+from greylag.store.sqlite import queries
 from greylag.store.sqlite.store import SqliteStore
 
 USERS = 1000
@@ -70,7 +70,7 @@ async def idle(projects: int, seconds: float) -> tuple[float, float]:
                     desired=Desired.INACTIVE,
                     due_at=None,
                 )
-                tables.insert(sql, resting, None)
+                queries.insert(sql, resting, None)
 
     with tempfile.TemporaryDirectory() as folder:
         store = await SqliteStore.open(Path(folder) / "greylag.db")

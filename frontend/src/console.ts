@@ -1,6 +1,6 @@
 // The conversation of a project's page: its composer, its turns, and what is live around them.
 import htmx from "htmx.org/dist/htmx.esm.js";
-import { startAttaching } from "./attach";
+import { startAttaching } from "./attachments";
 import { ChangeLog } from "./changes";
 import { Draft } from "./drafts";
 import { Facts } from "./facts";

@@ -30,7 +30,7 @@ from greylag.services.store_export import check_store, export_store
 from greylag.services.store_file import Contents
 from greylag.store.people import NAMES
 from greylag.store.sqlite import archive as archive_of_a_file
-from greylag.store.sqlite.tables import SELECT
+from greylag.store.sqlite.queries import SELECT
 
 BAD = ProjectRef("ada", "bad")
 DAMAGES: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.project import Lease
-from greylag.store.sqlite import schema, tables
+from greylag.store.sqlite import queries, schema
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def sql() -> Iterator[sqlite3.Connection]:
 def explained(sql: sqlite3.Connection) -> list[str]:
     asked: list[str] = []
     sql.set_trace_callback(asked.append)
-    tables.next_claimable(sql, at(1))
+    queries.next_claimable(sql, at(1))
     sql.set_trace_callback(None)
     selects = [one for one in asked if one.startswith("SELECT")]
     return [row["detail"] for one in selects for row in sql.execute(f"EXPLAIN QUERY PLAN {one}")]
@@ -35,8 +35,8 @@ def index_of(step: str) -> str:
 
 
 def test_each_step_of_a_claim_goes_by_an_index_and_sorts_nothing(sql: sqlite3.Connection) -> None:
-    tables.insert(sql, make_project("at-work", lease=Lease("w", 1, at(9))), None)
-    tables.insert(sql, make_project("due", due_at=at(0)), None)
+    queries.insert(sql, make_project("at-work", lease=Lease("w", 1, at(9))), None)
+    queries.insert(sql, make_project("due", due_at=at(0)), None)
     steps = [step for step in explained(sql) if not step.startswith("LIST SUBQUERY")]
     assert [index_of(step) for step in steps] == [
         "projects_claimable",
@@ -51,13 +51,13 @@ def test_each_step_of_a_claim_goes_by_an_index_and_sorts_nothing(sql: sqlite3.Co
 def test_the_first_of_the_idle_is_found_without_reading_the_rows_before_it(
     sql: sqlite3.Connection,
 ) -> None:
-    tables.insert(sql, make_project("at-work", lease=Lease("w", 1, at(9))), None)
+    queries.insert(sql, make_project("at-work", lease=Lease("w", 1, at(9))), None)
     with sql:
         for n in range(3000):
-            tables.insert(sql, make_project(f"p{n}", due_at=at(0)), None)
-    tables.insert(sql, make_project("one", "bob", due_at=at(0.5)), None)
+            queries.insert(sql, make_project(f"p{n}", due_at=at(0)), None)
+    queries.insert(sql, make_project("one", "bob", due_at=at(0.5)), None)
     sql.execute("ANALYZE")
     assert explained(sql)[0].startswith("SEARCH projects USING INDEX projects_claimable (")
-    found = tables.next_claimable(sql, at(1))
+    found = queries.next_claimable(sql, at(1))
     assert found is not None
     assert found["user_id"] == "bob"

@@ -26,7 +26,7 @@ from greylag.domain.project import ProjectRef, Status
 from greylag.domain.users import Member, of_user
 from greylag.ports import AuditFilter, NumberedEntry, PageQuery, ProjectPage
 from greylag.services.projects import Edit
-from greylag.store.sqlite import audit_trail, people, schema, tables
+from greylag.store.sqlite import audit_trail, people, queries, schema
 from greylag.store.sqlite.store import SqliteStore
 
 
@@ -191,7 +191,7 @@ async def test_a_caller_that_leaves_does_not_undo_what_has_begun(store: SqliteSt
         begun.set()
         assert go_on.wait(10)
         with sqlite.transaction(sql):
-            tables.insert(sql, make_project(), None)
+            queries.insert(sql, make_project(), None)
 
     leaving = asyncio.create_task(store._writer.run(slow))
     assert await asyncio.to_thread(begun.wait, 10)
@@ -263,15 +263,15 @@ async def test_what_was_begun_before_close_is_finished(path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "index"),
     [
-        (lambda sql: tables.page(sql, "ada", PageQuery()), "projects_page"),
+        (lambda sql: queries.page(sql, "ada", PageQuery()), "projects_page"),
         (
-            lambda sql: tables.page(sql, "ada", PageQuery(status=Status.ERROR)),
+            lambda sql: queries.page(sql, "ada", PageQuery(status=Status.ERROR)),
             "projects_page_by_status",
         ),
-        (lambda sql: tables.by_id(sql, "1"), "sqlite_autoindex_projects_1"),
-        (tables.next_due, "projects_claimable"),
-        (lambda sql: tables.poke(sql, REF, at(0)), "projects_environment"),
-        (lambda sql: tables.poke_unsettled(sql, at(0)), "projects_unsettled"),
+        (lambda sql: queries.by_id(sql, "1"), "sqlite_autoindex_projects_1"),
+        (queries.next_due, "projects_claimable"),
+        (lambda sql: queries.poke(sql, REF, at(0)), "projects_environment"),
+        (lambda sql: queries.poke_unsettled(sql, at(0)), "projects_unsettled"),
     ],
 )
 async def test_each_query_goes_by_its_index_and_sorts_nothing(
@@ -309,12 +309,12 @@ async def test_a_long_list_is_not_parsed_again_after_each_write(store: SqliteSto
     def fill(sql: sqlite3.Connection) -> None:
         with sqlite.transaction(sql):
             for n in range(3000):
-                tables.insert(sql, make_project(f"p{n}"), None)
+                queries.insert(sql, make_project(f"p{n}"), None)
 
     async def listed() -> int:
         found = len((await store.page("ada", PageQuery(limit=3000))).projects)
         assert found == 3000
-        return tables._shared.cache_info().misses
+        return queries._shared.cache_info().misses
 
     await store._writer.run(fill)
     parsed = await listed()

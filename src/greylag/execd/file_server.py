@@ -32,9 +32,9 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
 from greylag.execd.file_search import search
 from greylag.execd.files import READ_AT_ONCE, Workspace, refusing, write_all
+from greylag.execd.packing import extract, pack_tar, pack_zip, tar_members, zip_members
 from greylag.execd.protocol import (
     FrameKind,
     ProtocolError,

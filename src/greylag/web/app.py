@@ -24,7 +24,7 @@ from greylag.domain.errors import GreylagError
 from greylag.services.use_cases import UseCases
 from greylag.web import audit, oidc, preview_links
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
-from greylag.web.api import agent, people, projects, relay
+from greylag.web.api import messages, people, projects, relay
 from greylag.web.auth import Authenticator, WrongTokens
 from greylag.web.auth import router as sign_in
 from greylag.web.dashboard import accounts, conversations, extensions, sharing
@@ -126,8 +126,8 @@ _API = (
     people.router,
     people.notifications_router,
     audit.router,
-    agent.router,
-    agent.turns_router,
+    messages.router,
+    messages.turns_router,
     relay.router,
     preview_links.router,
     oidc.device_router,

@@ -27,7 +27,7 @@ from greylag.agentd import execution, files
 from greylag.agentd.agent.types import PromptResult, TurnSink
 from greylag.agentd.api import requests
 from greylag.agentd.problems import RequestError
-from greylag.execd import archives
+from greylag.execd import packing
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
 from greylag.execd.server import ExecServer
@@ -498,7 +498,7 @@ async def test_a_turn_is_undone_over_http_and_the_next_message_tells_the_agent(
 async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = archives._Exactly.read
+    read = packing._Exactly.read
     left = [2]
 
     def failing(file: Any, size: int = -1) -> bytes:
@@ -510,7 +510,7 @@ async def test_an_archive_that_cannot_be_read_to_its_end_stops_nothing_else(
     async with site(tmp_path) as api:
         for name in "fg":
             (there(tmp_path) / name).write_bytes(os.urandom(30_000))
-        monkeypatch.setattr(archives._Exactly, "read", failing)
+        monkeypatch.setattr(packing._Exactly, "read", failing)
         async with asyncio.timeout(15):  # it is past when something held up the loop meanwhile
             with pytest.raises(aiohttp.ClientPayloadError):
                 await ask(api, "GET", "/archive")

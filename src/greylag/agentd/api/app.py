@@ -20,11 +20,12 @@ from greylag.agentd.api.configuration import ExtensionRoutes, SettingRoutes
 from greylag.agentd.api.files import FileRoutes
 from greylag.agentd.api.git import GitRoutes
 from greylag.agentd.api.guard import Auth, Prefix
-from greylag.agentd.api.messages import MessageRoutes
+from greylag.agentd.api.legacy import MessageRoutes
 from greylag.agentd.api.preview import PreviewRoutes, Previews
 from greylag.agentd.api.requests import refusal, refused
-from greylag.agentd.api.sessions import SessionRoutes, TurnRoutes
+from greylag.agentd.api.sessions import SessionRoutes
 from greylag.agentd.api.terminals import TerminalRoutes
+from greylag.agentd.api.turns import TurnRoutes
 from greylag.agentd.changes.service import ChangeService
 from greylag.agentd.config import AgentdSettings
 from greylag.agentd.extensions import ExtensionService

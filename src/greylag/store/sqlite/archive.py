@@ -29,7 +29,7 @@ from greylag.ports import (
 )
 from greylag.store.people import EXPORTED, from_stored, to_stored
 from greylag.store.records import MALFORMED, from_millis, millis, unreadable
-from greylag.store.sqlite import audit_trail, schema, tables
+from greylag.store.sqlite import audit_trail, queries, schema
 from greylag.store.sqlite import people as rows_of_people
 
 _AT_ONCE = 50
@@ -86,7 +86,7 @@ class SqliteArchive:
         def work(sql: sqlite3.Connection) -> tuple[str, list[StoredProject | Finding]]:
             with transaction(sql, "BEGIN"):
                 rows = sql.execute(
-                    f"{tables.SELECT} WHERE id > {placeholder(after)} ORDER BY id LIMIT ?",
+                    f"{queries.SELECT} WHERE id > {placeholder(after)} ORDER BY id LIMIT ?",
                     (after, _AT_ONCE),
                 ).fetchall()
                 return rows[-1]["id"] if rows else "", [_stored(sql, row) for row in rows]
@@ -139,7 +139,7 @@ class SqliteArchive:
 
     async def instance(self) -> str | None:
         """Return this Greylag's id; see the port."""
-        return await self._thread.run(tables.instance)
+        return await self._thread.run(queries.instance)
 
     async def incomplete(self) -> bool:
         """Tell whether an earlier Greylag's copy was cut off; an import is one transaction."""
@@ -179,7 +179,7 @@ class SqliteArchive:
         async with nullcontext() if begun else self.alone():
             await self._thread.run(lambda sql: _clear(sql, origin))
             if at is not None:
-                await self._thread.run(lambda sql: tables.revoke_signed_before(sql, at))
+                await self._thread.run(lambda sql: queries.revoke_signed_before(sql, at))
             yield fill
             await self._thread.run(lambda sql: sql.execute("COMMIT"))
 
@@ -240,11 +240,11 @@ def _stored(sql: sqlite3.Connection, row: sqlite3.Row) -> StoredProject | Findin
     log = "SELECT seq, body FROM events WHERE record_id = ? ORDER BY seq"
     keys = "SELECT * FROM idempotency_keys WHERE record_id = ? ORDER BY key"
     try:
-        record = tables.from_row(row)
+        record = queries.from_row(row)
         stored = StoredProject(
             project=record.project,
             claims=record.claims,
-            events=[tables.to_event(event) for event in sql.execute(log, of_record)],
+            events=[queries.to_event(event) for event in sql.execute(log, of_record)],
             keys=[
                 StoredKey(
                     key["user_id"], key["key"], key["fingerprint"], from_millis(key["expires_at"])
@@ -289,12 +289,12 @@ def _put_project(sql: sqlite3.Connection, stored: StoredProject) -> None:
     twins = sql.execute(
         "SELECT id FROM projects WHERE id = :id OR project_id = :project_id "
         "AND (user_id = :user_id OR coalesce(environment_user, user_id) = :made_for)",
-        {**tables.to_row(ProjectRecord(project)), "made_for": project.made_for.user_id},
+        {**queries.to_row(ProjectRecord(project)), "made_for": project.made_for.user_id},
     ).fetchall()
     for (twin,) in twins:
-        tables.delete(sql, twin)
-    sql.execute(tables.INSERT, tables.to_row(ProjectRecord(project, stored.claims)))
-    tables.add_events(sql, project.id, stored.events)
+        queries.delete(sql, twin)
+    sql.execute(queries.INSERT, queries.to_row(ProjectRecord(project, stored.claims)))
+    queries.add_events(sql, project.id, stored.events)
     sql.executemany(
         "INSERT OR REPLACE INTO idempotency_keys "
         "(user_id, key, fingerprint, record_id, expires_at) VALUES (?, ?, ?, ?, ?)",

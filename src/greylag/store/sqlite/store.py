@@ -39,7 +39,7 @@ from greylag.ports import (
 )
 from greylag.store import records
 from greylag.store.changes import ChangeHub
-from greylag.store.sqlite import audit_trail, people, schema, tables
+from greylag.store.sqlite import audit_trail, people, queries, schema
 from greylag.store.sqlite.schema import translated
 
 _KEPT = 10_000
@@ -147,10 +147,10 @@ class Write:
     def keep(self, record: ProjectRecord, before: ProjectRecord | None) -> Project:
         """Write ``record`` if it differs from ``before``, and tell of it; return its project."""
         if before is not None and record.project.ref != before.project.ref:
-            tables.hand_over(self.sql, record)
+            queries.hand_over(self.sql, record)
             self.changed += [before.project.ref, record.project.ref]
         elif record is not before:
-            tables.update(self.sql, record)
+            queries.update(self.sql, record)
             self.changed.append(record.project.ref)
         return record.project
 
@@ -170,7 +170,7 @@ class SqliteStore(ProjectStore):
         self._writer = writer
         self._reader = reader
         self._searcher = searcher
-        self._pages = tables.Pages()
+        self._pages = queries.Pages()
         self._hub = ChangeHub()
         self._source = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
@@ -216,23 +216,25 @@ class SqliteStore(ProjectStore):
 
         def work(write: Write) -> Created:
             if key is not None:
-                earlier = tables.created_before(write.sql, project.user_id, key, project.created_at)
+                earlier = queries.created_before(
+                    write.sql, project.user_id, key, project.created_at
+                )
                 if earlier is not None:
                     return Created(earlier, new=False)
-            tables.insert(write.sql, project, key)
+            queries.insert(write.sql, project, key)
             write.changed.append(project.ref)
-            return Created(tables.find(write.sql, project.ref).project, new=True)
+            return Created(queries.find(write.sql, project.ref).project, new=True)
 
         return await self._write(work, audit)
 
     async def created(self, owner: str, key: IdempotencyKey, now: datetime) -> Project | None:
         """Return what a key has created; see the port."""
-        return await self._read(lambda sql: tables.created_before(sql, owner, key, now))
+        return await self._read(lambda sql: queries.created_before(sql, owner, key, now))
 
     async def get(self, owner: str, project_id: str) -> Project:
         """Return the project as it is now; see the port."""
         ref = ProjectRef(owner, project_id)
-        return await self._read(lambda sql: tables.find(sql, ref).project)
+        return await self._read(lambda sql: queries.find(sql, ref).project)
 
     async def page(self, owner: str, query: PageQuery) -> ProjectPage:
         """Return one page; see the port."""
@@ -240,7 +242,7 @@ class SqliteStore(ProjectStore):
 
     async def has_projects(self, owner: str) -> bool:
         """Tell whether this owner has a project; see the port."""
-        return await self._read(lambda sql: tables.has_projects(sql, owner))
+        return await self._read(lambda sql: queries.has_projects(sql, owner))
 
     async def change(
         self,
@@ -251,14 +253,14 @@ class SqliteStore(ProjectStore):
         """Change a record; see the port."""
 
         def work(write: Write) -> Project:
-            before = tables.find(write.sql, ref)
+            before = queries.find(write.sql, ref)
             return write.keep(rule(before), before)
 
         return await self._write(work, audit)
 
     async def of_environment(self, ref: ProjectRef) -> Project:
         """Return the project that has this environment; see the port."""
-        found = await self._read(lambda sql: tables.of_environment(sql, ref))
+        found = await self._read(lambda sql: queries.of_environment(sql, ref))
         if found is None:
             raise records.not_found(ref)
         return found.project
@@ -266,20 +268,20 @@ class SqliteStore(ProjectStore):
     async def events(self, owner: str, project_id: str, after: int, limit: int) -> Sequence[Event]:
         """Return a part of the log; see the port."""
         ref = ProjectRef(owner, project_id)
-        return await self._read(lambda sql: tables.events(sql, ref, after, limit))
+        return await self._read(lambda sql: queries.events(sql, ref, after, limit))
 
     async def claim_due(self, worker: str, now: datetime, lease_seconds: float) -> Claim | None:
         """Claim the project that is next; see the port."""
 
         def work(write: Write) -> Claim | None:
-            record = tables.claim(write.sql, worker, now, lease_seconds)
+            record = queries.claim(write.sql, worker, now, lease_seconds)
             return None if record is None else Claim(record.project)
 
         return await self._write(work)
 
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed; see the port."""
-        return await self._read(tables.next_due)
+        return await self._read(queries.next_due)
 
     async def renew(
         self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
@@ -287,9 +289,9 @@ class SqliteStore(ProjectStore):
         """Extend a lease; see the port."""
 
         def work(write: Write) -> Claim:
-            before = tables.by_id(write.sql, claim.project.id)
+            before = queries.by_id(write.sql, claim.project.id)
             record = records.renewed(before, claim, now, lease_seconds, above)
-            tables.update(write.sql, record)
+            queries.update(write.sql, record)
             return Claim(record.project)
 
         return await self._write(work)
@@ -300,9 +302,9 @@ class SqliteStore(ProjectStore):
         """Write what is; see the port."""
 
         def work(write: Write) -> Project:
-            before = tables.by_id(write.sql, claim.project.id)
+            before = queries.by_id(write.sql, claim.project.id)
             record, new = records.recorded(before, claim, outcome, now, release=release)
-            tables.add_events(write.sql, claim.project.id, new)
+            queries.add_events(write.sql, claim.project.id, new)
             return write.keep(record, before)
 
         return await self._write(work)
@@ -311,8 +313,8 @@ class SqliteStore(ProjectStore):
         """Remove a record and its log; see the port."""
 
         def work(write: Write) -> None:
-            records.held(tables.by_id(write.sql, claim.project.id), claim)
-            tables.delete(write.sql, claim.project.id)
+            records.held(queries.by_id(write.sql, claim.project.id), claim)
+            queries.delete(write.sql, claim.project.id)
             people.forget_project(write.sql, claim.project)
             write.changed.append(claim.project.ref)
 
@@ -321,7 +323,7 @@ class SqliteStore(ProjectStore):
     async def transcript(self, owner: str, project_id: str, part: str) -> bytes | None:
         """Return a part of what was said; see the port."""
         ref = ProjectRef(owner, project_id)
-        return await self._read(lambda sql: tables.transcript(sql, ref, part))
+        return await self._read(lambda sql: queries.transcript(sql, ref, part))
 
     async def keep_transcript(
         self, claim: Claim, parts: Mapping[str, bytes], *, only: Collection[str] | None = None
@@ -329,8 +331,8 @@ class SqliteStore(ProjectStore):
         """Keep parts of what was said; see the port."""
 
         def work(write: Write) -> None:
-            records.held(tables.by_id(write.sql, claim.project.id), claim)
-            tables.keep_transcript(write.sql, claim.project.id, parts, only)
+            records.held(queries.by_id(write.sql, claim.project.id), claim)
+            queries.keep_transcript(write.sql, claim.project.id, parts, only)
 
         await self._write(work)
 
@@ -338,8 +340,8 @@ class SqliteStore(ProjectStore):
         """Make one project due; see the port."""
 
         def work(write: Write) -> None:
-            tables.poke(write.sql, ref, now)
-            if (poked := tables.name_of_environment(write.sql, ref)) is not None:
+            queries.poke(write.sql, ref, now)
+            if (poked := queries.name_of_environment(write.sql, ref)) is not None:
                 write.changed.append(poked)
 
         await self._write(work)
@@ -348,7 +350,7 @@ class SqliteStore(ProjectStore):
         """Make due all that may need work; see the port."""
 
         def work(write: Write) -> int:
-            count = tables.poke_unsettled(write.sql, now)
+            count = queries.poke_unsettled(write.sql, now)
             if count:
                 write.changed.append(None)
             return count
@@ -357,29 +359,29 @@ class SqliteStore(ProjectStore):
 
     async def instance(self) -> str:
         """Return this Greylag's id; see the port."""
-        return await self._read(tables.instance)
+        return await self._read(queries.instance)
 
     async def take_duty(
         self, name: str, worker: str, *, since: datetime, now: datetime, seconds: float
     ) -> Duty:
         """Take a duty on; see the port."""
         return await self._write(
-            lambda write: tables.take_duty(write.sql, name, worker, since, now, seconds)
+            lambda write: queries.take_duty(write.sql, name, worker, since, now, seconds)
         )
 
     async def finish_duty(self, name: str, worker: str, now: datetime) -> None:
         """Say that a duty is done; see the port."""
-        await self._write(lambda write: tables.finish_duty(write.sql, name, worker, now))
+        await self._write(lambda write: queries.finish_duty(write.sql, name, worker, now))
 
     async def revoke(
         self, name: str, until: datetime, now: datetime, *, audit: AuditEvent | None = None
     ) -> bool:
         """Keep the name of what must not count any more; see the port."""
-        return await self._write(lambda write: tables.revoke(write.sql, name, until, now), audit)
+        return await self._write(lambda write: queries.revoke(write.sql, name, until, now), audit)
 
     async def is_revoked(self, name: str, signed_at: datetime | None = None) -> bool:
         """Tell whether a name is kept; see the port."""
-        return await self._read(lambda sql: tables.is_revoked(sql, name, signed_at))
+        return await self._read(lambda sql: queries.is_revoked(sql, name, signed_at))
 
     async def find(self, kind: type[Kept], key: str) -> Kept | None:
         """Return what is kept under ``key``; see the port."""
@@ -436,8 +438,8 @@ class SqliteStore(ProjectStore):
 
     async def ping(self) -> None:
         """Return when the file can be read and written; see the port."""
-        await self._write(lambda write: tables.ping(write.sql))
-        await self._read(tables.next_due)
+        await self._write(lambda write: queries.ping(write.sql))
+        await self._read(queries.next_due)
 
     async def close(self) -> None:
         """Finish what was begun and close the file; see the port."""

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greylag.execd import archives
-from greylag.execd.archives import extract, pack_tar, pack_zip, tar_members, zip_members
+from greylag.execd import packing
 from greylag.execd.files import Place, Workspace
+from greylag.execd.packing import extract, pack_tar, pack_zip, tar_members, zip_members
 from greylag.execd.protocol import RefusedError
 
 MIB = 1024 * 1024
@@ -136,7 +136,7 @@ def test_links_that_lead_to_any_bytes_come_and_go(form: str, tmp_path: Path) -> 
 def test_an_archive_of_many_takes_no_more_memory_than_one_of_few(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_MOST_HELD", 10_000)
+    monkeypatch.setattr(packing, "_MOST_HELD", 10_000)
     few, many = (peak(PACKERS[form], Made(count), "", Sink()) for count in (200, 2_000))
     assert many - few < MIB / 4
 
@@ -144,7 +144,7 @@ def test_an_archive_of_many_takes_no_more_memory_than_one_of_few(
 def test_a_zip_whose_list_is_on_the_disk_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_MOST_HELD", 100)
+    monkeypatch.setattr(packing, "_MOST_HELD", 100)
     (tmp_path / "é").mkdir()
     (tmp_path / "é/f").write_text("f" * 10_000)
     (tmp_path / "é/f").chmod(0o755)
@@ -308,10 +308,10 @@ def test_a_zip_packed_by_another_method_is_refused_as_a_whole(method: int, tmp_p
 
 
 def test_a_zip_s_list_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_MOST_LIST", 60)
+    monkeypatch.setattr(packing, "_MOST_LIST", 60)
     assert "too long" in refusal(tmp_path, "zip", zipped("name" * 20, b""))
     monkeypatch.undo()
-    monkeypatch.setattr(archives, "_MOST_ENTRIES", 0)
+    monkeypatch.setattr(packing, "_MOST_ENTRIES", 0)
     assert "more than 0 entries" in refusal(tmp_path, "zip", zipped("name", b""))
 
 
