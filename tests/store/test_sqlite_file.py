@@ -322,6 +322,22 @@ async def test_a_long_list_is_not_parsed_again_after_each_write(store: SqliteSto
     assert await listed() == parsed
 
 
+async def test_no_more_is_remembered_of_lists_than_what_is_small(store: SqliteStore) -> None:
+    def remembered() -> int:
+        return queries._shared.cache_info().currsize
+
+    queries._shared.cache_clear()
+    for project, metadata in (("small", {"a": "b"}), ("large", {"a": "b" * 2000})):
+        await store.create(make_project(project, metadata=metadata))
+    for _ in range(2):
+        found = (await store.page("ada", PageQuery())).projects
+        assert {one.project_id: len(one.metadata["a"]) for one in found} == {
+            "small": 1,
+            "large": 2000,
+        }
+        assert remembered() == 1
+
+
 async def test_many_listeners_do_not_wake_for_one_projects_change(store: SqliteStore) -> None:
     await store.create(make_project("p7"))
     subscriptions = [store.subscribe(ProjectRef("ada", f"p{n}")) for n in range(2000)]

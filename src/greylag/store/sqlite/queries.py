@@ -48,6 +48,7 @@ _COLUMNS = (*_OWN, *_NAMES, *("lease_worker", "lease_number", "lease_until", "cl
 _NEVER_CHANGE = {"id", "user_id", "project_id", "created_at", "source", "environment_user", *_NAMES}
 _CHANGING = [name for name in _COLUMNS if name not in _NEVER_CHANGE]
 _REMEMBERED = 10_000
+_REMEMBERED_TEXT = 1024
 _PAGES = 64
 
 _log = structlog.get_logger(__name__)
@@ -339,7 +340,10 @@ def has_projects(sql: sqlite3.Connection, owner: str) -> bool:
 def _readable(found: Iterable[sqlite3.Row]) -> Iterator[Project]:
     for row in found:
         try:
-            yield _shared(tuple(row))
+            # What is remembered is bounded in size, too: each change of a record adds to it.
+            length = sum(len(row[name] or "") for name in _JSON)
+            large = length > _REMEMBERED_TEXT
+            yield from_row(row).project if large else _shared(tuple(row))
         except RecordUnreadableError as error:
             _log.warning("record_passed_over", error=str(error))
 
