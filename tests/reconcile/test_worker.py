@@ -4,6 +4,7 @@ from tests.reconcile.bench import REF, Bench
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.project import Desired, Status
+from greylag.ports import Outcome
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -40,6 +41,28 @@ async def test_what_ends_again_after_its_pause_is_set_right_at_once() -> None:
     await bench.worker._note(REF)
     assert await bench.loop.drain() == 1
     assert ((project := await bench.project()).status, project.attempts) == (Status.ACTIVE, 2)
+
+
+async def test_what_another_works_on_is_left_to_it_until_its_lease_is_over() -> None:
+    bench = Bench()
+    await bench.create()
+    now = bench.clock.now()
+    claim = await bench.store.claim_due("other", now, 10)
+    assert claim is not None
+    await bench.worker._note(REF)
+    await bench.store.record(claim, Outcome(status=Status.INACTIVE), now, release=True)
+    assert await bench.loop.drain() == 0
+    await bench.worker._note(REF)
+    assert await bench.loop.drain() == 1
+
+
+async def test_what_another_s_lease_holds_no_more_is_looked_at() -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.store.claim_due("other", bench.clock.now(), 10)
+    bench.clock.advance(11)
+    await bench.worker._note(REF)
+    assert await bench.loop.drain() == 1
 
 
 async def test_what_had_failed_for_good_and_comes_all_the_same_is_active_at_once() -> None:

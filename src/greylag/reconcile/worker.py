@@ -126,6 +126,7 @@ class Worker:
         self._store = store
         self._cluster = cluster
         self._clock = clock
+        self._worker = reconciler.worker
         self._first_look = FirstLook(store, cluster, clock, reconciler.worker)
         self._loop: WorkLoop[Claim] = WorkLoop(reconciler, concurrency)
 
@@ -166,7 +167,9 @@ class Worker:
             project = await self._store.of_environment(ref)
         except ProjectNotFoundError:
             return
-        now = self._clock.now()
+        now, lease = self._clock.now(), project.lease
+        if lease is not None and lease.worker != self._worker and lease.until > now:
+            return  # whoever works on it hears of it, too, and knows what it waits for
         if _may_be_looked_at(project, now):
             await self._store.poke(ref, now)
 
