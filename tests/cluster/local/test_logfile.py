@@ -1,6 +1,7 @@
 """Reading a log: its last lines, and what comes."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -98,6 +99,24 @@ async def test_a_log_that_is_written_is_put_aside_and_followed_from_its_new_begi
     assert (aside.stat().st_size, aside.stat().st_mode & 0o777) == (ROTATE_ABOVE + 5, 0o600)
     assert last_words(path, start_of(path, ROTATE_ABOVE)) == "two"
     assert start_of(tmp_path / "none", 7) == 7
+
+
+def test_a_log_is_put_aside_only_where_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, aside = tmp_path / "log", tmp_path / "log.1"
+    path.write_bytes(b"x" * (ROTATE_ABOVE + 1))
+    aside.write_bytes(b"older")
+    disk = os.statvfs(tmp_path)
+    for blocks in (0, ROTATE_ABOVE // disk.f_frsize - 1):
+        left = os.statvfs_result((*disk[:4], blocks, *disk[5:]))
+        monkeypatch.setattr(os, "statvfs", lambda _path, left=left: left)
+        with pytest.raises(OSError, match="No space left"):
+            rotate_written(path)
+        assert aside.read_bytes() == b"older"
+    monkeypatch.undo()
+    rotate_written(path)
+    assert (path.stat().st_size, aside.stat().st_size) == (0, ROTATE_ABOVE + 1)
 
 
 async def test_a_follower_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:

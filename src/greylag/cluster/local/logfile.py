@@ -1,6 +1,7 @@
 """Reading a log that grows: its last lines, then what comes, in constant memory."""
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
@@ -33,17 +34,27 @@ def rotate_written(path: Path) -> None:
     A line that is written in just this moment may be lost.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: the disk has no room for it, say; the log and the older one are as they were.
     """
     with (
         suppress(FileNotFoundError),
         os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as log,
     ):
-        if os.fstat(log.fileno()).st_size > ROTATE_ABOVE:
+        size = os.fstat(log.fileno()).st_size
+        if size > ROTATE_ABOVE:
+            _require_room(path, size)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with os.fdopen(os.open(_aside(path), flags, 0o600), "wb") as aside:
                 shutil.copyfileobj(log, aside)
             log.truncate(0)
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Fail where a copy would eat what a full disk has left, over and over."""
+    disk, older = os.statvfs(path.parent), _aside(path)
+    there = disk.f_bavail * disk.f_frsize + (older.stat().st_size if older.exists() else 0)
+    if there < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def start_of(path: Path, start: int) -> int:
