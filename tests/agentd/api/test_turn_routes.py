@@ -354,13 +354,20 @@ async def test_an_agent_whose_disk_took_no_record_is_started_anew_once_there_is_
         assert api.agent.given_up == 0
         with monkeypatch.context() as patched:
             patched.setattr(Reserve, "hold", full)
-            api.services.turns._journals.reserve.release()
             status, refused = await api.json("POST", "/api/v1/turns", {"message": "again"})
             assert (status, refused["code"], api.agent.given_up) == (500, "storage_failed", 0)
         api.agent.script = echo
+        reserve, held = api.services.turns._journals.reserve, list[bool]()
+        give_up = api.agent.give_up
+
+        def given_up(why: str) -> None:
+            held.append(reserve.held)
+            give_up(why)
+
+        monkeypatch.setattr(api.agent, "give_up", given_up)
         for _ in range(2):
             assert (await api.events(await api.turn("again")))[-1]["content"]["stop_reason"]
-            assert api.agent.given_up == 1
+            assert (api.agent.given_up, held, reserve.held) == (1, [False], True)
 
 
 async def test_an_agent_is_started_anew_where_the_disk_took_no_event(tmp_path: Path) -> None:

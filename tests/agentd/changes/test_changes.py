@@ -352,6 +352,25 @@ def closing(monkeypatch: pytest.MonkeyPatch) -> None:
     closed(monkeypatch)
 
 
+async def test_an_undo_that_meets_a_full_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_back = ChangeService._bring_back
+
+    async def full(service: ChangeService, *about: Any) -> Any:
+        await made.store.run(lambda sql: sql.execute("PRAGMA max_page_count = 1"))
+        (made.root / "b").write_bytes(os.urandom(500_000))
+        return await bring_back(service, *about)
+
+    async with rig(tmp_path) as made:
+        async with made.turn("t"):
+            (made.root / "a").write_bytes(os.urandom(500_000))
+        monkeypatch.setattr(ChangeService, "_bring_back", full)
+        with pytest.raises(RequestError, match=r"full.* goes on by itself") as refused:
+            await made.undo("t")
+        assert refused.value.code == "storage_failed"
+
+
 async def test_states_for_which_the_disk_has_no_room_are_told_as_that(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         (made.root / "a").write_text("a")

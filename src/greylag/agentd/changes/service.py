@@ -335,7 +335,7 @@ class ChangeService:
             after, refused = await self._bring_back(one, now, undo.wanted)
         except SnapshotError as error:
             self._start(self.recover(), f"rest of {one.span_id}")
-            raise SnapshotError(f"{error} The undo goes on by itself.") from error
+            raise type(error)(f"{error} The undo goes on by itself.") from error
         _log.info("undo_ended", undo_id=one.span_id, kept=len(undo.kept | refused))
         return _Done(one, now, after, undo.kept | refused)
 
@@ -361,7 +361,7 @@ class ChangeService:
             try:
                 await self._forget(undo.cut)
             except StorageError as error:
-                raise SnapshotError(str(error)) from error
+                raise StatesFileError(str(error)) from error
             await self._store.run(partial(spans.set_cut, span_id=undo.span_id))
             _log.info("history_cut", undo_id=undo.span_id, turns=undo.cut.turns)
 

@@ -12,7 +12,7 @@ class SnapshotError(Exception):
 
 
 class StatesFileError(SnapshotError):
-    """The file of the states cannot be used, for a full disk most often."""
+    """A file of states or records cannot be used, for a full disk most often."""
 
 
 class TreeEntry(NamedTuple):

@@ -132,11 +132,11 @@ class TurnEngine:
         if session_id is not None and await self._sessions.get(session_id) is None:
             raise not_found("session", session_id)
         try:
+            await self._renew_agent()
+            await self._require_ready()
             await self._journals.hold_reserve()
         except OSError as error:
             raise storage_failed("The environment's disk has no room for a turn", error) from error
-        self._renew_agent()
-        await self._require_ready()
         now = self._policy.now()
         turn = new_turn(session_id or str(uuid.uuid4()), message, message_id, now, author)
         title = session_title(turn.session_id) if session_id is None else None
@@ -290,14 +290,25 @@ class TurnEngine:
         await self._journals.remove_unknown(await self.records.ids())
         return len(left)
 
-    def _renew_agent(self) -> None:
+    async def _renew_agent(self) -> None:
         """Have an agent that met a full disk started anew, now that there is room for that.
 
         Before, it would not start, and who wants to make room by its environment could not.
+
+        Raises:
+            OSError: there is none yet.
         """
-        if self._worn and not self._running:
+        if not self._may_renew():
+            return
+        self._journals.reserve.release()
+        await self._journals.hold_reserve()  # this tells
+        self._journals.reserve.release()  # it is what the start needs
+        if self._may_renew():
             self._worn = False
             self._agent.give_up("could not keep its records")
+
+    def _may_renew(self) -> bool:
+        return self._worn and not self._running
 
     async def _require_ready(self) -> None:
         try:
