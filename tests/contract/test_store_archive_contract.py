@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from tests.contract.store_adapters import ADAPTERS, IDLE, at, make_project
-from tests.store.sites import Site, cut_off, everything, sites_in
+from tests.store.sites import KINDS, Site, cut_off, everything, sites_in
 from tests.store.stored_projects import leased, make_event, make_stored
 
 from greylag.domain.audit import SYSTEM
+from greylag.domain.errors import ConfigError
 from greylag.domain.project import NewEvent, ProjectRef
 from greylag.ports import (
     LONGEST_SIGNED,
@@ -68,6 +69,25 @@ async def test_an_empty_store_has_nothing_in_it(site: Site, archive: Archive) ->
     assert await archive.count() == 0
     assert not await archive.incomplete()
     assert await archive.findings() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_newer_greylag_has_written_is_refused_in_one_sentence_and_left_alone(
+    tmp_path: Path, kind: str
+) -> None:
+    async with sites_in(tmp_path) as sites:
+        stored = make_stored()
+        site = await sites.filled(kind, [stored])
+        async with site.archive() as earlier:
+            await site.written_by_newer()
+            with pytest.raises(ConfigError, match="written by a newer Greylag than this one"):
+                async with site.store():
+                    pass
+            for write in (True, False):
+                with pytest.raises(ConfigError, match="written by a newer Greylag than this one"):
+                    async with site.archive(write=write):
+                        pass
+            assert await everything(earlier) == [stored]
 
 
 async def test_all_that_was_put_there_comes_back(archive: Archive) -> None:

@@ -1,8 +1,9 @@
 """Places of whole stores, for the tests of export, import and `greylag doctor`."""
 
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from tests.store import mongo_servers
 from greylag.archives import open_archive
 from greylag.config import Settings
 from greylag.ports import Archive, Finding, ProjectStore, StoredProject
+from greylag.store.mongo import indexes
 from greylag.store.mongo.store import MongoStore
+from greylag.store.sqlite import schema
 from greylag.store.sqlite.store import SqliteStore
 
 KINDS = ("sqlite", "mongo")
@@ -78,6 +81,17 @@ class Site:
             self.env["MONGODB_URI"], tz_aware=True
         ) as client:
             yield client[self.settings.mongodb_db]
+
+    async def written_by_newer(self) -> None:
+        """Mark it as a Greylag does that is newer than this one; nothing else changes."""
+        if self.settings.mongodb_uri is None:
+            with closing(sqlite3.connect(self.path)) as sql:
+                sql.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+            return
+        async with self.raw() as database:
+            await database[indexes.INSTANCE].update_one(
+                indexes.FORM_MARK, {"$set": {"lowest": indexes.FORM + 1}}, upsert=True
+            )
 
     async def holds(self) -> list[StoredProject]:
         """Return all that is there, which must be readable."""

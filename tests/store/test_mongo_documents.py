@@ -1,5 +1,6 @@
 """The documents as other programs see them: the documented fields, older ones, unknown ones."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, NewEvent, Project, Status
 from greylag.ports import IdempotencyKey, Outcome, PageQuery, RecordUnreadableError
 from greylag.services.projects import Edit
-from greylag.store.mongo import connection, documents
+from greylag.store.mongo import connection, documents, indexes
 from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
@@ -72,6 +73,10 @@ class Place:
 
     async def put(self, **fields: Any) -> None:
         await self.raw["projects"].insert_one(OLD | fields)
+
+    async def form(self) -> int | None:
+        found = await self.raw[indexes.INSTANCE].find_one(indexes.FORM_MARK)
+        return None if found is None else found["lowest"]
 
     async def document(self) -> dict[str, Any]:
         found = await self.raw["projects"].find_one({"project_id": "demo"})
@@ -306,6 +311,35 @@ async def test_a_store_may_be_opened_without_preparing_it(place: Place) -> None:
     await store.create(make_project())
     assert list(await place.raw["projects"].index_information()) == ["_id_"]
     await store.close()
+
+
+async def test_a_database_without_a_mark_gets_it_from_whoever_prepares_it(place: Place) -> None:
+    await (await place.open()).close()
+    await place.raw[indexes.INSTANCE].delete_many({})
+    await (await MongoStore.open(place.uri, place.name, prepare=False)).close()
+    assert await place.form() is None
+    stores = await asyncio.gather(*(place.open() for _ in range(4)))
+    assert await place.form() == indexes.FORM
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+async def test_a_newer_form_is_marked_once_and_for_all(
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, prepare: bool
+) -> None:
+    older = await place.open()
+    with monkeypatch.context() as newer:
+        newer.setattr(indexes, "FORM", indexes.FORM + 1)
+        await (await MongoStore.open(place.uri, place.name, prepare=prepare)).close()
+        assert await place.form() == indexes.FORM
+    # What runs goes on; what starts does not.
+    await older.create(make_project())
+    await older.close()
+    for again in (True, False):
+        with pytest.raises(ConfigError, match="newer Greylag than this one"):
+            await MongoStore.open(place.uri, place.name, prepare=again, patient=True)
+    assert await place.form() == indexes.FORM + 1
 
 
 async def test_a_creation_that_was_cut_off_is_finished_by_whoever_asks_again(

@@ -15,7 +15,7 @@ from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
 from greylag.ports import IdempotencyKey, Outcome
-from greylag.store.mongo import audit_trail
+from greylag.store.mongo import audit_trail, indexes
 from greylag.store.mongo.connection import MongoLimits, WriteAttempts
 from greylag.store.mongo.store import MongoStore
 
@@ -126,6 +126,17 @@ async def test_a_primary_that_never_comes_is_said_soon(quick: MongoStore, proxy:
     proxy.inject("insert", Fault.NOT_PRIMARY, times=10_000)
     with pytest.raises(StoreUnavailableError):
         await quick.create(make_project())
+
+
+async def test_who_may_only_read_opens_what_others_have_made_before_there_were_marks(
+    proxy: WireProxy, database: str
+) -> None:
+    await (await MongoStore.open(proxy.uri, database, limits=PATIENT)).close()
+    async with mongo_servers.Client(mongo_servers.uri()) as raw:
+        await raw[database][indexes.INSTANCE].delete_many({})
+    proxy.inject("update", Fault.UNAUTHORIZED)
+    await (await MongoStore.open(proxy.uri, database, limits=PATIENT)).close()
+    assert proxy.made[Fault.UNAUTHORIZED] == 1
 
 
 async def test_a_stream_of_changes_that_was_cut_goes_on_where_it_was(

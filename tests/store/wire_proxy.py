@@ -27,7 +27,9 @@ _WRITES = frozenset({"insert", "update", "delete", "findAndModify"})
 
 
 class Fault(Enum):
-    """What happens to one command. The first two never reach the server."""
+    """What happens to one command. The first three never reach the server."""
+
+    UNAUTHORIZED = "refused to who may only read"
 
     NOT_PRIMARY = "answered as by a server that is not the primary"
     CUT_BEFORE = "the connection ends"
@@ -38,6 +40,7 @@ class Fault(Enum):
 
 
 _ERRORS = {
+    Fault.UNAUTHORIZED: (13, "Unauthorized"),
     Fault.NOT_PRIMARY: (10107, "NotWritablePrimary"),
     Fault.STEP_DOWN: (11602, "InterruptedDueToReplStateChange"),
 }
@@ -170,7 +173,7 @@ class _Link:
         number = _HEADER.unpack_from(message)[1]
         if fault is Fault.CUT_BEFORE:
             raise ConnectionAbortedError
-        if fault is Fault.NOT_PRIMARY:
+        if fault in {Fault.NOT_PRIMARY, Fault.UNAUTHORIZED}:
             await _send(self._client, _refusal(number, fault))
             return
         if fault is not None:
@@ -256,7 +259,7 @@ def _refusal(number: int, fault: Fault) -> bytes:
             "code": code,
             "codeName": name,
             "errmsg": "made by the proxy",
-            "errorLabels": ["RetryableWriteError"],
+            "errorLabels": [] if fault is Fault.UNAUTHORIZED else ["RetryableWriteError"],
         },
     )
 

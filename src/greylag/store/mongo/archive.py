@@ -98,8 +98,8 @@ class MongoArchive:
 
         Raises:
             StoreMissingError: without ``write``, the database holds nothing at all.
-            ConfigError: a URI or name that cannot be used; without ``write``, no Greylag was ever
-                started on the database.
+            ConfigError: a URI or name that cannot be used; a newer Greylag has written the
+                database; without ``write``, no Greylag was ever started on it.
             StoreUnavailableError: the server cannot be reached.
         """
         client = connection.connect(uri, limits)
@@ -109,6 +109,7 @@ class MongoArchive:
                 await connection.has_change_streams(client)
                 if not write:
                     await _check_there(database, place)
+                await indexes.check_form(database)
             return cls(client, database, place)
         except BaseException:
             await client.close()
@@ -213,6 +214,7 @@ class MongoArchive:
                 await self._check_ours(mark, wrote=False)
 
     async def _empty(self, origin: Origin, at: datetime | None) -> None:
+        await indexes.mark_form(self._database)
         if origin.trail is not None:
             await self._trail.clear(origin.trail)
         of_people = indexes.PEOPLE.values() if origin.people else ()

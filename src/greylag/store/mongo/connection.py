@@ -146,7 +146,8 @@ def _millis(seconds: float) -> int:
 
 # MongoDB's errors in our words, and the time that one question to it may take.
 
-_REFUSED = {13, 18}
+UNAUTHORIZED = 13
+_REFUSED = {UNAUTHORIZED, 18}
 """The codes of Unauthorized and AuthenticationFailed."""
 
 _WORDS = (

@@ -1,4 +1,5 @@
-"""The collections, the indexes that they need, and the fields that older documents lack.
+"""The collections, the indexes that they need, the fields that older documents lack, and the mark
+by which older programs know what they cannot read.
 
 All of it is made where it is missing.
 """
@@ -12,7 +13,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from greylag.domain.errors import ConfigError
 from greylag.ports import Finding, RecordUnreadableError
-from greylag.store.mongo.connection import Collection, Database
+from greylag.store.mongo.connection import UNAUTHORIZED, Collection, Database
 from greylag.store.mongo.documents import (
     WITHOUT_TAIL,
     Document,
@@ -37,6 +38,15 @@ PEOPLE = {name: name if name == "users" else f"greylag_{name}" for name in NAMES
 
 INCOMPLETE = "greylag_copying"
 """Holds a document while the store is incomplete; an earlier Greylag's copies left one, too."""
+
+FORM = 1
+"""What a program must know to use the database. It is raised with a change that older programs
+would take for something else and do harm by, as with an environment that seems to have no record;
+not with one that they pass over.
+"""
+
+FORM_MARK = {"_id": "form"}
+"""The document of ``INSTANCE`` that holds the highest form in use, as ``lowest``."""
 
 CHANGES_KEPT_SECONDS = 3600
 _DUPLICATES = {11000, 11001}
@@ -88,6 +98,45 @@ for _name in ("sessions", "tokens", "device_logins", "shares"):
 async def is_incomplete(database: Database) -> bool:
     """Tell whether an import into the database was begun and has not ended."""
     return await database[INCOMPLETE].find_one({}) is not None
+
+
+async def check_form(database: Database) -> int:
+    """Return the form that the database is marked with; 0: with none, as before there were marks.
+
+    Raises:
+        ConfigError: a newer Greylag writes what this one does not know.
+    """
+    found = await database[INSTANCE].find_one(FORM_MARK)
+    lowest = 0 if found is None else found["lowest"]
+    if lowest > FORM:
+        raise ConfigError(
+            f"The database {database.name} was written by a newer Greylag than this one.",
+            hint="Start the newer Greylag, or give this one another database by MONGODB_DB.",
+        )
+    return int(lowest)
+
+
+async def mark_form(database: Database, *, make: bool = True) -> None:
+    """Mark the database with our form before anything of it is written; never with a lower one.
+
+    Args:
+        database: which.
+        make: whether a mark is made where there is none.
+
+    Raises:
+        ConfigError: as by ``check_form``.
+    """
+    if await check_form(database) == FORM:
+        return
+    those, raised = database[INSTANCE], {"$max": {"lowest": FORM}}
+    try:
+        await those.update_one(FORM_MARK, raised, upsert=make)
+    except DuplicateKeyError:  # another process has made it meanwhile
+        await those.update_one(FORM_MARK, raised)
+    except OperationFailure as error:
+        # Who may only read writes nothing of our form either.
+        if error.code != UNAUTHORIZED:
+            raise
 
 
 async def ensure(database: Database) -> None:

@@ -51,13 +51,15 @@ class MongoStore(RequestMethods, ReconcilerMethods, ProjectStore):
             database: the name.
             limits: how long to wait.
             poll_seconds: between two looks at a server without change streams.
-            prepare: make and check indexes and adopt older documents, or leave that to others.
+            prepare: make indexes and the mark of the form and adopt older documents, or leave that
+                to others.
             patient: wait for a server that cannot be reached: each call raises until it is there.
 
         Raises:
             StoreUnavailableError: the server cannot be reached (not when ``patient``).
             StoreIncompleteError: an import into it has not ended.
-            ConfigError: a URI or name that cannot be used, or an index that cannot be had.
+            ConfigError: a URI or name that cannot be used, an index that cannot be had, or a
+                newer Greylag has written the database.
         """
         client = connection.connect(uri, limits)
         try:
@@ -116,6 +118,7 @@ class MongoStore(RequestMethods, ReconcilerMethods, ProjectStore):
                     f"The database {self._database.name} holds only a part of what is being "
                     "imported into it."
                 )
+            await indexes.mark_form(self._database, make=prepare)
         if prepare:
             with asking(LONG_SECONDS):
                 await indexes.ensure(self._database)
