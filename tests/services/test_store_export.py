@@ -6,6 +6,7 @@ import io
 import json
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,10 +23,11 @@ from hypothesis import strategies as st
 from tests.contract.store_adapters import IDLE, at, claim, make_project
 from tests.store.sites import KINDS, KilledError, Site, Sites, sites_in
 from tests.store.stored_projects import STORED, changed, leased, make_stored
+from tests.wishes import want
 
 from greylag.domain.audit import SYSTEM, AuditEvent, ChainBrokenError, ChainCheck
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import NewEvent
+from greylag.domain.project import Desired, NewEvent
 from greylag.domain.users import (
     ApiToken,
     Limits,
@@ -125,6 +127,32 @@ async def test_everything_arrives_unleased_and_due(sites: Sites, kind: str, othe
     assert told == [("exporting", 8, 8), *(("importing", done, 8) for done in range(1, 9))]
     # What nobody has worked on is the same again.
     assert (await exported(source)).splitlines()[1:] == file.splitlines()[1:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_of_many_that_rest_some_are_due_at_a_time_and_what_is_to_run_is_at_once(
+    sites: Sites, kind: str
+) -> None:
+    resting = [
+        StoredProject(project=make_project(f"p{number:03}", observed_generation=1))
+        for number in range(230)
+    ]
+    running = StoredProject(project=make_project("runs", desired=Desired.ACTIVE))
+    file = await exported(await sites.filled(kind, [*resting, running]))
+    target = await sites.make(kind)
+    await imported(target, file)
+    due = {one.project.project_id: one.project.due_at for one in await target.holds()}
+    assert due.pop("runs") == NOW
+    apart = timedelta(seconds=30)
+    assert Counter(due.values()) == {NOW: 100, NOW + apart: 100, NOW + 2 * apart: 30}
+    async with target.store() as store:
+        while await store.claim_due("w", NOW, 1000) is not None:
+            pass
+        # Who wishes for one that is not due yet waits for no other.
+        await want(store, "ada", "p229", Desired.ACTIVE, NOW, NOW + apart)
+        claimed = await store.claim_due("w", NOW, 1000)
+        assert claimed is not None
+        assert claimed.project.project_id == "p229"
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])

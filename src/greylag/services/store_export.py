@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from greylag.domain.audit import START, Actor, AuditAction, AuditBounds
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Desired, Project
+from greylag.domain.project import Desired, Project, unsettled
 from greylag.ports import (
     Archive,
     AuditFilter,
@@ -37,6 +37,10 @@ Tell = Callable[[str, int, int], None]
 """Hears of a step (one word), how many projects are done, and of how many about."""
 
 _AT_ONCE = 100
+_STEP = timedelta(seconds=30)
+"""So long after each such number of projects the next of those that rest are due: nobody waits for
+them, and a worker that starts looks by itself at what is to run and at what the cluster has.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,8 @@ async def import_store(  # noqa: PLR0913 - what goes where, when, by whom
     """Put the records of an export into a store, in place of all that is there; users, tokens and
     members of that stay where the export holds none.
 
-    Projects arrive without a lease and due, so that a worker looks at each. The store is then of
+    Projects arrive without a lease and due, so that a worker looks at each: of many that rest some
+    at a time, lest a wish waits for all of them. The store is then of
     the Greylag that the export is of: what that has on a cluster is its own. A store that an import
     has left incomplete is filled anew.
 
@@ -236,7 +241,8 @@ async def _import(  # noqa: PLR0913, PLR0917 - as above
         while batch := await asyncio.to_thread(list, islice(reading, _AT_ONCE)):
             kept = [one for one in batch if trail or not isinstance(one, StoredEntry)]
             entries_left_out += len(batch) - len(kept)
-            await fill([_arriving(stored, now) for stored in kept])
+            rested = now + found.projects // _AT_ONCE * _STEP
+            await fill([_arriving(stored, now, rested) for stored in kept])
             for stored in kept:
                 found.add(stored)
                 extra = isinstance(stored, StoredProject) and stored.extra
@@ -272,16 +278,16 @@ def _current(stored: Stored, now: datetime) -> Stored:
     return replace(stored, keys=[key for key in stored.keys if key.expires_at > now])
 
 
-def _arriving(stored: Stored, now: datetime) -> Stored:
-    """Return a record as it arrives.
+def _arriving(stored: Stored, now: datetime, rested: datetime) -> Stored:
+    """Return a record as it arrives: due at once, or at ``rested`` if it rests.
 
     Its environment may have seen newer claims than the export knows of. Claims go on from a number
     that no count of them comes to, lest the cluster takes each new one for an old one.
     """
     if not isinstance(stored, StoredProject):
         return stored
-    due = stored.project.due_at
-    due = now if due is None else min(due, now)
+    arrives = now if unsettled(stored.project) else rested
+    due = min(stored.project.due_at or arrives, arrives)
     claims = max(stored.claims, int(now.timestamp() * 1000))
     project = replace(stored.project, lease=None, due_at=due)
     return _current(replace(stored, project=project, claims=claims), now)
