@@ -63,9 +63,15 @@ function Palette({ all, run }: { all: Command[]; run: (command: Command | undefi
           </li>
         ))}
       </ul>
-      <p class="palette-none" role="status">{!shown.length && "Nothing matches."}</p>
+      <p class="palette-none" role="status">{[!shown.length && "Nothing matches.", leftOut()].filter(Boolean).join(" ")}</p>
     </>
   );
+}
+
+/** Say that the sidebar, and so the palette, does not have all projects, if it does not. */
+function leftOut(): string {
+  const total = document.querySelector(".rail-total")?.textContent ?? "";
+  return total.includes(" of ") ? `Only ${total} projects are searched here. Search the others on the page All projects.` : "";
 }
 
 /** Return what holds all that is typed, what begins with it first. */

@@ -8,6 +8,8 @@ from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person, at_browser, needs_axe
 from tests.web.server import ADA, Site
 
+from greylag.web.dashboard import rail
+
 NARROW = {"width": 390, "height": 800}
 
 
@@ -227,3 +229,24 @@ async def test_axe_finds_nothing_wrong_beside_the_page(running: Site, *, dark: b
         await page.click("#rail-toggle")
         await page.keyboard.press("Control+k")
         await person.judged()
+
+
+async def test_the_palette_says_that_it_does_not_search_all_projects(
+    running: Site, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await running.project()
+    await make(running, 2)
+    page = person.page
+    await person.open_project(path)
+    said = page.locator(".palette-none")
+    await page.click("#palette-open")
+    await page.get_by_role("combobox").fill("project")
+    await expect(page.get_by_role("option")).not_to_have_count(0)
+    await expect(said).to_have_text("")
+    monkeypatch.setattr(rail, "MOST_ROWS", 1)  # and the one that is open
+    await person.open_project(path)
+    await page.click("#palette-open")
+    await page.get_by_role("combobox").fill("project")
+    await expect(said).to_contain_text("Only 2 of 3 projects are searched here.")
+    await page.get_by_role("combobox").fill("xyz")
+    await expect(said).to_contain_text("Nothing matches. Only 2 of 3 projects are searched here.")
