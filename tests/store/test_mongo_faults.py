@@ -2,10 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import pytest
-from pymongo.errors import PyMongoError
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
@@ -14,8 +12,9 @@ from tests.wishes import want
 from greylag.domain.audit import SYSTEM, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
-from greylag.ports import IdempotencyKey, Outcome
+from greylag.ports import AuditFilter, IdempotencyKey, Outcome
 from greylag.store.mongo import audit_trail, indexes
+from greylag.store.mongo.audit_trail import AuditTrail
 from greylag.store.mongo.connection import MongoLimits, WriteAttempts
 from greylag.store.mongo.store import MongoStore
 
@@ -205,11 +204,59 @@ async def test_who_waits_for_a_turn_has_all_their_time_after(
 
     monkeypatch.setattr(audit_trail, "WriteAttempts", begin)
     told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
-    work = trail._in_one_step(told, write) if step == "change" else trail.append(told)
-    async with trail._turn:
-        waiting = asyncio.create_task(work, name="waiting")
-        await asyncio.sleep(0)
-        assert not begun.is_set()
-    with suppress(PyMongoError):  # a server that has no transactions
-        await waiting
+    first, end = await held_up(trail, told)
+    begun.clear()
+    work = trail.recorded(told, write) if step == "change" else trail.append(told)
+    waiting = asyncio.create_task(work, name="waiting")
+    await asyncio.sleep(0)
+    assert not begun.is_set()
+    end.set()
+    await asyncio.gather(first, waiting)
     assert begun.is_set()
+
+
+async def held_up(trail: AuditTrail, told: AuditEvent) -> tuple[asyncio.Task[bool], asyncio.Event]:
+    """Have a step of the trail begun, which lasts until the event is set."""
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def write(_session: object) -> bool:
+        begun.set()
+        await end.wait()
+        return True
+
+    held = asyncio.create_task(trail.recorded(told, write), name="held")
+    async with asyncio.timeout(HANGS):
+        await begun.wait()
+    return held, end
+
+
+async def test_entries_that_are_wanted_at_once_wait_for_few_answers(
+    patient: MongoStore, proxy: WireProxy
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    await patient.append_audit(told)
+    before = proxy.seen.copy()
+    entries = await asyncio.gather(*(patient.append_audit(told) for _ in range(16)))
+    asked = proxy.seen - before
+    assert sorted(entry.number for entry in entries) == list(range(2, 18))
+    assert asked["insert"] <= 3
+    assert asked["find"] <= 2
+
+
+async def test_of_changes_that_are_written_together_each_has_its_own_answer(
+    patient: MongoStore, proxy: WireProxy
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    await patient.revoke("used", at(9), at(0), audit=told)
+    before = proxy.seen["commitTransaction"]
+    first, end = await held_up(patient._audit, told)
+    # What the server refuses of one of them ends the step of all.
+    behind = [patient.revoke(name, at(9), at(0), audit=told) for name in ("a", "used", "b", "c")]
+    waiting = asyncio.ensure_future(asyncio.gather(*behind))
+    await asyncio.sleep(0)
+    end.set()
+    assert await waiting == [True, False, True, True]
+    assert proxy.seen["commitTransaction"] - before == 3
+    assert await first
+    found = await patient.audit_entries(AuditFilter(), 10)
+    assert [number for number, _ in found] == [1, 2, 3, 4, 5]

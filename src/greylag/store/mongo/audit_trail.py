@@ -3,21 +3,29 @@
 Where the server has transactions, a change and its entry are one. A server without a replica set
 has none: there an entry that says ``begun`` comes before the change, and another after it. Of two
 processes that take the same number at once, one begins anew.
+
+Each entry holds the hash of the one before, so a process writes one step after another. What comes
+while a step is on its way is taken into the next one together, where the server has transactions:
+else all who ask at once would wait for as many answers of a server that is far.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+import pymongo
 from pymongo import DESCENDING, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from greylag.common.clock import rfc3339
+from greylag.common.concurrent import beside
 from greylag.domain.audit import (
     START,
     AuditBounds,
@@ -44,10 +52,27 @@ again: what it did before is undone then."""
 
 _SNAPSHOT = ReadConcern("snapshot")
 _DURABLE = WriteConcern(w="majority", j=True)
+_DUPLICATE = 11000
+_TOGETHER = 8
+"""How many are written in one step at most: each change in it is one more answer to wait for, and
+holds up whoever else writes the same record.
+"""
+_FRESH_SECONDS = 1.0
+"""How long the end of the chain is taken to be where we have seen it: whoever is wrong begins anew,
+as the number is taken. Nothing that was written meanwhile can have been trimmed."""
 
 
 class _OvertakenError(Exception):
     """Another process has taken the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InLine:
+    """Who waits for their entry: of what, with which write, and where they hear of it."""
+
+    event: AuditEvent
+    write: Write | None
+    entry: asyncio.Future[AuditEntry | None]
 
 
 class AuditTrail:
@@ -58,7 +83,9 @@ class AuditTrail:
         self._entries = database[indexes.AUDIT]
         self._bounds = database[indexes.AUDIT_BOUNDS]
         self._seconds = seconds
-        self._turn = asyncio.Lock()
+        self._line: list[_InLine] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._last: tuple[float, Link] | None = None
         self._transactions: bool | None = None
         self.told: list[Callable[[AuditEntry], None]] = []
 
@@ -66,10 +93,8 @@ class AuditTrail:
         """Do ``write``, with the entry of ``event`` if it changes something; return whether so."""
         if event is None:
             return await write(None)
-        if self._transactions is None:
-            self._transactions = await has_change_streams(self._client)
-        if self._transactions:
-            return await self._in_one_step(event, write)
+        if await self._has_transactions():
+            return await self._in_turn(event, write) is not None
         await self.append(replace(event, result=Result.BEGUN))
         wrote = False
         try:
@@ -82,15 +107,15 @@ class AuditTrail:
 
     async def append(self, event: AuditEvent) -> AuditEntry:
         """Append an entry; see the port."""
-        async with self._turn:
-            attempts = WriteAttempts(self._seconds)
-            while True:
-                try:
-                    entry = await self._insert(event, None)
-                except _OvertakenError:
-                    await attempts.pause()
-                else:
-                    return self._tell(entry)
+        await self._has_transactions()
+        entry = await self._in_turn(event, None)
+        assert entry is not None  # noqa: S101 - only a write may change nothing
+        return entry
+
+    async def finish(self) -> None:
+        """Return when nothing is on its way any more."""
+        while self._writer is not None and not self._writer.done():
+            await asyncio.wait([self._writer])
 
     async def read(
         self, asked: AuditFilter, limit: int, before: int | None, after: int
@@ -114,14 +139,16 @@ class AuditTrail:
         found = self._entries.find({"$and": terms}, sort=[("_id", order)], limit=limit)
         return [_told(raw) for raw in await found.to_list()]
 
-    async def bounds(self, session: AsyncClientSession | None = None) -> AuditBounds:
+    async def bounds(self) -> AuditBounds:
         """Return where the chain begins and ends; see the port.
 
-        What is kept of the end comes after the entry itself, where there are no transactions.
+        What is kept of the end comes after the entry itself.
         """
-        kept = await self._bounds.find({}, session=session).to_list()
+        kept, last = await asyncio.gather(
+            self._bounds.find({}).to_list(),
+            self._entries.find_one(sort=[("_id", DESCENDING)]),
+        )
         places = {raw["_id"]: Link(raw["number"], raw["hash"]) for raw in kept}
-        last = await self._entries.find_one(sort=[("_id", DESCENDING)], session=session)
         start, end = places.get("start", START), places.get("end", START)
         if last is not None and last["_id"] > end.number:
             end = Link(last["_id"], str(last.get("hash")))
@@ -139,63 +166,143 @@ class AuditTrail:
         last = await self._entries.find_one(older, sort=[("_id", DESCENDING)])
         if last is None:
             return 0
-        await self._keep("start", Link(last["_id"], str(last.get("hash"))), None)
+        await self._keep("start", Link(last["_id"], str(last.get("hash"))))
         trimmed = {"_id": {"$lte": last["_id"]}}
         return (await repeated(lambda: self._entries.delete_many(trimmed))).deleted_count
 
     async def clear(self, kept: AuditBounds) -> None:
         """Remove all entries; those that come have these bounds."""
+        self._last = None
         for collection in (self._entries, self._bounds):
             await repeated(partial(collection.delete_many, {}))
         for place, link in (("start", kept.start), ("end", kept.end)):
-            await self._keep(place, link, None)
+            await self._keep(place, link)
 
-    async def _in_one_step(self, event: AuditEvent, write: Write) -> bool:
-        async with self._turn:
-            attempts = WriteAttempts(self._seconds)
-            while True:
-                try:
-                    return await self._try_in_one_step(event, write)
-                except _OvertakenError:
-                    pass
-                except PyMongoError as error:
-                    if not error.has_error_label("TransientTransactionError"):
-                        raise
-                await attempts.pause()
+    async def _has_transactions(self) -> bool:
+        if self._transactions is None:
+            self._transactions = await has_change_streams(self._client)
+        return self._transactions
 
-    async def _try_in_one_step(self, event: AuditEvent, write: Write) -> bool:
+    async def _in_turn(self, event: AuditEvent, write: Write | None) -> AuditEntry | None:
+        """Return the entry, once it is written; ``None`` when ``write`` has changed nothing.
+
+        Who is cancelled meanwhile leaves it to its end.
+        """
+        one = _InLine(event, write, asyncio.get_running_loop().create_future())
+        self._line.append(one)
+        if self._writer is None or self._writer.done():
+            # In no context: the time of whoever comes first is not that of those behind.
+            self._writer = asyncio.create_task(
+                self._write_line(), name="audit-trail", context=Context()
+            )
+        return await asyncio.shield(one.entry)
+
+    async def _write_line(self) -> None:
+        while self._line:
+            together = _TOGETHER if self._transactions else 1
+            group, self._line = self._line[:together], self._line[together:]
+            await self._settle(group)
+            # Nobody waits for it, and what fails now the next entry sets right.
+            with suppress(PyMongoError), pymongo.timeout(self._seconds):
+                if self._last is not None:
+                    await self._keep("end", self._last[1])
+
+    async def _settle(self, group: Sequence[_InLine]) -> None:
+        """Write the entries of all in ``group``, and tell each of them how that went."""
+        try:
+            with pymongo.timeout(self._seconds):
+                entries = await self._attempt(group)
+        except Exception as error:  # noqa: BLE001 - whoever waits has it
+            self._last = None
+            if len(group) > 1 and _is_of_one(error):
+                half = len(group) // 2
+                with pymongo.timeout(self._seconds):
+                    await self._settle(group[:half])
+                    await self._settle(group[half:])
+                return
+            for one in group:
+                one.entry.set_exception(error)
+                one.entry.exception()  # nobody may be left who takes it
+            return
+        for one, entry in zip(group, entries, strict=True):
+            one.entry.set_result(entry)
+
+    async def _attempt(self, group: Sequence[_InLine]) -> Sequence[AuditEntry | None]:
+        attempts = WriteAttempts(self._seconds)
+        while True:
+            try:
+                return await self._try(group)
+            except _OvertakenError:
+                pass
+            except PyMongoError as error:
+                if not _may_pass(error) or (len(group) > 1 and _is_of_one(error)):
+                    raise
+            self._last = None
+            await attempts.pause()
+
+    async def _try(self, group: Sequence[_InLine]) -> Sequence[AuditEntry | None]:
+        if len(group) == 1 and group[0].write is None:
+            entries = await self._insert([group[0].event], await self._end(), None)
+            return self._tell(entries)
         async with (
             self._client.start_session() as session,
             await session.start_transaction(_SNAPSHOT, _DURABLE),
+            beside(self._end(), "end of the audit trail") as end,
         ):
-            entry = await self._insert(event, session) if await write(session) else None
-        if entry is not None:
-            self._tell(entry)
-        return entry is not None
+            wrote = [one.write is None or await one.write(session) for one in group]
+            events = [one.event for one, wrote_it in zip(group, wrote, strict=True) if wrote_it]
+            written = await self._insert(events, await end, session) if events else []
+        told = iter(self._tell(written))
+        return [next(told) if wrote_it else None for wrote_it in wrote]
 
-    async def _insert(self, event: AuditEvent, session: AsyncClientSession | None) -> AuditEntry:
-        entry = chained(event, (await self.bounds(session)).end)
+    async def _end(self) -> Link:
+        """Return where the chain ends, as far as we know."""
+        now = asyncio.get_running_loop().time()
+        if self._last is None or now >= self._last[0] + _FRESH_SECONDS:
+            self._last = now, (await self.bounds()).end
+        return self._last[1]
+
+    async def _insert(
+        self, events: Sequence[AuditEvent], end: Link, session: AsyncClientSession | None
+    ) -> Sequence[AuditEntry]:
+        entries = list[AuditEntry]()
+        for event in events:
+            entries.append(chained(event, entries[-1].link if entries else end))
+        documents = [{"_id": entry.number, **to_json(entry)} for entry in entries]
         try:
-            await self._entries.insert_one({"_id": entry.number, **to_json(entry)}, session=session)
-        except DuplicateKeyError as error:
+            await self._entries.insert_many(documents, session=session)
+        except BulkWriteError as error:
+            if error.details["writeErrors"][0]["code"] != _DUPLICATE:
+                raise
             raise _OvertakenError from error
-        await self._keep("end", entry.link, session)
-        return entry
+        return entries
 
-    async def _keep(self, place: str, link: Link, session: AsyncClientSession | None) -> None:
+    async def _keep(self, place: str, link: Link) -> None:
         """Keep a place of the chain, unless a later one is kept."""
         earlier = {"_id": place, "number": {"$lt": link.number}}
         kept = {"number": link.number, "hash": link.hash}
-        try:
-            await self._bounds.update_one(earlier, {"$set": kept}, upsert=True, session=session)
-        except DuplicateKeyError:
-            if session is not None:  # it has ended the transaction
-                raise _OvertakenError from None
+        with suppress(DuplicateKeyError):
+            await self._bounds.update_one(earlier, {"$set": kept}, upsert=True)
 
-    def _tell(self, entry: AuditEntry) -> AuditEntry:
-        for told in self.told:
-            told(entry)
-        return entry
+    def _tell(self, entries: Sequence[AuditEntry]) -> Sequence[AuditEntry]:
+        if entries:
+            self._last = asyncio.get_running_loop().time(), entries[-1].link
+        for entry in entries:
+            for told in self.told:
+                told(entry)
+        return entries
+
+
+def _may_pass(error: PyMongoError) -> bool:
+    return error.has_error_label("TransientTransactionError")
+
+
+def _is_of_one(error: Exception) -> bool:
+    """Tell whether one write of several may be at fault, and no other."""
+    if isinstance(error, DuplicateKeyError):
+        return True
+    is_away = isinstance(error, ConnectionFailure)
+    return isinstance(error, PyMongoError) and _may_pass(error) and not is_away
 
 
 def _told(raw: dict[str, Any]) -> NumberedEntry:

@@ -88,6 +88,7 @@ class MongoStore(RequestMethods, ReconcilerMethods, ProjectStore):
             await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
         if self._begun:
             await asyncio.wait(self._begun)
+        await self._audit.finish()
         await self._client.close()
 
     async def _begin(self, poll_seconds: float, *, prepare: bool, patient: bool) -> None:
