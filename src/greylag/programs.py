@@ -27,6 +27,10 @@ from greylag.wiring import assembled
 _log = structlog.get_logger(__name__)
 
 GRACEFUL_SHUTDOWN_SECONDS = 3
+FINISH_SECONDS = 60
+"""What a web alone lets uploads, downloads and waits for environments take after it was told to
+end: others serve meanwhile. Its pod's ``terminationGracePeriodSeconds`` is longer.
+"""
 _PROBES = 64
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -70,7 +74,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
     listener = _bind_web(settings)
     has_key = settings.model_key is not None
     async with assembled(settings, patient=True, tries_model=has_key) as greylag:
-        await _serve_with_token(greylag.use_cases, settings, listener, announce)
+        await _serve_with_token(
+            greylag.use_cases, settings, listener, announce, finishes_within=FINISH_SECONDS
+        )
 
 
 async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announce) -> None:
@@ -117,7 +123,12 @@ async def _announce_after(looked: asyncio.Event, announce: Announce) -> None:
 
 
 async def _serve_with_token(
-    use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
+    use_cases: UseCases,
+    settings: Settings,
+    listener: socket.socket,
+    announce: Announce,
+    *,
+    finishes_within: int = GRACEFUL_SHUTDOWN_SECONDS,
 ) -> None:
     """Serve with the token of the settings, else with the data folder's: nobody knows that one by
     heart, so there is a link.
@@ -131,15 +142,21 @@ async def _serve_with_token(
         settings = settings.model_copy(update={"token": token})
         link = Signatures(token).link(_sites(settings, listener)[0])
         announce = partial(announce, link=link)
-    await _serve(use_cases, settings, listener, announce)
+    await _serve(use_cases, settings, listener, announce, finishes_within=finishes_within)
 
 
 async def _serve(
-    use_cases: UseCases, settings: Settings, listener: socket.socket, announce: Announce
+    use_cases: UseCases,
+    settings: Settings,
+    listener: socket.socket,
+    announce: Announce,
+    *,
+    finishes_within: int = GRACEFUL_SHUTDOWN_SECONDS,
 ) -> None:
     server = HttpServer(
         create_app(use_cases, settings),
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
+        finishes_within=finishes_within,
         limits=_limits(settings),
         signals=_STOPPING,
         started=lambda: announce(*_sites(settings, listener)),

@@ -106,6 +106,33 @@ async def test_it_says_when_it_serves_and_lets_open_answers_end() -> None:
         await serving
 
 
+async def test_a_server_that_ends_cuts_streams_and_lets_uploads_come_to_their_end() -> None:
+    async with bounded(finishes_within=60) as one:
+        stream, _ = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")
+        await stream.readuntil(b"begun ")
+        upload, sending = await one.ask(PUT + b"content-length: 2\r\n\r\n1")
+        await one.asked.wait()
+        await one.end_begins()
+        one.pass_time(2)
+        assert b"ended" not in await stream.read()
+        one.pass_time(20)
+        sending.write(b"2")
+        assert (await upload.read()).endswith(b"\r\n\r\n2")
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_a_server_whose_end_cannot_wait_says_so_to_whoever_waits(*, twice: bool) -> None:
+    async with bounded(finishes_within=60) as one:
+        reader, _ = await one.ask(PUT + b"content-length: 2\r\n\r\n1")
+        await one.asked.wait()
+        await one.end_begins()
+        if twice:
+            one.server.finish()
+        one.pass_time(0 if twice else 61)
+        assert await refused(reader) == (503, "server_ending")
+        assert one.left.is_set()
+
+
 # What a client may cost. Time passes as the tests say, by ``look``.
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
@@ -123,6 +150,7 @@ class Bounded:
     """A server, and what its application has seen."""
 
     limits: ServerLimits | None
+    finishes_within: int | None = None
     left: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -145,7 +173,9 @@ class Bounded:
         self.server = (
             http_server(app)
             if self.limits is None
-            else HttpServer(app, ends_within=1, limits=self.limits)
+            else HttpServer(
+                app, ends_within=1, finishes_within=self.finishes_within, limits=self.limits
+            )
         )
         self._open = AsyncExitStack()
         self.port = 0
@@ -231,6 +261,12 @@ class Bounded:
         for _ in range(20):
             await asyncio.sleep(0)
 
+    async def end_begins(self) -> None:
+        """Ask for the server's end, and wait until it has begun."""
+        self.server.finish()
+        while self.server.servers[0].is_serving():  # noqa: ASYNC110 - the server tells of it to nobody
+            await asyncio.sleep(0)
+
     def pass_time(self, seconds: float) -> None:
         """Let the server look at its connections as if so much time had passed."""
         self.server.look(asyncio.get_running_loop().time() + seconds)
@@ -243,9 +279,10 @@ class Bounded:
 async def bounded(
     limits: ServerLimits | None = ServerLimits(),  # noqa: B008 - it is frozen
     host: str = "127.0.0.1",
+    finishes_within: int | None = None,
 ) -> AsyncIterator[Bounded]:
     """Serve with these limits; with agentd's own when there are none."""
-    one = Bounded(limits)
+    one = Bounded(limits, finishes_within)
     with listen(host, 0) as listener:
         one.port = listener.getsockname()[1]
         serving = asyncio.create_task(one.server.serve([listener]))

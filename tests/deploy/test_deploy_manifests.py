@@ -26,6 +26,7 @@ from greylag.cluster.kubernetes.identity import MANAGED_BY, MANAGED_BY_LABEL
 from greylag.cluster.kubernetes.options import OptionsSettings
 from greylag.common.settings import variable_of
 from greylag.config import Settings
+from greylag.programs import FINISH_SECONDS
 
 pytestmark = pytest.mark.cluster
 
@@ -96,6 +97,15 @@ def test_a_drain_takes_one_pod_at_a_time_where_there_is_but_one_too() -> None:
         for budget in budgets:
             assert budget.keys() == {"maxUnavailable", "selector"}
             assert budget["maxUnavailable"] == 1
+
+
+def test_the_cluster_ends_no_web_before_it_has_let_uploads_come_to_their_end() -> None:
+    for objects in (kustomize(BASE), helm()):
+        (web,) = [one for one in of_kind(objects, "Deployment") if "web" in one["metadata"]["name"]]
+        pod = web["spec"]["template"]["spec"]
+        sleep, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert sleep == "sleep"
+        assert pod["terminationGracePeriodSeconds"] >= int(seconds) + FINISH_SECONDS + 5
 
 
 def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(

@@ -36,6 +36,8 @@ from greylag.common.sockets import LEFT
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
+_LOOK_SECONDS = 0.3
+_REFUSAL_SECONDS = 1
 _FEWEST_CONNECTIONS = 16
 _MOST_PARTS = 1024
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP
@@ -216,6 +218,12 @@ _FULL = _Refusal(
     "The server has as many connections as it takes.",
     "Try again in a few seconds.",
 )
+_ENDING = _Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "server_ending",
+    "The server ended before this was answered; it may have been done, or go on.",
+    "Look whether it was done, and else try again in a few seconds.",
+)
 
 
 class _RefusedRequestError(Exception):
@@ -391,6 +399,21 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().shutdown()
+
+    def end_stream(self) -> None:
+        """End an answer that goes on without a length: its client goes on with it elsewhere."""
+        running = self._running
+        if running is None or not (running.response_started and running.chunked_encoding):
+            return
+        if self.transport.is_closing():
+            self.transport.abort()  # since the last look its last words were not taken
+        else:
+            self.transport.close()
+
+    def end(self) -> None:
+        """Refuse what is not answered yet, and cut what is being answered."""
+        if not self._refused:
+            self._refuse(_ENDING)
 
     @property
     def is_waiting(self) -> bool:
@@ -624,22 +647,28 @@ class HttpServer(uvicorn.Server):
 
     Args:
         app: what answers.
-        ends_within: seconds that open answers get after ``finish``.
+        ends_within: seconds that streams, which are answers without a length, get after ``finish``.
+        finishes_within: seconds that all else gets, such as uploads and downloads; by default as
+            streams.
         limits: what clients may cost.
         signals: those that end it; none: they are left to the program.
         started: called once requests are answered.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument per option
         self,
         app: ASGIApp,
         *,
         ends_within: int,
+        finishes_within: int | None = None,
         limits: ServerLimits | None = None,
         signals: Sequence[signal.Signals] = (),
         started: Callable[[], None] | None = None,
     ) -> None:
         limits = limits or ServerLimits()
+        self._ends_within = ends_within
+        self._finishes_within = ends_within if finishes_within is None else finishes_within
+        self._ending_since: float | None = None
         super().__init__(
             uvicorn.Config(
                 app,
@@ -654,7 +683,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 # A proxy's word for the client's address is taken only where one is configured.
                 proxy_headers=False,
-                timeout_graceful_shutdown=ends_within,
+                timeout_graceful_shutdown=self._finishes_within + _REFUSAL_SECONDS,
             )
         )
         self._connections = _Connections(limits)
@@ -674,15 +703,40 @@ class HttpServer(uvicorn.Server):
             self.look(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is being answered end, each in its time."""
+        self._ending_since = asyncio.get_running_loop().time()
+        looking = asyncio.create_task(self._look_on(), name="look at connections that end")
+        try:
+            await super().shutdown(sockets)
+        finally:
+            looking.cancel()
+
+    async def _look_on(self) -> None:
+        while True:
+            self.look(asyncio.get_running_loop().time())
+            await asyncio.sleep(_LOOK_SECONDS)
+
     def look(self, now: float) -> None:
         """End the connections that are past a limit at ``now``, on the loop's clock, and those of
         WebSockets whose clients have gone.
         """
+        if self._ending_since is not None:
+            self._end_answers(now - self._ending_since)
         for connection in self._connections.limited():
             connection.look(now)
         for one in list(self._connections.connections):
             if isinstance(one, _LimitedWebSocket):
                 one.look()
+
+    def _end_answers(self, after: float) -> None:
+        """End those that have had their time, so many seconds after the end has begun."""
+        if after >= self._ends_within:
+            for connection in self._connections.limited():
+                connection.end_stream()
+        if after >= self._finishes_within or self.force_exit:
+            for connection in self._connections.limited():
+                connection.end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -697,5 +751,8 @@ class HttpServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def finish(self) -> None:
-        """Stop serving: ``serve`` returns when open answers have ended, or at their limit."""
+        """Stop serving: ``serve`` returns when open answers have ended, or at their limit; asked
+        for a second time, at once.
+        """
+        self.force_exit = self.should_exit
         self.should_exit = True
