@@ -1,4 +1,5 @@
 // What went wrong with what a person asked for: said once, and gone when it works again.
+import { isWholePage, refusal, wordsOf as said } from "./sse";
 
 const MOST = 3;
 const NOT_LOADED = "This cannot be loaded now. Try again when the server can be reached, or reload the page.";
@@ -20,15 +21,21 @@ export function startNotices(): void {
   });
   body.addEventListener("htmx:beforeSwap", (event) => {
     const { detail } = event as CustomEvent;
-    // A sign-in that has ended answers with the sign-in page.
-    if (new URL(detail.xhr.responseURL).pathname !== body.dataset.signIn) return;
+    const { xhr } = detail;
+    const isPiece = xhr.getResponseHeader("content-type")?.startsWith("text/html") && !isWholePage(xhr.responseText);
+    if (!detail.shouldSwap || isPiece) return;
     detail.shouldSwap = false;
-    location.reload();
+    detail.isError = true;
+    // A sign-in that has ended answers with the sign-in page; all else is of what is on the way, as of a proxy whose
+    // server is away.
+    if (new URL(xhr.responseURL).pathname === body.dataset.signIn) return location.reload();
+    const refused = refusal(xhr);
+    notify(refused.status < 300 || refused.passing ? UNREACHABLE : said(refused));
   });
   body.addEventListener("htmx:sendError", () => notify(UNREACHABLE));
   body.addEventListener("htmx:afterRequest", (event) => {
-    const { status } = (event as CustomEvent).detail.xhr;
-    if (status >= 200 && status < 400) notices.replaceChildren();
+    const { successful, xhr } = (event as CustomEvent).detail;
+    if (successful && xhr.status >= 200 && xhr.status < 400) notices.replaceChildren();
   });
   document.addEventListener("greylag:live", () => {
     for (const one of notices.children) if (wordsOf(one) === UNREACHABLE) one.remove();

@@ -1,6 +1,6 @@
 // Turns that the server has rendered: their answers formatted, their steps once they are asked for, and earlier ones.
 import type { Scroller } from "./scroller";
-import { Refused, ask } from "./sse";
+import { Refused, fragment } from "./sse";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { TurnView } from "./turn_view";
 
@@ -74,10 +74,4 @@ export class PastTurns {
     });
     this.offerEarlier();
   }
-}
-
-/** Return a piece of a page, as the server renders it now. */
-export async function fragment(url: string): Promise<Document> {
-  const response = await ask(url, { headers: { "HX-Request": "true" } });
-  return new DOMParser().parseFromString(await response.text(), "text/html");
 }

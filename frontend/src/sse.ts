@@ -44,8 +44,44 @@ export function wordsOf(error: unknown): string {
   return [error.message, error.problem.hint].filter(Boolean).join(" ");
 }
 
-/** Fetch `url`; an answer that is no success becomes a Refused. */
+/** Fetch `url` of the API; an answer that is no success becomes a Refused. */
 export async function ask(url: string, options: RequestInit = {}): Promise<Response> {
+  const response = await fetchAnswer(url, options);
+  if (response.ok) checkOwn(response.headers.get("content-type"));
+  return response;
+}
+
+/** Fetch a piece of a page, as the server renders it now. */
+export async function fragment(url: string): Promise<Document> {
+  const text = await (await fetchAnswer(url, { headers: { "HX-Request": "true" } })).text();
+  if (isWholePage(text)) throw new Error(NOT_OWN);
+  return new DOMParser().parseFromString(text, "text/html");
+}
+
+const NOT_OWN = "Something on the way has answered in the server's place.";
+
+/** Throw if what has succeeded is a page: the API has none. A network that wants a sign-in first answers all with its own. */
+export function checkOwn(type: string | null): void {
+  if (type?.startsWith("text/html")) throw new Error(NOT_OWN);
+}
+
+/** Tell whether this is a page, of which the server gives one that is open pieces only. */
+export function isWholePage(html: string): boolean {
+  return /^\s*<(!doctype|html|head)\b/i.test(html);
+}
+
+/** Return what a request was refused with. */
+export function refusal({ status, responseText }: XMLHttpRequest): Refused {
+  let problem: Problem = {};
+  try {
+    problem = JSON.parse(responseText);
+  } catch {
+    // Something on the way answered in its own words.
+  }
+  return new Refused(status, problem);
+}
+
+async function fetchAnswer(url: string, options: RequestInit): Promise<Response> {
   const headers = { Accept: "application/json, text/event-stream", ...(options.headers as Record<string, string>) };
   const response = await fetch(url, { ...options, headers, redirect: "manual" });
   setClock(response.headers.get("date"));

@@ -1,5 +1,5 @@
 // Files on their way into the workspace.
-import { type Problem, Refused, wordsOf } from "./sse";
+import { Refused, checkOwn, refusal, wordsOf } from "./sse";
 import { visible } from "./text";
 import type { Upload, Workspace } from "./workspace";
 
@@ -54,18 +54,15 @@ function send(url: string, file: Blob, replace: boolean, progress: (share: numbe
     request.setRequestHeader("Content-Type", "application/octet-stream");
     if (!replace) request.setRequestHeader("If-None-Match", "*");
     request.upload.onprogress = (event) => progress(event.total ? Math.floor((event.loaded / event.total) * 100) : 100);
-    request.onload = () => (request.status < 300 ? resolve() : reject(refusal(request)));
+    request.onload = () => {
+      if (request.status >= 300) return reject(refusal(request));
+      try {
+        resolve(checkOwn(request.getResponseHeader("content-type")));
+      } catch (error) {
+        reject(error);
+      }
+    };
     request.onerror = () => reject(new Error("The upload broke off."));
     request.send(file);
   });
-}
-
-function refusal(request: XMLHttpRequest): Refused {
-  let problem: Problem = {};
-  try {
-    problem = JSON.parse(request.responseText);
-  } catch {
-    // Something on the way answered in its own words.
-  }
-  return new Refused(request.status, problem);
 }

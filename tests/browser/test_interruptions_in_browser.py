@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.async_api import Page, Route, WebSocketRoute, expect
+from playwright.async_api import FilePayload, Page, Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
 from tests.browser.person import Person
@@ -323,3 +323,53 @@ async def test_a_stream_that_was_short_and_quiet_is_asked_for_again_at_once(
         await page.clock.run_for(600)
         await page.evaluate(AT_REST)
         assert await page.evaluate("opened.length") == count
+
+
+NGINX = "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>nginx</body>\r\n</html>\r\n"
+PORTAL = "<!doctype html><title>Hotel</title><p>Accept"
+
+
+@pytest.mark.parametrize(
+    ("status", "media", "body"),
+    [(200, "text/html", PORTAL), (502, "text/html", NGINX), (503, "text/plain", "no upstream")],
+)
+async def test_what_a_proxy_answers_for_a_server_that_is_away_takes_the_place_of_nothing(
+    running: Site, person: Person, status: int, media: str, body: str
+) -> None:
+    page = person.page
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    title = await page.title()
+    await page.locator("#rail-new").click()
+    name = page.locator("#dialog").get_by_label("Name")
+    await name.fill("Typed")
+    answer = {"status": status, "content_type": media, "body": body}
+    await page.route("**/*", lambda route: route.fulfill(**answer))
+    await page.locator("#dialog .btn-primary").click()
+    notice = page.locator(".notice")
+    await expect(notice).to_contain_text("cannot be reached")
+    await expect(name).to_have_value("Typed")
+    assert await page.title() == title
+
+
+async def test_a_page_in_the_place_of_an_answer_of_the_api_is_no_success(
+    running: Site, person: Person, proxy: DroppingProxy
+) -> None:
+    page = person.page
+    await person.open_project(await running.project(active=True))
+    await person.say("run: it")
+    allow = page.get_by_role("button", name="Allow", exact=True)
+    await allow.wait_for()
+    await page.route("**/*", lambda route: route.fulfill(content_type="text/html", body=PORTAL))
+    proxy.drop()
+    await expect(page.locator("#live-lost")).to_contain_text("Not live")
+    await expect(page.locator("#console-status")).to_contain_text("lost")
+    await allow.click()
+    await expect(page.locator("#console-status")).to_contain_text("cannot be reached")
+    file = FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")
+    await page.locator("#files input[type=file]").first.set_input_files([file])
+    await expect(page.locator("#files")).to_contain_text("Not uploaded: a.txt")
+    await page.unroute("**/*")
+    await expect(page.locator("#live-lost")).to_be_empty()
+    await allow.click()
+    await person.answered()
