@@ -12,6 +12,7 @@ type Typed = Map<string, Values>; // by what the form does
 export function startDialog(): void {
   const dialog = document.getElementById("dialog") as HTMLDialogElement;
   const body = document.getElementById("dialog-body")!;
+  const notices = document.getElementById("notices")!;
   const typed = before();
   let given: Values = new Map(); // what stood in the form at first: one that comes back refused has what was typed
   let pressedOutside = false;
@@ -21,6 +22,7 @@ export function startDialog(): void {
     keeps = true;
     if (!body.querySelector(".problem")) given = valuesOf(fieldsIn(body));
     restore(body, typed);
+    dialog.append(notices); // outside of it they can be neither pressed nor, on a phone, seen
     dialog.showModal();
   });
   document.body.addEventListener("close-dialog", () => {
@@ -42,6 +44,7 @@ export function startDialog(): void {
   dialog.addEventListener("close", () => {
     leave();
     body.replaceChildren();
+    document.body.append(notices);
   });
   addEventListener("pagehide", () => {
     leave();

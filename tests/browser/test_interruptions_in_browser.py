@@ -373,3 +373,25 @@ async def test_a_page_in_the_place_of_an_answer_of_the_api_is_no_success(
     await expect(page.locator("#live-lost")).to_be_empty()
     await allow.click()
     await person.answered()
+
+
+async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    await page.set_viewport_size({"width": 390, "height": 600})
+    await person.open_project(await running.project())
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.evaluate("document.getElementById('rail-new').click()")
+    name = page.locator("#dialog").get_by_label("Name")
+    await name.fill("Typed")
+    await page.route("**/new-project", lambda route: route.abort())
+    await page.locator("#dialog .btn-primary").click()
+    notice = page.get_by_role("alert").filter(has_text="cannot be reached")
+    await notice.get_by_role("button", name="Dismiss").click()
+    await expect(page.locator(".notice")).to_have_count(0)
+    await expect(name).to_have_value("Typed")
+    await page.get_by_role("link", name="Cancel").click()
+    await page.evaluate("document.getElementById('rail-new').click()")
+    await expect(page.locator("body > #notices .notice")).to_be_visible()
+    person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
