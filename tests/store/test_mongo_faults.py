@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from pymongo.errors import AutoReconnect
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
 from tests.wishes import want
 
 from greylag.domain.audit import SYSTEM, AuditEvent
-from greylag.domain.errors import StoreUnavailableError
+from greylag.domain.errors import InvalidRequestError, StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
-from greylag.ports import AuditFilter, IdempotencyKey, Outcome
+from greylag.ports import AuditFilter, Created, IdempotencyKey, Outcome
 from greylag.store.mongo import audit_trail, indexes
 from greylag.store.mongo.audit_trail import AuditTrail
 from greylag.store.mongo.connection import MongoLimits, WriteAttempts
@@ -241,6 +242,46 @@ async def test_entries_that_are_wanted_at_once_wait_for_few_answers(
     assert sorted(entry.number for entry in entries) == list(range(2, 18))
     assert asked["insert"] <= 3
     assert asked["find"] <= 2
+
+
+async def test_what_no_document_can_hold_is_refused_to_nobody_else(patient: MongoStore) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    first, end = await held_up(patient._audit, told)
+    names = ("a", "\ud800", "b")
+    behind = [patient.create(make_project(name, name=name), audit=told) for name in names]
+    waiting = asyncio.ensure_future(asyncio.gather(*behind, return_exceptions=True))
+    await asyncio.sleep(0)
+    end.set()
+    await first
+    made = await waiting
+    assert isinstance(made.pop(1), InvalidRequestError)
+    assert [one.project.name for one in made if isinstance(one, Created)] == ["a", "b"]
+
+
+async def test_nobody_waits_for_more_than_one_time_limit_where_the_server_is_away(
+    patient: MongoStore,
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def write(_session: object) -> bool:
+        begun.set()
+        await end.wait()
+        raise AutoReconnect("gone")
+
+    first = asyncio.create_task(patient._audit.recorded(told, write), name="first")
+    await begun.wait()
+    behind = [asyncio.ensure_future(patient.append_audit(told)) for _ in range(20)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(patient._audit._line) == len(behind)
+    end.set()
+    assert {type(one) for one in await asyncio.gather(*behind, return_exceptions=True)} == {
+        StoreUnavailableError
+    }
+    with pytest.raises(AutoReconnect):
+        await first
+    assert (await patient.append_audit(told)).number == 1
 
 
 async def test_of_changes_that_are_written_together_each_has_its_own_answer(

@@ -214,13 +214,18 @@ class AuditTrail:
                 entries = await self._attempt(group)
         except Exception as error:  # noqa: BLE001 - whoever waits has it
             self._last = None
-            if len(group) > 1 and _is_of_one(error):
+            if len(group) > 1 and not _is_away(error):
                 half = len(group) // 2
                 with pymongo.timeout(self._seconds):
                     await self._settle(group[:half])
                     await self._settle(group[half:])
                 return
-            for one in group:
+            failed = list(group)
+            if _is_away(error):
+                # Nobody behind waits for as many time limits as there are steps before theirs.
+                failed += self._line
+                self._line = []
+            for one in failed:
                 one.entry.set_exception(error)
                 one.entry.exception()  # nobody may be left who takes it
             return
@@ -235,7 +240,8 @@ class AuditTrail:
             except _OvertakenError:
                 pass
             except PyMongoError as error:
-                if not _may_pass(error) or (len(group) > 1 and _is_of_one(error)):
+                may_pass = error.has_error_label("TransientTransactionError")
+                if not may_pass or (len(group) > 1 and not _is_away(error)):
                     raise
             self._last = None
             await attempts.pause()
@@ -293,16 +299,13 @@ class AuditTrail:
         return entries
 
 
-def _may_pass(error: PyMongoError) -> bool:
-    return error.has_error_label("TransientTransactionError")
-
-
-def _is_of_one(error: Exception) -> bool:
-    """Tell whether one write of several may be at fault, and no other."""
-    if isinstance(error, DuplicateKeyError):
-        return True
-    is_away = isinstance(error, ConnectionFailure)
-    return isinstance(error, PyMongoError) and _may_pass(error) and not is_away
+def _is_away(error: Exception) -> bool:
+    """Tell whether the server is at fault; else one write of several may be, and no other: of what
+    no document can hold, say.
+    """
+    return isinstance(error, ConnectionFailure) or (
+        isinstance(error, PyMongoError) and error.timeout
+    )
 
 
 def _told(raw: dict[str, Any]) -> NumberedEntry:
