@@ -65,7 +65,7 @@ from greylag.ports import (
     has_record,
 )
 from greylag.services import access, notifications, secrets, sharing, tokens
-from greylag.services.access import RULES, WITH_REASON, Standing
+from greylag.services.access import RULES, WITH_REASON, Gate, Standing
 from greylag.services.agents import NewMessage
 from greylag.services.people import UserEdit
 from greylag.services.projects import Edit, NewProject, Projects
@@ -1168,3 +1168,44 @@ async def test_of_two_hand_overs_at_once_the_later_takes_no_member_out(
         with pytest.raises(ConflictError, match="has a project"):
             await second
         assert await _who(house, (await first).ref) == {"bob": MemberRole.EDITOR}
+
+
+async def test_a_project_is_read_while_the_gate_asks_for_who_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    projects, ada = house.use_cases.projects, Principal("ada", "ada")
+    ref = (await projects.create(ada, "ada", NewProject("P"))).project.ref
+    both, get, authorize = asyncio.Barrier(2), MemoryStore.get, Gate.authorize
+
+    async def read(*about: Any) -> Project:
+        await both.wait()
+        return await get(*about)
+
+    async def asked(*about: Any) -> User:
+        await both.wait()
+        return await authorize(*about)
+
+    monkeypatch.setattr(MemoryStore, "get", read)
+    monkeypatch.setattr(Gate, "authorize", asked)
+    async with asyncio.timeout(60):
+        assert (await projects.get(ada, ref)).ref == ref
+        with pytest.raises(UserNotFoundError):  # not that there is no such project
+            await projects.get(ada, ProjectRef("nobody", "none"))
+
+
+async def test_the_projects_of_a_token_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    projects, ada = house.use_cases.projects, Principal("ada", "ada")
+    made = [(await projects.create(ada, "ada", NewProject("P"))).project for _ in range(3)]
+    all_three, get = asyncio.Barrier(3), MemoryStore.get
+
+    async def read(*about: Any) -> Project:
+        await all_three.wait()
+        return await get(*about)
+
+    monkeypatch.setattr(MemoryStore, "get", read)
+    some = replace(ada, projects=frozenset(one.project_id for one in made))
+    async with asyncio.timeout(60):
+        page = await projects.page(some, "ada", PageQuery(limit=10))
+    assert {one.id for one in page.projects} == {one.id for one in made}

@@ -20,7 +20,10 @@ from greylag.domain.errors import (
 )
 from greylag.domain.project import Project, ProjectRef
 from greylag.domain.users import OPERATOR, Limits
+from greylag.services.agents import Agents
 from greylag.services.people import UserEdit
+from greylag.services.projects import Projects
+from greylag.services.sharing import Members
 from greylag.web.dashboard import conversations, pages, rail, users
 from greylag.web.dashboard.pages import ProjectView, project_view
 from greylag.web.dashboard.rail import read_projects, read_sessions
@@ -576,3 +579,26 @@ async def test_extensions_are_shown_with_their_last_words_switched_and_removed(
     running.house.gateway.unreachable.add("memory://user-ada/notes-api")
     assert "agent_unreachable" in await running.page(f"{PAGE}/extensions")
     assert "memory://user-ada/notes-api" in await running.page(f"{PAGE}/endpoint")
+
+
+async def test_what_a_page_shows_is_read_at_once(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project(active=True)
+    all_of_it = asyncio.Barrier(4)
+
+    def wait_for_others(of: type, name: str) -> None:
+        known = getattr(of, name)
+
+        async def read(*about: Any) -> Any:
+            await all_of_it.wait()
+            return await known(*about)
+
+        monkeypatch.setattr(of, name, read)
+
+    wait_for_others(Agents, "status")
+    wait_for_others(Projects, "events")
+    wait_for_others(Projects, "page")
+    wait_for_others(Members, "of")
+    async with asyncio.timeout(60):
+        assert "rail-projects" in await running.page(PAGE)

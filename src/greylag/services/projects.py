@@ -1,5 +1,6 @@
 """Projects: list, create, edit, activate, deactivate, delete, follow."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -113,7 +114,8 @@ class Projects:
         only = await self.gate.only(principal, owner.id)
         if only is None:
             return await self.store.page(owner.id, query)
-        found = [await self._found(principal, ProjectRef(owner.id, each)) for each in sorted(only)]
+        refs = [ProjectRef(owner.id, each) for each in sorted(only)]
+        found = await asyncio.gather(*(self._found(principal, ref) for ref in refs))
         shown = [one for one in found if one and query.status in {None, one.status}]
         # There are as many as were shared or named one by one: they fit on one page.
         return ProjectPage(sorted(shown, key=lambda one: (one.created_at, one.id), reverse=True))

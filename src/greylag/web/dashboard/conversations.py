@@ -16,6 +16,7 @@ from starlette.responses import Response
 from greylag.common import agent_api, sse
 from greylag.common.agent_api import MOST_BEFORE, AgentSetting, ChatMessage, Session, Turn
 from greylag.common.clock import parse_rfc3339
+from greylag.common.concurrent import beside
 from greylag.common.typed import encodable, parse_json
 from greylag.domain.errors import AgentUnreachableError, ErrorInfo, GreylagError, NotActiveError
 from greylag.domain.project import ProjectRef
@@ -250,24 +251,28 @@ async def read_conversation(
     Of a project that is not active it is what a copy holds; an agent that fails or takes longer
     than a page may is an ``error`` of the result, so that the rest of the page stands.
     """
-    shared = bool(await call.use_cases.members.of(*call.at))
     read = _read if project.is_active else _read_kept
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return replace(await read(call, wanted, shown, before), shared=shared)
-    except GreylagError as error:
-        return ConversationView(selected=_chosen(wanted, ()), error=error.info)
-    except TimeoutError:
-        late = AgentUnreachableError("The agent did not answer in time.")
-        return ConversationView(selected=_chosen(wanted, ()), error=late.info)
+    async with beside(call.use_cases.members.of(*call.at), "members of a page") as members:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                said = await read(call, wanted, shown, before)
+        except GreylagError as error:
+            said = ConversationView(selected=_chosen(wanted, ()), error=error.info)
+        except TimeoutError:
+            late = AgentUnreachableError("The agent did not answer in time.")
+            said = ConversationView(selected=_chosen(wanted, ()), error=late.info)
+        return replace(said, shared=bool(await members))
 
 
 async def _read(
     call: RequestContext, wanted: str | None, shown: int, before: int
 ) -> ConversationView:
-    status = await call.use_cases.agents.status(*call.at)
-    sessions = await read_sessions(call)
-    settings, failing = await _set_up(call)
+    async with (
+        beside(call.use_cases.agents.status(*call.at), "agent of a page") as answers,
+        beside(_set_up(call), "settings of a page") as set_up,
+    ):
+        sessions = await read_sessions(call)
+        status, (settings, failing) = await answers, await set_up
     selected = _chosen(wanted, sessions)
     own = next((one for one in sessions if one.session_id == selected), None)
     model = _held(settings.get("GOOSE_MODEL"), own.model if own else None)
@@ -342,10 +347,13 @@ async def _set_up(call: RequestContext) -> tuple[Mapping[str, AgentSetting], tup
     settings: Mapping[str, AgentSetting] = {}
     failing: tuple[str, ...] = ()
     with suppress(GreylagError, TimeoutError):
-        async with asyncio.timeout(_SET_UP_SECONDS):
+        async with (
+            asyncio.timeout(_SET_UP_SECONDS),
+            beside(ask(call, agent_api.LIST_EXTENSIONS), "extensions of a page") as extensions,
+        ):
             known = (await ask(call, agent_api.LIST_SETTINGS)).settings
             settings = {one.key: one for one in known}
-            listed = (await ask(call, agent_api.LIST_EXTENSIONS)).extensions
+            listed = (await extensions).extensions
             bad = [one.name for one in listed if one.enabled and one.state == "failed"]
             failing = tuple(name[:_MOST_NAME] for name in bad[:_MOST_FAILING])
     return settings, failing

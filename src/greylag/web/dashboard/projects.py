@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from greylag.common import sse
-from greylag.common.concurrent import merged
+from greylag.common.concurrent import beside, merged
 from greylag.domain.errors import ErrorInfo, ProjectNotFoundError
 from greylag.domain.project import Desired, Event, Project, Status
 from greylag.domain.users import Action, User
@@ -38,7 +38,13 @@ from greylag.web.dashboard.pages import (
     see,
     words_of,
 )
-from greylag.web.dashboard.rail import RECHECK_SECONDS, project_rows, rail_frames, read_rail
+from greylag.web.dashboard.rail import (
+    RECHECK_SECONDS,
+    project_rows,
+    rail_frames,
+    read_projects,
+    read_rail,
+)
 from greylag.web.deps import ProjectCallDep, RequestContext, pages_router
 from greylag.web.request_log import POLICY
 from greylag.web.stream import closing
@@ -60,13 +66,21 @@ async def show_project(
     if (asked := await look_needed(request, call, call.ref)) is not None:
         return asked
     owner, project = await _found(call)
-    events = await call.use_cases.projects.events(project)
     view = project_view(project)
     limit = bounded(turns)
-    said = await read_conversation(call, view, session, limit)
+    async with (
+        beside(call.use_cases.projects.events(project), "events of a page") as log,
+        beside(read_projects(call), "projects of a page") as listed,
+    ):
+        said = await read_conversation(call, view, session, limit)
+        events, projects = await log, await listed
+    with call.use_cases.activities.watch() as watch:
+        rows = project_rows(projects, watch)
     response = call.page(
         "project.html",
-        rail=await read_rail(call, shown=view, sessions=said.sessions, selected=said.selected),
+        rail=await read_rail(
+            call, rows=rows, shown=view, sessions=said.sessions, selected=said.selected
+        ),
         user=owner,
         project=view,
         writes=await call.use_cases.gate.may(call.principal, Action.FILES_WRITE, call.ref),

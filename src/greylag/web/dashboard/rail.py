@@ -225,6 +225,8 @@ async def rail_frames(
         while True:
             projects = await read_projects(call)
             watch.follow(projects)
+            # As the page has them: what agents tell from now on is news, and no whole list again.
+            rows = project_rows(projects, watch)
             here = next((one for one in projects if shown and one.id == shown.key), None)
             runs = here is not None and here.status is Status.ACTIVE
             activity = watch.of(here) if here and runs else None
@@ -238,7 +240,6 @@ async def rail_frames(
                 turns = current
                 yield sse.encode({"type": "turns", "content": {"turns": turns}})
             shown = project_view(here) if here else shown
-            rows = project_rows(projects, watch)
             rail = await read_rail(call, rows=rows, shown=shown, sessions=sessions.known)
             news_of_rail = [] if before is None and rail.digest == known else changed(before, rail)
             for frame in [*news_of_rail, *more(rows)]:
