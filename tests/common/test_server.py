@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from greylag.agentd.main import http_server
 from greylag.common.net import network_of
 from greylag.common.server import TUNNEL, HttpServer, ServerLimits, addresses_of, listen
-from greylag.common.sockets import LEFT
+from greylag.common.sockets import LEFT, finishes
 from greylag.web.schemas import ProblemDocument
 
 needs_ipv6 = pytest.mark.skipif(
@@ -120,6 +120,22 @@ async def test_a_server_that_ends_cuts_streams_and_lets_uploads_come_to_their_en
         assert (await upload.read()).endswith(b"\r\n\r\n2")
 
 
+async def test_a_server_that_ends_closes_websockets_and_lets_those_finish_that_do() -> None:
+    async with bounded(finishes_within=60) as one:
+        lasting, _ = await one.ask(SOCKET + b"\r\n")
+        finishing, saying = await one.ask(SOCKET.replace(b"/socket", b"/finishes") + b"\r\n")
+        for reader in (lasting, finishing):
+            await reader.readuntil(b"\r\n\r\n")
+        await one.end_begins()
+        restarting = b"\x88\x02" + (1012).to_bytes(2, "big")
+        assert await lasting.read() == restarting
+        one.pass_time(59)
+        saying.write(b"\x82\x82" + bytes(4) + b"on")
+        assert await finishing.readexactly(4) == b"\x82\x02on"
+        one.pass_time(61)
+        assert await finishing.read() == restarting
+
+
 @pytest.mark.parametrize("twice", [False, True])
 async def test_a_server_whose_end_cannot_wait_says_so_to_whoever_waits(*, twice: bool) -> None:
     async with bounded(finishes_within=60) as one:
@@ -168,6 +184,7 @@ class Bounded:
             WebSocketRoute("/who", self._greet),
             WebSocketRoute("/taken", self._taken),
             WebSocketRoute("/deaf", self._deaf),
+            WebSocketRoute("/finishes", self._finishes),
         ]
         app = Starlette(routes=routes)
         self.server = (
@@ -213,6 +230,10 @@ class Bounded:
                 await socket.send_bytes(await socket.receive_bytes())
         except WebSocketDisconnect:
             self.left.set()
+
+    async def _finishes(self, socket: WebSocket) -> None:
+        finishes(socket)
+        await self._echo(socket)
 
     async def _taken(self, socket: WebSocket) -> None:
         await socket.accept()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -165,6 +166,25 @@ async def test_switched_off_it_is_one_plain_refusal() -> None:
             assert (status, found["code"]) == (403, "terminal_off")
         for where in ("terminals/x", "commands"):
             assert await refusal(running, f"{path}/{where}") == (403, "terminal_off")
+
+
+async def test_a_web_that_ends_closes_terminals_and_lets_commands_come_to_their_end() -> None:
+    house = House()
+    async with house.working(), AsyncExitStack() as serving:
+        port = await serving.enter_async_context(served(create_app(house.use_cases, settings())))
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=BEARER) as http:
+            path = await terminal(Site(house, http, port))
+            command = f"{path.partition('/terminals')[0]}/commands"
+            async with http.ws_connect(path) as shell, http.ws_connect(command) as run:
+                for socket in (shell, run):
+                    await socket.receive_str()
+                ending = asyncio.create_task(serving.aclose())
+                assert (await shell.receive()).data == 1012
+                await run.send_bytes(b"exit")
+                assert await run.receive_bytes() == b"exit"
+                assert json.loads(await run.receive_str()) == {"exit": 0}
+                await run.receive()
+                await ending
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from greylag.common.net import is_loopback, unmapped
-from greylag.common.sockets import LEFT
+from greylag.common.sockets import FINISHES, LEFT
 
 _BACKLOG = 2048
 _LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
@@ -506,6 +506,7 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
         self._left = left
         self._lost = asyncio.Event()
         self._taken = False
+        self._finishes = asyncio.Event()
         self._hung_up = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -520,6 +521,7 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
             self.scope["extensions"] |= {
                 TUNNEL: {"take": self._take},
                 LEFT: {"wait": self._lost.wait},
+                FINISHES: {"set": self._finishes.set},
             }
 
     def _take(self) -> Stream:
@@ -537,7 +539,12 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
         return reader, asyncio.StreamWriter(self.transport, protocol, reader, self.loop)
 
     def shutdown(self) -> None:
-        """End with the server."""
+        """End with the server, unless this one is let to finish."""
+        if not self._finishes.is_set():
+            self.end()
+
+    def end(self) -> None:
+        """End now."""
         if self._taken:
             self.transport.abort()
         else:
@@ -648,8 +655,8 @@ class HttpServer(uvicorn.Server):
     Args:
         app: what answers.
         ends_within: seconds that streams, which are answers without a length, get after ``finish``.
-        finishes_within: seconds that all else gets, such as uploads and downloads; by default as
-            streams.
+        finishes_within: seconds that all else gets, such as uploads, downloads and WebSockets of
+            which ``sockets.finishes`` was said; by default as streams.
         limits: what clients may cost.
         signals: those that end it; none: they are left to the program.
         started: called once requests are answered.
@@ -735,8 +742,9 @@ class HttpServer(uvicorn.Server):
             for connection in self._connections.limited():
                 connection.end_stream()
         if after >= self._finishes_within or self.force_exit:
-            for connection in self._connections.limited():
-                connection.end()
+            for one in list(self._connections.connections):
+                if isinstance(one, _LimitedProtocol | _LimitedWebSocket):
+                    one.end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ LEFT = "greylag.left"
 """The ASGI extension of a WebSocket whose ``wait`` returns once its connection is lost, also while
 nobody receives what the client has said before that.
 """
+FINISHES = "greylag.finishes"
+"""The ASGI extension of a WebSocket whose ``set`` says what ``finishes`` does."""
 _LAST_WORDS_SECONDS = 1.0
 
 
@@ -39,6 +41,15 @@ def never_redirected() -> aiohttp.TraceConfig:
 
 class SocketClosedError(Exception):
     """The client has closed the connection."""
+
+
+def finishes(socket: WebSocket) -> None:
+    """Say that a connection comes to an end of its own, so that a server that is to end lets it, as
+    it lets an upload; others it closes at once, as they can be opened again elsewhere.
+    """
+    extension = socket.scope.get("extensions", {}).get(FINISHES)
+    if extension is not None:
+        extension["set"]()
 
 
 async def received(socket: WebSocket) -> bytes | str:

@@ -311,6 +311,8 @@ def _socket_handler(socket: Socket) -> Callable[..., Coroutine[Any, Any, None]]:
         opening = await call.use_cases.agents.socket(*call.at, socket, parts)
         with call.streams.place(call.ref):
             async with opening as agent:
+                if socket is agent_api.COMMAND_SOCKET:  # it would be killed
+                    sockets.finishes(client)
                 await client.accept()
                 async with _audited(socket, call, parts):
                     await _join(client, agent, call)
