@@ -13,7 +13,7 @@ export function startChanges(): void {
     const given = { api, mayWrite, log: new ChangeLog(api), workspace: new Workspace(api) };
     return async (now) => {
       const turn = reviewed;
-      const part = await loaded(import("./changes_list"), (words) => { place.textContent = words; });
+      const part = await loaded(import("./changes_list"), (words) => render(<p class="files-empty">{words}</p>, place));
       const session = document.getElementById("conversation")?.dataset.session ?? "";
       if (part) render(<part.ChangesPane {...given} {...now} session={session} reviewed={turn} />, place);
     };

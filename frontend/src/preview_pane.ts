@@ -1,4 +1,5 @@
 // The pane of previews. What shows them is loaded when it is first opened.
+import { h, render } from "preact";
 import { loaded } from "./notices";
 import { showPane, startPane } from "./panes";
 
@@ -8,7 +9,7 @@ let wanted: { path: string } | null = null;
 /** Bring the pane to life, on a page that has one. */
 export function startPreview(): void {
   startPane("preview", (place, { api, page }) => async (now) => {
-    const part = await loaded(import("./preview_view"), (words) => { place.textContent = words; });
+    const part = await loaded(import("./preview_view"), (words) => render(h("p", { class: "files-empty" }, words), place));
     part?.show(place, { api, page, status: now.status, wanted });
   }, { always: true });
 }

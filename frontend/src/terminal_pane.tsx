@@ -24,7 +24,7 @@ function TerminalPane({ api, status }: { api: string; status: string }) {
   return (
     <div class="terminals">
       {said && <p class="terminal-said" role="alert">{visible(said)}</p>}
-      {status === "active" ? <Shells list={`${api}/terminals`} attempt={attempt} />
+      {status === "active" ? <Shells list={`${api}/terminals`} failed={said !== ""} attempt={attempt} />
         : <Asleep api={api} status={status} words="Its terminals open once it is active." attempt={attempt} />}
     </div>
   );
@@ -35,12 +35,12 @@ function wordsFor(failure: unknown): string {
   return failure instanceof Refused && failure.problem.code === "terminal_off" ? failure.message : wordsOf(failure);
 }
 
-function Shells({ list, attempt }: { list: string; attempt: Attempt }) {
+function Shells({ list, failed, attempt }: { list: string; failed: boolean; attempt: Attempt }) {
   const [shells, setShells] = useState<Shell[] | null>(null);
   const [chosen, choose] = useState<string | null>(null);
   const load = async () => setShells((await (await ask(list)).json()).terminals);
   useEffect(() => attempt(load), [list]);
-  if (shells === null) return null;
+  if (shells === null) return failed ? <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => attempt(load)}>Try again</button></p> : null;
   const shown = shells.find((one) => one.terminal_id === chosen) ?? shells.at(-1);
   const start = () => attempt(async () => {
     const made: Shell = await (await post(list, { rows: 24, columns: 80 })).json();

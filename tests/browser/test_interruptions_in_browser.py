@@ -395,3 +395,25 @@ async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
     await page.evaluate("document.getElementById('rail-new').click()")
     await expect(page.locator("body > #notices .notice")).to_be_visible()
     person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
+
+
+async def test_a_pane_that_could_not_load_shows_what_it_holds_when_it_is_asked_for_again(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    parts = re.compile(r"/js/(changes_list|preview_view)-|/terminals$")
+    await page.route(parts, lambda route: route.abort())
+    for name in ("changes", "preview"):
+        await page.locator(f"#tab-{name}").click()
+        await expect(page.locator(f"#pane-{name}")).to_contain_text("cannot be loaded")
+    await page.locator("#tab-terminal").click()
+    await expect(page.locator("#terminals")).to_contain_text("cannot be reached")
+    await page.unroute_all()
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator("#terminals")).to_contain_text("No terminal is open.")
+    for name, words in (("changes", "No turn of this session"), ("preview", "5173")):
+        await page.locator(f"#tab-{name}").click()
+        await expect(page.locator(f"#pane-{name}")).to_contain_text(words)
+        await expect(page.locator(f"#pane-{name}")).not_to_contain_text("cannot be loaded")
