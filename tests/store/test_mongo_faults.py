@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
@@ -16,7 +16,7 @@ from greylag.domain.project import Desired, NewEvent, Project
 from greylag.ports import AuditFilter, Created, IdempotencyKey, Outcome
 from greylag.store.mongo import audit_trail, indexes
 from greylag.store.mongo.audit_trail import AuditTrail
-from greylag.store.mongo.connection import MongoLimits, WriteAttempts
+from greylag.store.mongo.connection import MongoLimits, WriteAttempts, asking
 from greylag.store.mongo.store import MongoStore
 
 pytestmark = mongo_servers.forgets_sockets
@@ -301,3 +301,23 @@ async def test_of_changes_that_are_written_together_each_has_its_own_answer(
     assert await first
     found = await patient.audit_entries(AuditFilter(), 10)
     assert [number for number, _ in found] == [1, 2, 3, 4, 5]
+
+
+async def test_a_change_whose_answer_is_lost_is_not_said_to_have_changed_nothing(
+    quick: MongoStore, proxy: WireProxy
+) -> None:
+    proxy.inject("insert", Fault.SLOW, 99)
+    with pytest.raises(StoreUnavailableError, match="in time") as lost:
+        await quick.create(make_project())
+    proxy.hurry.set()
+    proxy.calm()
+    assert (await quick.get("ada", "demo")).name == make_project().name
+    assert "Nothing was changed" not in lost.value.info.hint
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    proxy.inject("insert", Fault.CUT_BEFORE, 9999)
+    with pytest.raises(StoreUnavailableError) as busy:
+        await quick.revoke("used", at(9), at(0), audit=told)
+    assert "Others" not in busy.value.info.message
+    with pytest.raises(StoreUnavailableError, match="cannot be reached") as away, asking(1):
+        raise ServerSelectionTimeoutError
+    assert "Nothing was changed" in away.value.info.hint

@@ -235,6 +235,7 @@ class AuditTrail:
     async def _attempt(self, group: Sequence[_InLine]) -> Sequence[AuditEntry | None]:
         attempts = WriteAttempts(self._seconds)
         while True:
+            failed: PyMongoError | None = None
             try:
                 return await self._try(group)
             except _OvertakenError:
@@ -243,8 +244,9 @@ class AuditTrail:
                 may_pass = error.has_error_label("TransientTransactionError")
                 if not may_pass or (len(group) > 1 and not _is_away(error)):
                     raise
+                failed = error
             self._last = None
-            await attempts.pause()
+            await attempts.pause(failed)
 
     async def _try(self, group: Sequence[_InLine]) -> Sequence[AuditEntry | None]:
         if len(group) == 1 and group[0].write is None:

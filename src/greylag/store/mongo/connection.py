@@ -159,6 +159,12 @@ _WORDS = (
 """The first that fits counts: later ones are wider."""
 
 
+_UNCERTAIN = (
+    "What was to be changed may have been: look, and try again shortly; if it lasts, see the "
+    "server's log."
+)
+
+
 class RefusedByServerError(StoreUnavailableError):
     """The server answers, but not us: the user name, the password or the rights are wrong."""
 
@@ -204,7 +210,8 @@ def _translated() -> Iterator[None]:
     except PyMongoError as error:
         refused = isinstance(error, OperationFailure) and error.code in _REFUSED
         kind = RefusedByServerError if refused else StoreUnavailableError
-        raise kind(f"The MongoDB server {reason(error)}.") from error
+        hint = None if _is_undone(error) else _UNCERTAIN
+        raise kind(f"The MongoDB server {reason(error)}.", hint=hint) from error
     except UnicodeEncodeError as error:
         raise InvalidRequestError("Text must not hold unpaired surrogates.") from error
     except (BSONError, OverflowError) as error:
@@ -222,6 +229,14 @@ def reason(error: PyMongoError) -> str:
         if isinstance(error, kind):
             return words
     return "did not answer in time" if error.timeout else f"failed ({type(error).__name__})"
+
+
+def _is_undone(error: PyMongoError) -> bool:
+    """Tell whether no server can have done what was asked, rather than that its answer was lost."""
+    if isinstance(error, OperationFailure):
+        unknown = error.has_error_label("UnknownTransactionCommitResult")
+        return not (error.timeout or unknown or isinstance(error, WriteConcernError))
+    return isinstance(error, ServerSelectionTimeoutError)
 
 
 def _refusal(error: OperationFailure) -> str:
@@ -250,14 +265,17 @@ class WriteAttempts:
         self._end = self._loop.time() + seconds
         self._pauses = Pauses(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
 
-    async def pause(self) -> None:
+    async def pause(self, failed: PyMongoError | None = None) -> None:
         """Wait a little longer than the last time: another writer's change may be visible only
         when a majority has it.
 
         Raises:
             StoreUnavailableError: the time is over.
+            PyMongoError: so it is, and this has ``failed``, rather than that others were faster.
         """
         if self._loop.time() > self._end:
+            if failed is not None:
+                raise failed
             raise StoreUnavailableError("Others changed the same project again and again.")
         await self._pauses.pause()
 
