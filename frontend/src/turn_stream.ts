@@ -3,6 +3,8 @@ import { Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
 
+const ANSWER_MS = 40_000; // longer than the platform waits for an agent: a connection may have died without a word
+
 export type Decision = "allow_once" | "allow_session" | "reject_once";
 
 /** A message on its way: its id makes it the same turn however often it is sent. */
@@ -92,11 +94,11 @@ export class TurnStream {
   }
 
   cancel(): Promise<Response> {
-    return post(`${this.#turn}/cancel`);
+    return post(`${this.#turn}/cancel`, {}, { signal: AbortSignal.timeout(ANSWER_MS) });
   }
 
   confirm(id: string, decision: Decision): Promise<Response> {
-    return post(`${this.#turn}/confirmations/${encodeURIComponent(id)}`, { decision });
+    return post(`${this.#turn}/confirmations/${encodeURIComponent(id)}`, { decision }, { signal: AbortSignal.timeout(ANSWER_MS) });
   }
 
   /** Before the turn is known the message is sent again: its id makes it the same turn. */

@@ -94,6 +94,31 @@ async def test_a_connection_that_died_unseen_is_left_and_the_turn_followed_to_it
     assert await page.locator(".step").count() == 1
 
 
+async def test_an_answer_that_nobody_takes_can_be_given_again(
+    running: Site, person: Person
+) -> None:
+    page, never = person.page, asyncio.Event()
+    await page.add_init_script(
+        "const within = AbortSignal.timeout; AbortSignal.timeout = (ms) => within(ms / 100);"
+    )
+
+    async def hold(_: Route) -> None:
+        await never.wait()
+
+    await person.open_project(await running.project(active=True))
+    await person.say("run: ls")
+    allow = page.get_by_role("button", name="Allow")
+    await allow.wait_for()
+    await page.route("**/confirmations/*", hold)
+    await allow.click()
+    await expect(page.locator("#console-status")).to_contain_text("cannot be reached")
+    await page.unroute("**/confirmations/*")
+    never.set()
+    await allow.click()
+    await person.answered()
+    assert (await person.answer()).count("It ran.") == 1
+
+
 @pytest.mark.parametrize("stream", ["turns/*/events", "live?*"])
 async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less(
     running: Site, person: Person, stream: str
