@@ -106,8 +106,11 @@ class ExtensionStarter:
         entries = [one for one in listed["extensions"] if one["enabled"]]
         keyed = {_key(one): one for one in entries}
         session = await self._inside(make, entries)
+        keeping = asyncio.Lock()
         self._starts[session] = {
-            key: asyncio.create_task(self._start(peer, session, key, one), name=f"extension {key}")
+            key: asyncio.create_task(
+                self._add(peer, session, key, one, keeping), name=f"extension {key}"
+            )
             for key, one in keyed.items()
             if is_server(one) and not self._is_hung(key)
         }
@@ -195,7 +198,17 @@ class ExtensionStarter:
         except AgentError as error:
             _log.info("extension_start_interrupted", error=str(error))
 
-    async def _start(self, peer: AcpPeer, session: str, key: str, entry: Entry) -> None:
+    async def _add(
+        self, peer: AcpPeer, session: str, key: str, entry: Entry, keeping: asyncio.Lock
+    ) -> None:
+        if not await self._start(peer, session, key, entry):
+            return
+        # Of adds at once goose may keep what an earlier one found: when it opens the session
+        # again, an extension is missing. One more, by itself, starts nothing and keeps all.
+        async with keeping:
+            await self._start(peer, session, key, entry)
+
+    async def _start(self, peer: AcpPeer, session: str, key: str, entry: Entry) -> bool:
         seconds = float(DEFAULT_SECONDS)
         try:
             with understood():
@@ -214,6 +227,8 @@ class ExtensionStarter:
             _log.info("extension_start_interrupted", key=key, error=str(error))
         else:
             self._note(key, None)
+            return True
+        return False
 
     def _note(self, key: str, failure: str | None, *, hung: bool = False) -> None:
         if failure is None:
