@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
-from tests.agentd.doubles import recording_model
+from tests.agentd.doubles import eventually, recording_model
 
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.extensions import CONFIGURED
@@ -28,6 +29,27 @@ from greylag.agentd.agent.types import (
 
 pytestmark = pytest.mark.goose
 
+SERVER = """
+import json, os, sys
+
+if os.path.exists("broken"):
+    sys.exit(3)
+BEGUN = {"protocolVersion": "2025-03-26", "capabilities": {"tools": {}}}
+TOOL = {"name": "ping", "description": "ping", "inputSchema": {"type": "object", "properties": {}}}
+ANSWERS = {
+    "initialize": {**BEGUN, "serverInfo": {"name": "pong", "version": "1"}},
+    "tools/list": {"tools": [TOOL]},
+    "tools/call": {"content": [{"type": "text", "text": "pong"}]},
+}
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = ANSWERS.get(asked["method"])
+    how = {"error": {"code": -32601, "message": "no"}} if answer is None else {"result": answer}
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **how}), flush=True)
+"""
+"""An extension that is a server of its own, and has one tool; it starts unless it is broken."""
+
 StartAgent = Callable[..., Awaitable[Agent]]
 Count = Callable[[str], int]
 Wait = Callable[[str], Awaitable[None]]
@@ -41,6 +63,14 @@ async def agent(start_agent: StartAgent, goose_command: AgentCommand) -> Agent:
 @pytest.fixture
 async def session(agent: Agent) -> str:
     return await agent.new_session("A test")
+
+
+async def add_server(agent: Agent) -> None:
+    """Let new sessions have a server; its process has 98765 among its arguments."""
+    argument = {"command": sys.executable, "args": ["-c", SERVER, "98765"], "env": []}
+    extension = {"type": "mcp", "server": {"name": "pong", **argument}, "envKeys": []}
+    added = {"extension": {**extension, "description": "", "timeout": 20}, "enabled": True}
+    await agent.call(f"{CONFIGURED}/add", added)
 
 
 def goose_pid(agent: Agent) -> int:
@@ -507,3 +537,77 @@ async def test_a_history_that_is_cut_is_what_the_model_is_told_from_then_on(
         with pytest.raises(HistoryFixedError, match="has summarised"):
             await agent.cut_session(session, positions[1])
         assert await agent.cut_session(session, last) != session
+
+
+async def test_a_session_unused_for_long_has_no_processes_and_comes_back_with_all_it_had(
+    *,
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    serve_app: Callable[[web.Application], Any],
+    make_sink: Any,
+    count_processes: Count,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greylag.agentd.agent.open_sessions.MOST_OPEN", 1)
+    requests: list[str] = []
+    async with serve_app(recording_model(requests)) as url:
+        mode = {"GOOSE_MODE": "auto"}
+        agent = await start_agent(goose_command, provider=ModelProvider(url), settings=mode)
+        await add_server(agent)
+        mine, other = await agent.new_session("Mine"), await agent.new_session("Other")
+
+        async def turn(session: str, words: str) -> None:
+            await agent.configure(session, {"mode": "auto", "model": "gpt-4o-mini"})
+            sink = make_sink()
+            await agent.prompt(session, f"[[call pong__ping {{}}]] {words}", sink)
+            assert sink.tool_output().startswith("pong")
+            # Both sessions had a server: that of the one that was used before has ended.
+            await eventually(lambda: count_processes("98765") == 1)
+
+        await turn(mine, "[[text uno]]")
+        await turn(other, "[[text dos]]")
+        position = await agent.message_count(mine)
+        await turn(mine, "[[tool setsid sleep 98766 >/dev/null 2>&1 &]]")
+        assert "uno" in requests[-1]
+        await turn(other, "[[text tres]]")
+        assert "dos" in requests[-1]
+        assert "uno" not in requests[-1]
+        assert count_processes("98766") == 1
+        cut = await agent.cut_session(mine, position)
+        await agent.replace_session(mine, cut)
+        await turn(cut, "[[text cuatro]]")
+        assert "uno" in requests[-1]
+        assert "98766" not in requests[-1]
+        await agent.forget_session(other)
+        await agent.forget_session(cut)
+        await eventually(lambda: count_processes("98765") + count_processes("98766") == 0)
+
+
+async def test_an_extension_that_fails_when_its_session_is_opened_again_is_told_of_and_not_lost(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    count_processes: Count,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greylag.agentd.agent.open_sessions.MOST_OPEN", 1)
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await add_server(agent)
+    mine, other = await agent.new_session("Mine"), await agent.new_session("Other")
+    broken = agent._setup.workspace / "broken"
+
+    async def turn(session: str, servers: int) -> tuple[bool, int]:
+        await agent.configure(session, {"mode": "auto"})
+        sink = make_sink()
+        await agent.prompt(session, "[[call pong__ping {}]]", sink)
+        await eventually(lambda: count_processes("98765") == servers)
+        told = sink.of("status_message", lambda update: update["status"]["message"])
+        return sink.tool_output() == "pong", sum("'pong' does not work" in line for line in told)
+
+    assert await turn(mine, 1) == (True, 0)
+    assert await turn(other, 1) == (True, 0)
+    broken.touch()
+    assert await turn(mine, 0) == (False, 1)
+    broken.unlink()
+    assert await turn(other, 1) == (True, 0)
+    assert await turn(mine, 1) == (True, 0)

@@ -17,7 +17,8 @@ import structlog
 
 from greylag.agentd.agent import history
 from greylag.agentd.agent.acp import AcpPeer
-from greylag.agentd.agent.extensions import ExtensionStarter, new_session
+from greylag.agentd.agent.extensions import ExtensionStarter, Make, new_session
+from greylag.agentd.agent.open_sessions import ARCHIVE, OpenSessions
 from greylag.agentd.agent.process import (
     INITIALIZE,
     AgentProcess,
@@ -89,7 +90,8 @@ class Agent:
         self._ready = asyncio.Event()
         self._process: AgentProcess | None = None
         self._turns: dict[str, AgentTurn] = {}
-        self._extensions = ExtensionStarter()
+        self._open = OpenSessions()
+        self._extensions = ExtensionStarter(self._open.held)
         self._subagents: dict[str, set[str]] = {}
         # Each process of goose's writes its configuration whole: of two at once one is lost.
         self._configuring = asyncio.Lock()
@@ -127,20 +129,25 @@ class Agent:
             peer = self._living().peer
             await make_folders(self._execution, self._setup)
             if self._command.kind == "goose":
-                make = partial(new_session, peer, self._setup, title)
-                return await self._extensions.open(peer, make)
+                return await self._opened(peer, partial(new_session, peer, self._setup, title))
             session, _ = await new_session(peer, self._setup, title)
             return session
+
+    async def _opened(self, peer: AcpPeer, make: Make) -> str:
+        session = await self._extensions.open(peer, make)
+        self._open.opened(session)
+        return session
 
     async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
         """Have a session work with these options from now on."""
         if self._command.kind != "goose":
             return  # the scripted agent has none
-        async with _patience():
+        async with self._held(agent_session_id, _CALL_SECONDS):
             for option, value in options.items():
                 # Also what it was told before: tools can change what goose keeps.
                 params = {"sessionId": agent_session_id, "configId": option, "value": value}
                 await self.call("session/set_config_option", params)
+            await self._extensions.complete(self._living().peer, agent_session_id)
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""
@@ -158,12 +165,13 @@ class Agent:
         self._subagents.setdefault(agent_session_id, set())
         began: float | None = None
         try:
-            await turn.until_cancelled(self._prepare(agent_session_id), "before a prompt")
-            if turn.cancelled:
-                return turn.unsent()
-            self._relay.begin_turn(agent_session_id)
-            began = process_clock()
-            return await turn.run(text)
+            with self._open.held(agent_session_id):
+                await turn.until_cancelled(self._prepare(agent_session_id), "before a prompt")
+                if turn.cancelled:
+                    return turn.unsent()
+                self._relay.begin_turn(agent_session_id)
+                began = process_clock()
+                return await turn.run(text)
         finally:
             del self._turns[agent_session_id]
             if began is not None and turn.cancelled:
@@ -171,6 +179,7 @@ class Agent:
                 await process.kill_tools(self._family(agent_session_id), began)
 
     async def _prepare(self, agent_session_id: str) -> None:
+        await self._open.settled(agent_session_id)
         await make_folders(self._execution, self._setup)
         for words in await self._extensions.settled(agent_session_id):
             await self._tell(agent_session_id, words)
@@ -205,14 +214,13 @@ class Agent:
 
     async def cut_session(self, agent_session_id: str, kept: int) -> str:
         """Make a session that knows only another's first ``kept`` messages."""
-        async with _patience():
+        async with self._held(agent_session_id, _CALL_SECONDS):
             peer = self._living().peer
             exported = await history.beginning(peer, agent_session_id, kept)
             if exported is None:
                 return agent_session_id
             await make_folders(self._execution, self._setup)
-            make = partial(history.restore, peer, self._setup, exported)
-            return await self._extensions.open(peer, make)
+            return await self._opened(peer, partial(history.restore, peer, self._setup, exported))
 
     async def replace_session(self, old: str, new: str) -> None:
         """Put a session away whose place another has taken; what its tools started goes on."""
@@ -224,8 +232,18 @@ class Agent:
 
     async def _put_away(self, agent_session_id: str) -> None:
         # Not deleted: goose gives the id of a deleted session to the next one.
-        async with _patience(_PUT_AWAY_SECONDS):
-            await self.call("_goose/unstable/session/archive", {"sessionId": agent_session_id})
+        try:
+            async with self._held(agent_session_id, _PUT_AWAY_SECONDS):
+                await self.call(ARCHIVE, {"sessionId": agent_session_id})
+        finally:
+            self._open.forget(agent_session_id)
+
+    @asynccontextmanager
+    async def _held(self, agent_session_id: str, seconds: float) -> AsyncIterator[None]:
+        async with _patience(seconds):
+            with self._open.held(agent_session_id):
+                await self._open.settled(agent_session_id)
+                yield
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call any method of the agent (as ``_goose/unstable/config/read``)."""
@@ -340,10 +358,16 @@ class Agent:
         process = await AgentProcess.start(self._execution, self._command, self._setup, environment)
         self._process = process
         try:
-            return await process.run(self, self._configuring, self._on_ready, self._on_end)
+            async with beside(self._close_unused(process.peer), "agent-closes"):
+                return await process.run(self, self._configuring, self._on_ready, self._on_end)
         finally:
             self._process = None
             await self._extensions.end()
+
+    async def _close_unused(self, peer: AcpPeer) -> None:
+        await self._ready.wait()
+        if self._command.kind == "goose":
+            await self._open.run(peer, self._extensions.closed)
 
     def _on_end(self) -> None:
         self._ready.clear()

@@ -8,7 +8,8 @@ kept.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -84,9 +85,15 @@ class ExtensionStarter:
 
     One that did not finish its handshake is not started again until it is changed, or the agent
     is: goose never ends such a server.
+
+    Args:
+        held: keeps a session open while something starts in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Callable[[str], AbstractContextManager[None]]) -> None:
+        self._held = held
+        self._servers: dict[str, dict[str, Entry]] = {}
+        self._whole: set[str] = set()  # the sessions that have all of theirs since they were opened
         self._states: dict[str, ExtensionState] = {}
         self._starts: dict[str, dict[str, asyncio.Task[None]]] = {}
         self._trials: set[asyncio.Task[None]] = set()
@@ -106,16 +113,28 @@ class ExtensionStarter:
         entries = [one for one in listed["extensions"] if one["enabled"]]
         keyed = {_key(one): one for one in entries}
         session = await self._inside(make, entries)
-        keeping = asyncio.Lock()
-        self._starts[session] = {
-            key: asyncio.create_task(
-                self._add(peer, session, key, one, keeping), name=f"extension {key}"
-            )
-            for key, one in keyed.items()
-            if is_server(one) and not self._is_hung(key)
-        }
-        self._told[session] = set(keyed)
+        self._launch(peer, session, keyed)
         return session
+
+    async def complete(self, peer: AcpPeer, session: str) -> None:
+        """Start again what goose has dropped when it opened a session again, which it does for good
+        with each extension that fails then.
+        """
+        servers = self._servers.get(session)
+        if servers is None or session in self._whole:
+            return
+        try:
+            with understood():
+                listed = await peer.request(f"{_OF_SESSION}/list", {"sessionId": session})
+                there = {one["extensionKey"] for one in listed["extensions"]}
+        except AgentRefusedError as error:
+            _log.warning("extensions_not_listed", reason=error.words)
+            self._whole.add(session)
+            return
+        missing = {key for key in servers.keys() - there if not self._is_hung(key)}
+        for key in missing:
+            self.forget(key)  # how it fared before is not what the next turn is to be told
+        self._launch(peer, session, {key: servers[key] for key in missing})
 
     async def attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> ExtensionState:
         """Start an extension once in a session of its own, and tell how that went so far."""
@@ -153,9 +172,15 @@ class ExtensionStarter:
             for key in sorted(failed)
         ]
 
+    def closed(self, session: str) -> None:
+        """Take note that goose opens a session again with its next use."""
+        self._whole.discard(session)
+
     def close(self, session: str) -> None:
         """Start no more for a session that is gone."""
         self._told.pop(session, None)
+        self._servers.pop(session, None)
+        self._whole.discard(session)
         for task in self._starts.pop(session, {}).values():
             task.cancel()
 
@@ -165,6 +190,16 @@ class ExtensionStarter:
         await cancel_all([*self._trials, *starts])
         self._starts.clear()
         self._states.clear()
+        self._whole.clear()
+
+    def _launch(self, peer: AcpPeer, session: str, entries: Mapping[str, Entry]) -> None:
+        starts, keeping = self._starts.setdefault(session, {}), asyncio.Lock()
+        for key, one in entries.items():
+            if is_server(one) and not self._is_hung(key):
+                adding = self._add(peer, session, key, one, keeping)
+                starts[key] = asyncio.create_task(adding, name=f"extension {key}")
+        self._told.setdefault(session, set()).update(entries)
+        self._whole.add(session)
 
     def _has_status(self, key: str, status: str) -> bool:
         state = self._states.get(key)
@@ -201,12 +236,15 @@ class ExtensionStarter:
     async def _add(
         self, peer: AcpPeer, session: str, key: str, entry: Entry, keeping: asyncio.Lock
     ) -> None:
-        if not await self._start(peer, session, key, entry):
-            return
-        # Of adds at once goose may keep what an earlier one found: when it opens the session
-        # again, an extension is missing. One more, by itself, starts nothing and keeps all.
-        async with keeping:
-            await self._start(peer, session, key, entry)
+        with self._held(session):
+            if not await self._start(peer, session, key, entry):
+                return
+            self._servers.setdefault(session, {})[key] = entry
+            self._told.get(session, set()).discard(key)  # what fails elsewhere works here
+            # Of adds at once goose may keep what an earlier one found: when it opens the session
+            # again, an extension is missing. One more, by itself, starts nothing and keeps all.
+            async with keeping:
+                await self._start(peer, session, key, entry)
 
     async def _start(self, peer: AcpPeer, session: str, key: str, entry: Entry) -> bool:
         seconds = float(DEFAULT_SECONDS)
