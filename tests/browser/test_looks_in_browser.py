@@ -200,7 +200,7 @@ async def test_why_a_form_came_back_is_announced(person: Person) -> None:
     await page.fill("#field-name", "x")
     await page.fill("#field-metadata", "[1]")
     await page.press("#field-name", "Enter")
-    problem = page.get_by_role("dialog").get_by_role("alert")
+    problem = page.locator("dialog .problem[role=alert]")
     await expect(problem).to_contain_text("Metadata must be a JSON object")
     # What was sent is still only typed.
     await page.mouse.click(5, 400)
