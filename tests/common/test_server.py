@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -136,6 +136,31 @@ async def test_a_server_that_ends_closes_websockets_and_lets_those_finish_that_d
         assert await finishing.read() == restarting
 
 
+async def test_a_server_that_ends_lets_finish_what_has_no_length_and_an_end_of_its_own() -> None:
+    async with bounded(finishes_within=60) as one:
+        archive, _ = await one.ask(b"GET /archive HTTP/1.1\r\nhost: a\r\n\r\n")
+        await archive.readuntil(b"begun ")
+        await one.end_begins()
+        one.pass_time(59)
+        one.go_on.set()
+        assert b"ended" in await archive.read()
+
+
+async def test_a_websocket_whose_last_words_are_not_taken_breaks_no_server_s_end() -> None:
+    async with bounded(finishes_within=60) as one:
+        deaf = socket.create_connection(("127.0.0.1", one.port))
+        with closing(deaf):
+            deaf.sendall(SOCKET.replace(b"/socket", b"/flooded") + b"\r\n")
+            await one.stalled()
+            deaf.sendall(b"\x88\x82\0\0\0\0\x03\xe8")
+            upload, sending = await one.ask(PUT + b"content-length: 2\r\n\r\n1")
+            await one.asked.wait()
+            await one.end_begins()
+            one.pass_time(2)
+            sending.write(b"2")
+            assert (await upload.read()).endswith(b"\r\n\r\n2")
+
+
 @pytest.mark.parametrize("twice", [False, True])
 async def test_a_server_whose_end_cannot_wait_says_so_to_whoever_waits(*, twice: bool) -> None:
     async with bounded(finishes_within=60) as one:
@@ -144,7 +169,8 @@ async def test_a_server_whose_end_cannot_wait_says_so_to_whoever_waits(*, twice:
         await one.end_begins()
         if twice:
             one.server.finish()
-        one.pass_time(0 if twice else 61)
+        else:
+            one.pass_time(61)
         assert await refused(reader) == (503, "server_ending")
         assert one.left.is_set()
 
@@ -179,12 +205,14 @@ class Bounded:
             Route("/read", self._read, methods=["PUT"]),
             Route("/ignore", self._hello, methods=["PUT"]),
             Route("/wait", self._wait),
+            Route("/archive", self._archive),
             Route("/flood", self._flood),
             WebSocketRoute("/socket", self._echo),
             WebSocketRoute("/who", self._greet),
             WebSocketRoute("/taken", self._taken),
             WebSocketRoute("/deaf", self._deaf),
             WebSocketRoute("/finishes", self._finishes),
+            WebSocketRoute("/flooded", self._flooded),
         ]
         app = Starlette(routes=routes)
         self.server = (
@@ -223,6 +251,17 @@ class Bounded:
 
         return StreamingResponse(words())
 
+    async def _archive(self, request: Request) -> StreamingResponse:
+        finishes(request.scope)
+        return await self._wait(request)
+
+    async def _flooded(self, socket: WebSocket) -> None:
+        await socket.accept()
+        with suppress(WebSocketDisconnect):
+            while True:
+                self.produced += 1
+                await socket.send_bytes(bytes(65_536))
+
     async def _echo(self, socket: WebSocket) -> None:
         await socket.accept()
         try:
@@ -232,7 +271,7 @@ class Bounded:
             self.left.set()
 
     async def _finishes(self, socket: WebSocket) -> None:
-        finishes(socket)
+        finishes(socket.scope)
         await self._echo(socket)
 
     async def _taken(self, socket: WebSocket) -> None:
@@ -281,6 +320,14 @@ class Bounded:
             await asyncio.sleep(0)
         for _ in range(20):
             await asyncio.sleep(0)
+
+    async def stalled(self) -> None:
+        """Wait until no more is taken of what the application produces."""
+        before = 0
+        while before != self.produced:
+            before = self.produced
+            for _ in range(100):
+                await asyncio.sleep(0)
 
     async def end_begins(self) -> None:
         """Ask for the server's end, and wait until it has begun."""

@@ -351,6 +351,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Begin to count a request's headers."""
         self._head = 0
         super().on_message_begin()
+        finishes = asyncio.Event()
+        self.scope["extensions"] = {FINISHES: {"set": finishes.set, "is_set": finishes.is_set}}
 
     def on_url(self, url: bytes) -> None:
         """Count a piece of the address."""
@@ -405,6 +407,9 @@ class _LimitedProtocol(HttpToolsProtocol):
         running = self._running
         if running is None or not (running.response_started and running.chunked_encoding):
             return
+        said: Any = running.scope["extensions"][FINISHES]
+        if said["is_set"]():
+            return
         if self.transport.is_closing():
             self.transport.abort()  # since the last look its last words were not taken
         else:
@@ -412,7 +417,9 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def end(self) -> None:
         """Refuse what is not answered yet, and cut what is being answered."""
-        if not self._refused:
+        if self.transport.is_closing():
+            self.transport.abort()  # its last words are not taken
+        elif not self._refused:
             self._refuse(_ENDING)
 
     @property
@@ -545,7 +552,7 @@ class _LimitedWebSocket(WebSocketsSansIOProtocol):
 
     def end(self) -> None:
         """End now."""
-        if self._taken:
+        if self._taken or self.transport.is_closing():  # then its last words are not taken
             self.transport.abort()
         else:
             super().shutdown()
@@ -655,8 +662,8 @@ class HttpServer(uvicorn.Server):
     Args:
         app: what answers.
         ends_within: seconds that streams, which are answers without a length, get after ``finish``.
-        finishes_within: seconds that all else gets, such as uploads, downloads and WebSockets of
-            which ``sockets.finishes`` was said; by default as streams.
+        finishes_within: seconds that all else gets, such as uploads, downloads, and WebSockets and
+            streams of which ``sockets.finishes`` was said; by default as streams.
         limits: what clients may cost.
         signals: those that end it; none: they are left to the program.
         started: called once requests are answered.
@@ -764,3 +771,5 @@ class HttpServer(uvicorn.Server):
         """
         self.force_exit = self.should_exit
         self.should_exit = True
+        if self._ending_since is not None:
+            self._end_answers(asyncio.get_running_loop().time() - self._ending_since)

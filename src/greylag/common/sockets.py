@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 import aiohttp
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from greylag.common.agent_api import OpenSocket
@@ -18,7 +19,7 @@ LEFT = "greylag.left"
 nobody receives what the client has said before that.
 """
 FINISHES = "greylag.finishes"
-"""The ASGI extension of a WebSocket whose ``set`` says what ``finishes`` does."""
+"""The ASGI extension of a request or a WebSocket whose ``set`` says what ``finishes`` does."""
 _LAST_WORDS_SECONDS = 1.0
 
 
@@ -43,11 +44,12 @@ class SocketClosedError(Exception):
     """The client has closed the connection."""
 
 
-def finishes(socket: WebSocket) -> None:
-    """Say that a connection comes to an end of its own, so that a server that is to end lets it, as
-    it lets an upload; others it closes at once, as they can be opened again elsewhere.
+def finishes(scope: Scope) -> None:
+    """Say that a WebSocket, or an answer without a length, comes to an end of its own, so that a
+    server that is to end lets it, as it lets an upload; others can be opened again elsewhere, and
+    are closed soon.
     """
-    extension = socket.scope.get("extensions", {}).get(FINISHES)
+    extension = scope.get("extensions", {}).get(FINISHES)
     if extension is not None:
         extension["set"]()
 

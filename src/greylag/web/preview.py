@@ -217,7 +217,8 @@ class PreviewSite:
                 yield AgentAnswer(answer.status, _file_headers(answer, path, preview), body)
 
         try:
-            await RelayedAnswer(shown(), self._while_allowed(preview))(scope, receive, send)
+            relayed = RelayedAnswer(shown(), self._while_allowed(preview), lasts=True)
+            await relayed(scope, receive, send)
         except ConflictError:
             listing = await self._asked(preview, agent_api.LIST_FILES, scope, path=path, limit="1")
             listed = await read_whole(listing, agent_api.LIST_FILES)

@@ -87,7 +87,8 @@ class RelayedAnswer(Response):
 
     An error before the answer's head is a problem document. Past it, the connection just ends
     before the body does, so that no client takes a part for the whole. So it does once who asked is
-    not ``allowed`` it any more. ``cut`` is what the log calls such an end.
+    not ``allowed`` it any more. ``cut`` is what the log calls such an end. One that ``lasts`` may
+    never end: a server that is to end does not wait for it.
     """
 
     def __init__(
@@ -95,15 +96,20 @@ class RelayedAnswer(Response):
         opening: AbstractAsyncContextManager[AgentAnswer],
         allowed: AbstractAsyncContextManager[None],
         cut: str = "relay_cut",
+        *,
+        lasts: bool = False,
     ) -> None:
         super().__init__()
         self._cut = cut
+        self._lasts = lasts
         self._opening = opening
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay until the answer ends or the client leaves."""
         begun = False
+        if not self._lasts:
+            sockets.finishes(scope)
         try:
             async with self._allowed, self._opening as answer:
                 begun = True
@@ -312,7 +318,7 @@ def _socket_handler(socket: Socket) -> Callable[..., Coroutine[Any, Any, None]]:
         with call.streams.place(call.ref):
             async with opening as agent:
                 if socket is agent_api.COMMAND_SOCKET:  # it would be killed
-                    sockets.finishes(client)
+                    sockets.finishes(client.scope)
                 await client.accept()
                 async with _audited(socket, call, parts):
                     await _join(client, agent, call)
