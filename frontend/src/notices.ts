@@ -30,7 +30,8 @@ export function startNotices(): void {
     // server is away.
     if (new URL(xhr.responseURL).pathname === body.dataset.signIn) return location.reload();
     const refused = refusal(xhr);
-    notify(refused.status < 300 || refused.passing ? UNREACHABLE : said(refused));
+    const isOther = refused.status < 300 || (refused.passing && !refused.problem.code);
+    notify(isOther ? UNREACHABLE : said(refused));
   });
   body.addEventListener("htmx:sendError", () => notify(UNREACHABLE));
   body.addEventListener("htmx:afterRequest", (event) => {

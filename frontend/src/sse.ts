@@ -67,7 +67,7 @@ export function checkOwn(type: string | null): void {
 
 /** Tell whether this is a page, of which the server gives one that is open pieces only. */
 export function isWholePage(html: string): boolean {
-  return /^\s*<(!doctype|html|head)\b/i.test(html);
+  return /^(?:\s|<!--[\s\S]*?-->|<\?[^>]*>)*<(!doctype|html|head|title|meta|script|body)\b/i.test(html);
 }
 
 /** Return what a request was refused with. */
