@@ -2,9 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
 from tests.contract.store_adapters import IDLE, REF, at, claim, log, make_project
 from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
@@ -256,6 +262,61 @@ async def test_what_no_document_can_hold_is_refused_to_nobody_else(patient: Mong
     made = await waiting
     assert isinstance(made.pop(1), InvalidRequestError)
     assert [one.project.name for one in made if isinstance(one, Created)] == ["a", "b"]
+
+
+async def test_what_may_be_done_is_not_done_again(
+    patient: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    trail = patient._audit
+    first, end = await held_up(trail, told)
+    write_line = trail._try
+
+    async def unknown(group: Any) -> Any:
+        await write_line(group)
+        error = WriteConcernError("stepped down", 11602)
+        error._add_error_label("UnknownTransactionCommitResult")
+        raise error
+
+    behind = [patient.append_audit(told) for _ in range(2)]
+    waiting = asyncio.ensure_future(asyncio.gather(*behind, return_exceptions=True))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(trail, "_try", unknown)
+    end.set()
+    refused = await waiting
+    unsure = [one for one in refused if isinstance(one, StoreUnavailableError)]
+    assert ["may have been" in one.info.hint for one in unsure] == [True, True]
+    await first
+    assert len(await patient.audit_entries(AuditFilter(), 10)) == 3
+
+
+async def test_an_entry_that_could_not_be_made_durable_is_told_as_that(
+    patient: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+
+    async def insert_many(*_: object, **__: object) -> None:
+        concern = {"code": 64, "errmsg": "waiting for replication timed out"}
+        raise BulkWriteError({"writeErrors": [], "writeConcernErrors": [concern]})
+
+    monkeypatch.setattr(patient._audit._entries, "insert_many", insert_many)
+    with pytest.raises(StoreUnavailableError) as refused:
+        await patient.append_audit(told)
+    assert "may have been" in refused.value.info.hint
+
+
+async def test_a_chain_whose_end_was_not_kept_goes_on_from_what_was_trimmed(
+    patient: MongoStore,
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    for _ in range(3):
+        await patient.append_audit(told)
+    trail = patient._audit
+    await trail.finish()
+    await trail._bounds.delete_one({"_id": "end"})
+    trail._last = None
+    assert await patient.trim_audit(at(1)) == 3
+    assert (await patient.append_audit(told)).number == 4
 
 
 async def test_nobody_waits_for_more_than_one_time_limit_where_the_server_is_away(

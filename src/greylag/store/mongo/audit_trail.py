@@ -152,6 +152,8 @@ class AuditTrail:
         start, end = places.get("start", START), places.get("end", START)
         if last is not None and last["_id"] > end.number:
             end = Link(last["_id"], str(last.get("hash")))
+        if end.number < start.number:
+            end = start  # what was kept of it is older than what was trimmed
         return AuditBounds(start, end)
 
     async def trim(self, before: datetime, limit: int) -> int:
@@ -202,10 +204,11 @@ class AuditTrail:
             together = _TOGETHER if self._transactions else 1
             group, self._line = self._line[:together], self._line[together:]
             await self._settle(group)
+            if self._line or self._last is None:
+                continue
             # Nobody waits for it, and what fails now the next entry sets right.
             with suppress(PyMongoError), pymongo.timeout(self._seconds):
-                if self._last is not None:
-                    await self._keep("end", self._last[1])
+                await self._keep("end", self._last[1])
 
     async def _settle(self, group: Sequence[_InLine]) -> None:
         """Write the entries of all in ``group``, and tell each of them how that went."""
@@ -214,11 +217,10 @@ class AuditTrail:
                 entries = await self._attempt(group)
         except Exception as error:  # noqa: BLE001 - whoever waits has it
             self._last = None
-            if len(group) > 1 and not _is_away(error):
+            if len(group) > 1 and not (_is_away(error) or _may_be_done(error)):
                 half = len(group) // 2
-                with pymongo.timeout(self._seconds):
-                    await self._settle(group[:half])
-                    await self._settle(group[half:])
+                await self._settle(group[:half])
+                await self._settle(group[half:])
                 return
             failed = list(group)
             if _is_away(error):
@@ -280,8 +282,9 @@ class AuditTrail:
         try:
             await self._entries.insert_many(documents, session=session)
         except BulkWriteError as error:
-            if error.details["writeErrors"][0]["code"] != _DUPLICATE:
-                raise
+            refused = error.details["writeErrors"]
+            if not refused or refused[0]["code"] != _DUPLICATE:
+                raise  # none is refused where it could not be made durable
             raise _OvertakenError from error
         return entries
 
@@ -303,10 +306,16 @@ class AuditTrail:
 
 def _is_away(error: Exception) -> bool:
     """Tell whether the server is at fault; else one write of several may be, and no other: of what
-    no document can hold, say.
+    no document can hold, say, or where others write the same. Time that is over is no outage: a
+    server that hangs ends the connection.
     """
-    return isinstance(error, ConnectionFailure) or (
-        isinstance(error, PyMongoError) and error.timeout
+    return isinstance(error, ConnectionFailure)
+
+
+def _may_be_done(error: Exception) -> bool:
+    """Tell whether a commit was sent whose end is not known: it is not to be repeated."""
+    return isinstance(error, PyMongoError) and error.has_error_label(
+        "UnknownTransactionCommitResult"
     )
 
 

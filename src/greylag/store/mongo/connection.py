@@ -20,6 +20,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
@@ -235,7 +236,10 @@ def _is_undone(error: PyMongoError) -> bool:
     """Tell whether no server can have done what was asked, rather than that its answer was lost."""
     if isinstance(error, OperationFailure):
         unknown = error.has_error_label("UnknownTransactionCommitResult")
-        return not (error.timeout or unknown or isinstance(error, WriteConcernError))
+        in_doubt = isinstance(error, WriteConcernError) or (
+            isinstance(error, BulkWriteError) and bool(error.details.get("writeConcernErrors"))
+        )
+        return not (error.timeout or unknown or in_doubt)
     return isinstance(error, ServerSelectionTimeoutError)
 
 
