@@ -158,6 +158,25 @@ async def test_cancel_ends_a_turn_for_which_the_agent_does_not_get_ready_and_the
         assert (agent.prompts, agent.given_up) == ([], 1)
 
 
+async def test_an_agent_that_others_work_with_is_not_ended_for_a_turn_that_it_prepares_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CANCEL_PATIENCE", 0.01)
+    agent = AgentDouble(until_cancelled)
+    async with serving(tmp_path, agent) as api:
+        runs = await api.turn("goes on")
+        await api.until(runs, "message")
+        slow = Hanging("configure")
+        monkeypatch.setattr(agent, "configure", slow._hang)
+        turn = await api.turn("hello")
+        await slow.hangs.wait()
+        assert (await api.json("POST", f"/api/v1/turns/{turn}/cancel"))[0] == 202
+        assert (await api.events(turn))[-1]["content"]["stop_reason"] == "cancelled"
+        assert agent.given_up == 0
+        await api.json("POST", f"/api/v1/turns/{runs}/cancel")
+        assert (await api.events(runs))[-1]["content"]["stop_reason"] == "cancelled"
+
+
 async def test_a_session_is_made_though_the_agent_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -409,7 +409,8 @@ class TurnEngine:
     async def _until_cancelled(self, turn: RunningTurn, work: Coroutine[Any, Any, T]) -> T | None:
         """Return what the agent answers, ``None`` if the turn's end is asked for before that.
 
-        An agent that does not answer then either is replaced, as one that ignores a cancel is.
+        An agent that does not answer then either is replaced, as one that ignores a cancel is;
+        unless other turns go on: it may be starting the extensions of this session alone.
         """
         async with (
             beside(work, f"preparing {turn.record.turn_id}") as asking,
@@ -420,8 +421,10 @@ class TurnEngine:
                 await asyncio.wait({asking}, timeout=CANCEL_PATIENCE)
             if asking.done():
                 return asking.result()
-            _log.error("agent_does_not_answer")
-            self._agent.give_up()
+            others = [one for one in self._running.values() if not one.cancelled.is_set()]
+            _log.error("agent_does_not_answer", others=len(others))
+            if not others:
+                self._agent.give_up()
             return None
 
     async def _cancel(self, turn: RunningTurn) -> None:
