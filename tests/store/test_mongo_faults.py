@@ -8,6 +8,7 @@ import pytest
 from pymongo.errors import (
     AutoReconnect,
     BulkWriteError,
+    DuplicateKeyError,
     ServerSelectionTimeoutError,
     WriteConcernError,
 )
@@ -16,7 +17,7 @@ from tests.store import mongo_servers
 from tests.store.wire_proxy import Fault, WireProxy, proxied
 from tests.wishes import want
 
-from greylag.domain.audit import SYSTEM, AuditEvent
+from greylag.domain.audit import SYSTEM, AuditEvent, Link
 from greylag.domain.errors import InvalidRequestError, StoreUnavailableError
 from greylag.domain.project import Desired, NewEvent, Project
 from greylag.ports import AuditFilter, Created, IdempotencyKey, Outcome
@@ -262,6 +263,30 @@ async def test_what_no_document_can_hold_is_refused_to_nobody_else(patient: Mong
     made = await waiting
     assert isinstance(made.pop(1), InvalidRequestError)
     assert [one.project.name for one in made if isinstance(one, Created)] == ["a", "b"]
+
+
+async def test_a_change_that_is_refused_cuts_no_question_of_the_driver_s_off(
+    patient: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = AuditEvent(at=at(0), actor=SYSTEM, action="test", object="user/ada")
+    trail, asked = patient._audit, list[str]()
+    end = trail._end
+
+    async def late() -> Link:
+        asked.append("begun")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        found = await end()
+        asked.append("answered")
+        return found
+
+    async def refused(_session: object) -> bool:
+        raise DuplicateKeyError("there")
+
+    monkeypatch.setattr(trail, "_end", late)
+    with pytest.raises(DuplicateKeyError):
+        await trail.recorded(told, refused)
+    assert asked == ["begun", "answered"]
 
 
 async def test_what_may_be_done_is_not_done_again(

@@ -1,10 +1,11 @@
 """What goes on at once: beside a block, in one of some places, until one of it ends, to its end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -52,6 +53,19 @@ async def until_one_ends(**both: Coroutine[Any, Any, object]) -> None:
         await cancel_all(tasks)
     for task in done:
         task.result()
+
+
+async def both(first: Awaitable[_S], second: Awaitable[_T]) -> tuple[_S, _T]:
+    """Return what both return, once both have ended; an error of the first one comes first.
+
+    Neither is cut off by an error of the other: a database's driver gives up the connection of what
+    is cut off.
+    """
+    ended = await asyncio.gather(first, second, return_exceptions=True)
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+    return cast("tuple[_S, _T]", ended)
 
 
 async def to_its_end(work: Coroutine[Any, Any, _T], name: str) -> _T:

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import structlog
 
-from greylag.common.concurrent import beside, to_its_end
+from greylag.common.concurrent import both, to_its_end
 from greylag.domain.audit import name_of
 from greylag.domain.errors import (
     ConflictError,
@@ -164,9 +164,8 @@ class Gate:
         """
         # Both may wait for a store that is far: neither waits for the other.
         reading = self._projects.get(ref.user_id, ref.project_id)
-        async with beside(reading, "project behind the gate") as project:
-            await self.authorize(principal, action, ref)
-            return await project
+        _, project = await both(self.authorize(principal, action, ref), reading)
+        return project
 
     async def may(self, principal: Principal, action: Action, what: str | ProjectRef) -> bool:
         """Tell whether a principal's standing lets them do it, so that a page offers no more."""

@@ -25,7 +25,7 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError,
 from pymongo.read_concern import ReadConcern
 
 from greylag.common.clock import rfc3339
-from greylag.common.concurrent import beside
+from greylag.common.concurrent import both
 from greylag.domain.audit import (
     START,
     AuditBounds,
@@ -257,11 +257,10 @@ class AuditTrail:
         async with (
             self._client.start_session() as session,
             await session.start_transaction(_SNAPSHOT, _DURABLE),
-            beside(self._end(), "end of the audit trail") as end,
         ):
-            wrote = [one.write is None or await one.write(session) for one in group]
+            wrote, end = await both(_written(group, session), self._end())
             events = [one.event for one, wrote_it in zip(group, wrote, strict=True) if wrote_it]
-            written = await self._insert(events, await end, session) if events else []
+            written = await self._insert(events, end, session) if events else []
         told = iter(self._tell(written))
         return [next(told) if wrote_it else None for wrote_it in wrote]
 
@@ -302,6 +301,10 @@ class AuditTrail:
             for told in self.told:
                 told(entry)
         return entries
+
+
+async def _written(group: Sequence[_InLine], session: AsyncClientSession) -> Sequence[bool]:
+    return [one.write is None or await one.write(session) for one in group]
 
 
 def _is_away(error: Exception) -> bool:
