@@ -499,13 +499,17 @@ class _Pass:
         return min(resync, max(self._pause(), since + outcomes.STABLE_AFTER - now))
 
     def _pause(self) -> timedelta:
-        failed = self.project.attempts
-        return timedelta(
-            seconds=backoff(failed, FIRST_PAUSE, LONGEST_PAUSE, self.world.rng.uniform)
-        )
+        return pause_after(self.project.attempts, self.world.rng.uniform)
 
     def _resync(self) -> timedelta:
         return timedelta(seconds=self.world.pace.resync * self.world.rng.uniform(0.8, 1.2))
+
+
+def pause_after(failed: int, choose: Callable[[float, float], float]) -> timedelta:
+    """Return how long what failed so many times in a row rests, as ``choose`` takes it of the least
+    and the most.
+    """
+    return timedelta(seconds=backoff(failed, FIRST_PAUSE, LONGEST_PAUSE, choose))
 
 
 async def _finish(write: Coroutine[Any, Any, Any]) -> None:

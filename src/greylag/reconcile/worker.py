@@ -9,12 +9,11 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from greylag.common.backoff import backoff
 from greylag.domain.errors import ClusterError, ProjectNotFoundError, StoreUnavailableError
 from greylag.domain.project import Project, ProjectRef, Status
 from greylag.ports import Claim, Clock, Cluster, Duty, ProjectStore, has_record
 from greylag.reconcile.loop import OUTAGE_PAUSE, WorkLoop, outage_waited_out
-from greylag.reconcile.reconciler import FIRST_PAUSE, LONGEST_PAUSE, Reconciler
+from greylag.reconcile.reconciler import Reconciler, pause_after
 
 _log = structlog.get_logger(__name__)
 
@@ -182,5 +181,5 @@ def _may_be_looked_at(project: Project, now: datetime) -> bool:
     if project.attempts == 0 or project.status is Status.ERROR:
         return True
     since = project.last_activated_at
-    least = timedelta(seconds=backoff(project.attempts, FIRST_PAUSE, LONGEST_PAUSE, min))
+    least = pause_after(project.attempts, min)
     return project.status is Status.ACTIVE and since is not None and now - since >= least
