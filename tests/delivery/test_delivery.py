@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from tests.delivery.receiver import Receiver
 
-from greylag.common.reach import is_public
+from greylag.common.public_hosts import is_public
 from greylag.delivery import http, web_push
 from greylag.delivery.http import HttpDelivery
 from greylag.domain.errors import InvalidRequestError

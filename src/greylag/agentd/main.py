@@ -45,7 +45,7 @@ from greylag.agentd.volume import Volume
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.concurrent import cancel_all
 from greylag.common.logs import configure_logging
-from greylag.common.reach import Reach
+from greylag.common.public_hosts import NamedHosts
 from greylag.common.server import HttpServer, ServerLimits, listen
 from greylag.execd.processes import guard_memory
 
@@ -242,7 +242,7 @@ def build_services(  # noqa: PLR0913, PLR0917 - what there is one of in each pro
     setup = agent_setup(settings, volume)
     capture = Capture(execution, volume.workspace, store)
     changes = ChangeService(store, capture, records.turns.forget)
-    relay = GitRelay(Reach(settings.git_hosts), settings.proxies)
+    relay = GitRelay(NamedHosts(settings.git_hosts), settings.proxies)
     goose_settings = SettingsService(agent, records, settings.goose_settings, settings.models)
     policy = TurnPolicy(
         confirmation_timeout=settings.confirmation_timeout,

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from greylag.common.net import proxy_for
-from greylag.common.reach import NotPublicError, PublicResolver, Reach
+from greylag.common.public_hosts import NamedHosts, NotPublicError, PublicResolver
 from greylag.delivery import web_push
 from greylag.domain.errors import InvalidRequestError
 from greylag.ports import (
@@ -38,16 +38,16 @@ class HttpDelivery:
     """See ``greylag.ports.Delivery``.
 
     Args:
-        named: hosts that may have any address (``common.reach.Reach``).
+        named: hosts that may have any address (``common.public_hosts.NamedHosts``).
         authorities: whom to trust, as PEM; "": whom this machine trusts.
         proxies: the variables that name proxies (``proxy_variables``).
     """
 
     def __init__(self, named: Sequence[str], authorities: str, proxies: Mapping[str, str]) -> None:
         self._proxies = proxies
-        self._reach = Reach(named)
+        self._hosts = NamedHosts(named)
         # A name that nobody answers for holds its thread: what waits for one has a connection.
-        self._resolver = PublicResolver(self._reach, proxies, _MOST_AT_ONCE)
+        self._resolver = PublicResolver(self._hosts, proxies, _MOST_AT_ONCE)
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
         connector = aiohttp.TCPConnector(
             ssl=ssl.create_default_context(cadata=authorities or None),
@@ -94,15 +94,15 @@ class HttpDelivery:
             fits = len(text) <= MAX_ADDRESS and text.isprintable() and bool(url.port)
         except ValueError:
             fits, host, url = False, "", URL()
-        secure = url.scheme == "https" or (url.scheme == "http" and self._reach.is_plain(url))
+        secure = url.scheme == "https" or (url.scheme == "http" and self._hosts.is_plain(url))
         if not fits or not host or not secure or url.user or url.password:
             raise InvalidRequestError(
                 f"The address must be https, of {MAX_ADDRESS} characters at most, without a user."
             )
         try:
-            self._reach.check_literal(url)
+            self._hosts.check_literal(url)
             if host == "localhost" or host.endswith(".localhost"):
-                self._reach.check(host, url.port or 0, ["127.0.0.1"])
+                self._hosts.check(host, url.port or 0, ["127.0.0.1"])
         except NotPublicError as error:
             raise InvalidRequestError(
                 "The address leads to a host that is not public.",

@@ -32,7 +32,7 @@ from greylag.agentd.problems import RequestError
 from greylag.agentd.volume import Volume
 from greylag.common.agent_api import UndoWish
 from greylag.common.git import CloneState, GitCredential, GitSetup
-from greylag.common.reach import Reach
+from greylag.common.public_hosts import NamedHosts
 
 FILES: dict[str, str | bytes] = {
     "README.md": "# Hello\n",
@@ -403,7 +403,7 @@ async def test_the_relay_reaches_no_address_that_is_not_public_unless_the_operat
 async def test_the_relay_passes_on_nothing_but_git_and_only_to_who_has_its_token(
     server: GitServer,
 ) -> None:
-    relay = GitRelay(Reach([f"http://{server.host}"]))
+    relay = GitRelay(NamedHosts([f"http://{server.host}"]))
     relay.use([GitCredential("git", server.host, USER, TOKEN)])
 
     async with relay.serving(), aiohttp.ClientSession() as http:
@@ -521,7 +521,7 @@ def test_what_a_host_gives_out_for_one_transfer_stays_in_the_relay() -> None:
 async def test_what_a_host_gives_out_for_a_transfer_is_sent_to_that_host_alone(
     server: GitServer,
 ) -> None:
-    relay = GitRelay(Reach([f"http://{server.host}"]))
+    relay = GitRelay(NamedHosts([f"http://{server.host}"]))
     relay.use([GitCredential("git", server.host, USER, TOKEN)])
     server.is_open, server.gives, server.redirects = True, "Own 1", True
     async with relay.serving(), aiohttp.ClientSession() as http:
@@ -552,7 +552,7 @@ async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() ->
     async with serve(app) as address, aiohttp.ClientSession() as http:
         by_name = address.replace("127.0.0.1", "localhost")
         plain, private = "git.example.invalid", "localhost:9"
-        relay = GitRelay(Reach([f"http://{plain}"]), {"ALL_PROXY": by_name})
+        relay = GitRelay(NamedHosts([f"http://{plain}"]), {"ALL_PROXY": by_name})
         relay.use([GitCredential("git", host, USER, TOKEN) for host in (plain, private)])
         own = {"Authorization": f"Bearer {relay.token}"}
         async with relay.serving():
@@ -573,7 +573,7 @@ async def test_a_host_that_says_nothing_is_given_up(
     folder = tmp_path / "environment"
     async with environment(folder, server):
         volume = Volume(folder)
-        relay = GitRelay(Reach([f"http://{server.host}"]))
+        relay = GitRelay(NamedHosts([f"http://{server.host}"]))
         folders = agent_setup(AgentdSettings(folder), volume)
         execution = Execution(folder / "execd")
         service = GitService(execution, folders, relay, tmp_path / "note")

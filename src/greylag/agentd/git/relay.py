@@ -30,7 +30,7 @@ from yarl import URL
 
 from greylag.common.git import GitCredential
 from greylag.common.net import bears, beginning, end_to_end, on_loopback, proxy_for, streamed
-from greylag.common.reach import NotPublicError, PublicResolver, Reach
+from greylag.common.public_hosts import NamedHosts, NotPublicError, PublicResolver
 
 SILENCE_SECONDS = 60.0
 """So long a host may say nothing."""
@@ -178,7 +178,7 @@ class GitRelay:
         port: its port, 0 before ``serving``.
     """
 
-    def __init__(self, hosts: Reach, proxies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, hosts: NamedHosts, proxies: Mapping[str, str] | None = None) -> None:
         self.token = secrets.token_urlsafe(24)
         self.port = 0
         self._hosts = hosts

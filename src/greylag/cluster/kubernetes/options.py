@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from greylag.common.reach import NAT64
+from greylag.common.public_hosts import NAT64
 from greylag.common.settings import read_settings
 from greylag.domain.errors import ClusterError, ConfigError
 from greylag.domain.project import DEFAULT_TEMPLATE, Environment

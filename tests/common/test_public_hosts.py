@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greylag.common.reach import NotPublicError, PublicResolver, Reach
+from greylag.common.public_hosts import NamedHosts, NotPublicError, PublicResolver
 
 
 async def test_name_servers_that_never_answer_hold_none_of_the_loops_threads(
@@ -20,7 +20,7 @@ async def test_name_servers_that_never_answer_hold_none_of_the_loops_threads(
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
-    resolver = PublicResolver(Reach())
+    resolver = PublicResolver(NamedHosts())
     waiting = [asyncio.create_task(resolver.resolve(f"{n}.test", 443)) for n in range(50)]
     try:
         await asyncio.wait(waiting, timeout=0.05)
@@ -35,7 +35,7 @@ async def test_name_servers_that_never_answer_hold_none_of_the_loops_threads(
 
 
 async def test_what_was_checked_is_what_is_connected_to() -> None:
-    resolver = PublicResolver(Reach(["localhost:8080"]))
+    resolver = PublicResolver(NamedHosts(["localhost:8080"]))
     found = await resolver.resolve("localhost", 8080)
     assert {one["host"] for one in found} <= {"127.0.0.1", "::1"}
     assert {one["port"] for one in found} == {8080}

@@ -24,7 +24,7 @@ class NotPublicError(OSError):
     """A host has an address that is not public, and the operator has not named it."""
 
 
-class Reach:
+class NamedHosts:
     """The hosts that the operator has named, which may have any address.
 
     Args:
@@ -86,16 +86,16 @@ class PublicResolver(AbstractResolver):
     the loop are for the hosts that all others ask for.
 
     Args:
-        reach: the hosts that may have any address.
+        hosts: the hosts that may have any address.
         proxies: the variables that name proxies (``proxy_variables``): those may have any, too, and
             ``check_name`` is for what they would be asked for.
         threads: how many names are looked up at once.
     """
 
     def __init__(
-        self, reach: Reach, proxies: Mapping[str, str] | None = None, threads: int = _THREADS
+        self, hosts: NamedHosts, proxies: Mapping[str, str] | None = None, threads: int = _THREADS
     ) -> None:
-        self._reach = reach
+        self._hosts = hosts
         named = [one for name, one in (proxies or {}).items() if name != "NO_PROXY"]
         urls = [URL(Proxy.parse(one).url) for one in named]
         self._proxies = frozenset((url.host, url.port) for url in urls)
@@ -107,7 +107,7 @@ class PublicResolver(AbstractResolver):
         """Return the addresses of a host."""
         found = await self._found(host, port, family)
         if (host, port) not in self._proxies:
-            self._reach.check(host, port, [one["host"] for one in found])
+            self._hosts.check(host, port, [one["host"] for one in found])
         return found
 
     async def check_name(self, url: URL) -> None:
@@ -119,7 +119,7 @@ class PublicResolver(AbstractResolver):
             found = await self._found(host, port, socket.AF_UNSPEC)
         except OSError:
             return  # the proxy may know it
-        self._reach.check(host, port, [one["host"] for one in found])
+        self._hosts.check(host, port, [one["host"] for one in found])
 
     async def close(self) -> None:
         """Let the threads end; one that still waits for a name server ends by itself."""
