@@ -5,7 +5,13 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 from tests.cli.program import PATIENCE, finish, start
+from tests.harness import settings
+
+from greylag import programs
+from greylag.common.server import listen
+from greylag.domain.errors import ConfigError
 
 DEAD_STORE = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200"
 
@@ -32,3 +38,16 @@ async def test_a_worker_told_to_end_while_it_waits_for_its_store_ends(tmp_path: 
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize("given", ["health_port", "metrics_port"])
+async def test_a_port_that_is_taken_is_named_by_its_setting_before_anything_starts(
+    given: str, tmp_path: Path
+) -> None:
+    with listen("", 0) as taken:
+        ports = {given: taken.getsockname()[1]}
+        chosen = settings(data=tmp_path / "data", **ports)
+        with pytest.raises(ConfigError, match=f"GREYLAG_{given.upper()}: the port") as told:
+            await programs.work(chosen, lambda *_, **__: None)
+    assert "Choose another" in told.value.info.hint
+    assert not chosen.data.exists()

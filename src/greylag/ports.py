@@ -971,6 +971,9 @@ class ProjectStore(Revocations, PeopleStore, AuditStore, TranscriptStore, Protoc
         in ``domain/project.py``), which would last until it is as late as that.
         """
 
+    async def count_by_status(self) -> Mapping[Status, int]:
+        """Return how many projects of all users there are in each status, 0 where there is none."""
+
     async def instance(self) -> str:
         """Return this Greylag's id, the same for all processes on this store and for good: it is
         made once, in one atomic step, and goes with an export into the store that it fills.

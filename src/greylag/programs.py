@@ -7,13 +7,17 @@ that an address or the data folder cannot be used.
 import asyncio
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
 import structlog
 from pydantic import SecretStr
+from starlette.types import ASGIApp
 
 from greylag.common.agent_api import LEGACY_API
+from greylag.common.clock import SystemClock
 from greylag.common.net import network_of
 from greylag.common.server import HttpServer, ServerLimits, addresses_of, listen
 from greylag.common.token_file import ensure_token
@@ -22,6 +26,7 @@ from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import OPEN_TO_ALL, UseCases
 from greylag.web.app import create_app, create_health_app
 from greylag.web.auth import Signatures
+from greylag.web.metrics import create_metrics_app
 from greylag.wiring import assembled
 
 _log = structlog.get_logger(__name__)
@@ -31,7 +36,7 @@ FINISH_SECONDS = 60
 """What a web alone lets uploads, downloads and waits for environments take after it was told to
 end: others serve meanwhile. Its pod's ``terminationGracePeriodSeconds`` is longer.
 """
-_PROBES = 64
+_WATCHERS = 64
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -51,8 +56,12 @@ async def up(settings: Settings, announce: Announce) -> None:
         StoreUnavailableError: the store cannot be reached: somebody sits before it, and is told at
             once what is missing.
     """
-    listener = _bind_web(settings)
-    async with assembled(settings) as greylag, asyncio.TaskGroup() as tasks:
+    listener, watched = _bind_web(settings), _bind_metrics(settings)
+    async with (
+        assembled(settings) as greylag,
+        _also_served(watched, _metrics(greylag.use_cases)),
+        asyncio.TaskGroup() as tasks,
+    ):
         looked = asyncio.Event()
         working = tasks.create_task(
             greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
@@ -71,9 +80,12 @@ async def serve(settings: Settings, announce: Announce) -> None:
     A store on servers that cannot be reached is waited for; until then requests are told so. A web
     that was given no key for the provider of models has nothing to say of it: agents call it.
     """
-    listener = _bind_web(settings)
+    listener, watched = _bind_web(settings), _bind_metrics(settings)
     has_key = settings.model_key is not None
-    async with assembled(settings, patient=True, tries_model=has_key) as greylag:
+    async with (
+        assembled(settings, patient=True, tries_model=has_key) as greylag,
+        _also_served(watched, _metrics(greylag.use_cases)),
+    ):
         await _serve_with_token(
             greylag.use_cases, settings, listener, announce, finishes_within=FINISH_SECONDS
         )
@@ -86,13 +98,14 @@ async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announc
 
 async def work(settings: Settings, announce: Announce) -> None:
     """Run the worker alone; a store that cannot be reached is waited for."""
-    probed = None
-    if settings.health_port is not None:
-        # On all addresses: probes come from elsewhere.
-        probed = _bind(
-            "", settings.health_port, f"GREYLAG_HEALTH_PORT: the port {settings.health_port}"
-        )
-    async with assembled(settings, patient=True) as greylag, asyncio.TaskGroup() as tasks:
+    probed = _bind_watched(settings.health_port, "GREYLAG_HEALTH_PORT")
+    watched = _bind_metrics(settings)
+    async with (
+        assembled(settings, patient=True) as greylag,
+        _also_served(probed, create_health_app(greylag.use_cases.store.ping)),
+        _also_served(watched, _metrics(greylag.use_cases)),
+        asyncio.TaskGroup() as tasks,
+    ):
         looked = asyncio.Event()
         working = tasks.create_task(
             greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
@@ -104,17 +117,30 @@ async def work(settings: Settings, announce: Announce) -> None:
             tasks.create_task(_announce_after(looked, announce), name="announcement"),
             tasks.create_task(greylag.notifier.run(), name="notifications"),
         }
-        health = HttpServer(
-            create_health_app(greylag.use_cases.store.ping),
-            ends_within=GRACEFUL_SHUTDOWN_SECONDS,
-            limits=ServerLimits(connections=_PROBES),
-        )
-        if probed is not None:
-            tasks.create_task(health.serve([probed]), name="health")
         await asyncio.wait({working})
         for task in beside:
             task.cancel()
-        health.finish()
+
+
+@asynccontextmanager
+async def _also_served(listener: socket.socket | None, app: ASGIApp) -> AsyncIterator[None]:
+    """Serve beside the block, if there is a listener, those who watch the program."""
+    if listener is None:
+        yield
+        return
+    server = HttpServer(
+        app,
+        ends_within=GRACEFUL_SHUTDOWN_SECONDS,
+        limits=ServerLimits(connections=_WATCHERS),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve([listener]), name=f"port {listener.getsockname()[1]}")
+        yield
+        server.finish()
+
+
+def _metrics(use_cases: UseCases) -> ASGIApp:
+    return create_metrics_app(use_cases.store, SystemClock())
 
 
 async def _announce_after(looked: asyncio.Event, announce: Announce) -> None:
@@ -185,6 +211,19 @@ def _bind_web(settings: Settings) -> socket.socket:
         settings.port,
         f"The address {settings.host}:{settings.port}",
         "Choose another with --host and --port, or stop what listens there.",
+    )
+
+
+def _bind_metrics(settings: Settings) -> socket.socket | None:
+    return _bind_watched(settings.metrics_port, "GREYLAG_METRICS_PORT")
+
+
+def _bind_watched(port: int | None, setting: str) -> socket.socket | None:
+    # On all addresses: probes and Prometheus come from elsewhere.
+    if port is None:
+        return None
+    return _bind(
+        "", port, f"{setting}: the port {port}", "Choose another, or stop what listens there."
     )
 
 

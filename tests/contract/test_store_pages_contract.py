@@ -124,3 +124,12 @@ async def test_a_page_shows_only_the_status_asked_for(store: ProjectStore) -> No
 async def test_a_cursor_that_is_not_ours_is_refused(store: ProjectStore, cursor: str) -> None:
     with pytest.raises(InvalidRequestError):
         await store.page("ada", PageQuery(cursor=cursor))
+
+
+async def test_projects_of_all_users_are_counted_by_their_status(store: ProjectStore) -> None:
+    assert await store.count_by_status() == dict.fromkeys(Status, 0)
+    await store.create(make_project("one"))
+    await store.create(make_project("one", "bob", status=Status.ACTIVE))
+    await store.create(make_project("two", "bob", status=Status.ACTIVE))
+    counted = dict.fromkeys(Status, 0) | {Status.INACTIVE: 1, Status.ACTIVE: 2}
+    assert await store.count_by_status() == counted

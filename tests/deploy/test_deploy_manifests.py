@@ -126,6 +126,23 @@ def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(
         assert told["GREYLAG_PORT"] == "8700" == str(web["ports"][0]["containerPort"])
 
 
+def test_the_chart_has_each_pod_tell_its_numbers_to_those_that_are_named() -> None:
+    objects = helm("--set", "metrics.enabled=true")
+    for thing in of_kind(objects, "Deployment"):
+        (container,) = thing["spec"]["template"]["spec"]["containers"]
+        assert {"name": "metrics", "containerPort": 8702} in container["ports"]
+        assert {"name": "GREYLAG_METRICS_PORT", "value": "8702"} in container["env"]
+    named = {
+        thing["metadata"]["name"]: thing["spec"] for thing in of_kind(objects, "NetworkPolicy")
+    }
+    (ingress,) = named["greylag-metrics"]["ingress"]
+    assert ingress["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+    monitoring = {"kubernetes.io/metadata.name": "monitoring"}
+    assert ingress["from"] == [{"namespaceSelector": {"matchLabels": monitoring}}]
+    with pytest.raises(AssertionError, match=r"metrics.*from"):  # nobody named would be everybody
+        helm("--set", "metrics.enabled=true", "--set-json", "metrics.from=[]")
+
+
 def test_an_ingress_before_the_web_takes_large_files_and_cuts_no_answer() -> None:
     nginx = "nginx.ingress.kubernetes.io"
     for objects in (kustomize(EXAMPLE), helm("--set", "ingress.enabled=true")):

@@ -18,6 +18,7 @@ from greylag.domain.project import (
     Project,
     ProjectRecord,
     ProjectRef,
+    Status,
     new_instance_id,
     poked,
     unsettled,
@@ -185,6 +186,10 @@ class MemoryStore(ProjectStore):
 
     async def next_due(self) -> datetime | None:
         return min((at for at, _ in self._claimable()), default=None)
+
+    async def count_by_status(self) -> Mapping[Status, int]:
+        counted = Counter(record.project.status for record in self._tables.records.values())
+        return {status: counted[status] for status in Status}
 
     async def renew(
         self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0

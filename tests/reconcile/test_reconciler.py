@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 from tests.reconcile.bench import PACE, REF, Bench
 from tests.wishes import refresh
 
@@ -730,3 +731,38 @@ async def _starts(bench: Bench, ref: ProjectRef) -> None:
     with bench.store.subscribe(ref) as news:
         while PROCESS_STARTED.code not in await bench.told(ref):
             await news.changed(5)
+
+
+def _number(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"greylag_{name}", labels) or 0
+
+
+async def test_an_activation_counts_once_and_by_the_time_since_it_was_wished_for() -> None:
+    count, total = _number("activation_seconds_count"), _number("activation_seconds_sum")
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    bench.clock.advance(7)
+    await bench.loop.drain()
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert _number("activation_seconds_count") == count + 1
+    assert _number("activation_seconds_sum") == pytest.approx(total + 7)
+
+
+async def test_where_projects_come_to_rest_is_counted_with_what_is_wrong() -> None:
+    def counted(status: Status, error: str = "") -> float:
+        return _number("reconcile_passes_total", status=status, error=error)
+
+    well, failed = counted(Status.ACTIVE), counted(Status.ACTIVATING, "cluster_unavailable")
+    bench = Bench()
+    await bench.create()
+    await bench.loop.drain()
+    bench.cluster.fail_next(REF, Verb.START, ClusterUnavailableError("It does not answer."))
+    await bench.reach(Desired.ACTIVE)
+    assert counted(Status.ACTIVATING, "cluster_unavailable") == failed + 1
+    assert counted(Status.ACTIVE) == well
+    bench.clock.advance(PACE.resync)
+    await bench.loop.drain()
+    assert counted(Status.ACTIVE) == well + 1

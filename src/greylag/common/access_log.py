@@ -28,6 +28,7 @@ class Exchange:
         status: the HTTP status, once the answer has begun.
         client_left: whether a stream ended because its client went away.
         started: when the request came, on ``time.monotonic``.
+        begun: when its answer began.
     """
 
     scope: Scope
@@ -36,6 +37,7 @@ class Exchange:
     status: int | None = None
     client_left: bool = False
     started: float = field(default_factory=time.monotonic)
+    begun: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.request_id = request_id_of(self.scope["headers"])
@@ -45,12 +47,15 @@ class Exchange:
     async def answer(self, message: Message) -> None:
         """Send a part of the answer, its head with the request's id."""
         if message["type"] == "websocket.accept":
-            self.status = _SWITCHED
+            self._begin(_SWITCHED)
         if message["type"] in STARTS:
-            self.status = message["status"]
+            self._begin(message["status"])
             head = (b"x-request-id", self.request_id.encode())
             message["headers"] = [*message.get("headers", ()), head]
         await self.send(message)
+
+    def _begin(self, status: int) -> None:
+        self.status, self.begun = status, time.monotonic()
 
     def write_line(self, path: str, quiet: Container[str]) -> None:
         """Log the request as one for ``path``; those of a ``quiet`` path only when debugging."""

@@ -16,6 +16,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from greylag.common import metrics
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import to_its_end, until_one_ends
 from greylag.common.git import CloneState, GitSetup
@@ -459,11 +460,19 @@ class _Pass:
     async def _rest(self, outcome: Outcome) -> bool:
         now = self.world.clock.now()
         await _finish(self.world.store.record(self.claim, outcome, now, release=True))
+        self._count(outcome, now)
         for event in outcome.events:
             _log.info(
                 "project_event", code=event.code, message=event.message, status=outcome.status
             )
         return True
+
+    def _count(self, outcome: Outcome, now: datetime) -> None:
+        metrics.PASSES.labels(outcome.status, outcome.error.code if outcome.error else "").inc()
+        became_active = outcome.status is Status.ACTIVE and self.project.status is not Status.ACTIVE
+        if became_active and self.project.deadline_at is not None:
+            took = now - (self.project.deadline_at - self._timeout)
+            metrics.ACTIVATIONS.observe(max(0, took.total_seconds()))
 
     async def _hand_back(self) -> None:
         now = self.world.clock.now()

@@ -1,10 +1,13 @@
-"""The outermost layer: a request's id, the headers of every answer, and one log line for each."""
+"""The outermost layer: a request's id, the headers of every answer, one log line for each, and
+how it counts.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from greylag.common import metrics
 from greylag.common.access_log import STARTS, Exchange
 from greylag.common.net import ASKED
 from greylag.domain.users import Principal
@@ -82,6 +85,7 @@ class RequestLogger:
                 message["headers"] = _completed(message.get("headers", ()), added)
             await exchange.answer(message)
 
+        metrics.IN_PROGRESS.inc()
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - logged with its stack, and answered
@@ -93,6 +97,14 @@ class RequestLogger:
             # The template, not the path: lines are counted by it, and paths may hold anything.
             path = getattr(scope.get("route"), "path", None) or "(none)"
             exchange.write_line(path, _QUIET)
+            _count(exchange, path)
+
+
+def _count(exchange: WebExchange, path: str) -> None:
+    metrics.IN_PROGRESS.dec()
+    if exchange.status is not None:  # else its client left first
+        labels = exchange.scope.get("method", "GET"), path, exchange.status
+        metrics.REQUESTS.labels(*labels).observe(exchange.begun - exchange.started)
 
 
 def _completed(headers: Iterable[_Header], added: Iterable[_Header]) -> list[_Header]:

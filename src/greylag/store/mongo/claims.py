@@ -82,6 +82,16 @@ class ReconcilerMethods(StoreParts):
             )
         return None if first is None else first["claimable_at"]
 
+    async def count_by_status(self) -> Mapping[Status, int]:
+        """Return how many projects there are in each status; see the port."""
+        with self._asking():
+            cursor = await self._projects.aggregate(
+                [{"$group": {"_id": "$status", "count": {"$sum": 1}}}]
+            )
+            found = await cursor.to_list()
+        counted = {one["_id"]: one["count"] for one in found if isinstance(one["_id"], str)}
+        return {status: counted.get(status, 0) for status in Status}
+
     async def renew(
         self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
     ) -> Claim:

@@ -454,6 +454,12 @@ def next_due(sql: sqlite3.Connection) -> datetime | None:
     return None if first is None else records.from_millis(first[0])
 
 
+def count_by_status(sql: sqlite3.Connection) -> dict[Status, int]:
+    """Return how many records there are in each status."""
+    counted = dict(sql.execute("SELECT status, count(*) FROM projects GROUP BY status").fetchall())
+    return {status: counted.get(status, 0) for status in Status}
+
+
 def _of_the_least_busy(sql: sqlite3.Connection, now: int) -> sqlite3.Row | None:
     """Return the row that is next when all that is due belongs to users who have leases."""
     if sql.execute(f"{SELECT} WHERE {_LONGEST_DUE}", {"now": now}).fetchone() is None:

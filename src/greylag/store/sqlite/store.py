@@ -20,7 +20,7 @@ from greylag.common.concurrent import cancel_all
 from greylag.common.sqlite import SqlThread, transaction
 from greylag.domain.audit import AuditBounds, AuditEntry, AuditEvent
 from greylag.domain.errors import StoreUnavailableError
-from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef
+from greylag.domain.project import Event, Project, ProjectRecord, ProjectRef, Status
 from greylag.ports import (
     TRIMMED_AT_ONCE,
     AnyKept,
@@ -282,6 +282,10 @@ class SqliteStore(ProjectStore):
     async def next_due(self) -> datetime | None:
         """Return when the next claim can succeed; see the port."""
         return await self._read(queries.next_due)
+
+    async def count_by_status(self) -> Mapping[Status, int]:
+        """Return how many projects there are in each status; see the port."""
+        return await self._read(queries.count_by_status)
 
     async def renew(
         self, claim: Claim, now: datetime, lease_seconds: float, *, above: int = 0
