@@ -163,6 +163,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(15.0, ge=1, le=300)
     resync_seconds: float = Field(60.0, ge=1, le=3600)
     health_port: int | None = Field(None, ge=0, le=65535)
+    idle_hours: float | None = Field(None, gt=0, le=8760)
     metrics_port: int | None = Field(None, ge=0, le=65535)
     worker_concurrency: int = Field(64, ge=1, le=10_000)
     cluster: Literal["auto", "local", "kubernetes"] = "auto"

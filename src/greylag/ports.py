@@ -271,7 +271,8 @@ class AgentAddress:
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
     """What answers in an environment; ``demonstration`` says so when no real model is set, ``busy``
-    that a turn is going on, or that somebody is at a terminal.
+    that a turn is going on, or that somebody is at a terminal; ``idle_seconds`` for how long nobody
+    has used it, ``None``: it does not know.
     """
 
     agent: str
@@ -279,6 +280,7 @@ class AgentStatus:
     model: str
     demonstration: str | None = None
     busy: bool = False
+    idle_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

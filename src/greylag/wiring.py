@@ -137,11 +137,14 @@ def _world(
             lease=settings.lease_seconds,
             resync=settings.resync_seconds,
             activation_timeout=settings.activation_timeout,
+            idle=settings.idle_hours * 3600 if settings.idle_hours else None,
         ),
         rng=rng,
         warnings=lambda: _warnings(use_cases.platform.model),
         git=use_cases.secrets.setup,
         must_sleep=use_cases.accounts.must_sleep,
+        sleep=use_cases.projects.sleep,
+        wake=use_cases.projects.wake,
         transcripts=settings.transcripts == "on",
     )
 

@@ -249,6 +249,8 @@ async def test_status_says_what_answers(agent: Agent) -> None:
     status = await agent.gateway.status(agent.at)
     assert status.agent
     assert status.model
+    assert status.idle_seconds is not None
+    assert status.idle_seconds >= 0
 
 
 async def _ask(

@@ -520,12 +520,13 @@ class MemoryAgents:
         self.open_streams = 0
         self.git: dict[str, GitSetup] = {}
         self.clones: dict[str, list[CloneState]] = {}
+        self.idle_seconds: float | None = 0.0
         self._environments: dict[str, _Environment] = {}
 
     async def status(self, at: AgentAddress) -> AgentStatus:
         """Return what answers there."""
         busy = any(run.turn.status == "running" for run in self._at(at).runs.values())
-        return AgentStatus(agent="memory", version="1", model="echo", busy=busy)
+        return AgentStatus("memory", "1", "echo", busy=busy, idle_seconds=self.idle_seconds)
 
     async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
         """Take what git is to have; ``clones`` says how what is to be cloned goes."""

@@ -37,6 +37,7 @@ class Bench(Harness):
                 "lease_seconds": pace.lease,
                 "resync_seconds": pace.resync,
                 "activation_timeout": pace.activation_timeout,
+                "idle_hours": pace.idle and pace.idle / 3600,
             }
         )
         clock = FakeClock()

@@ -20,7 +20,7 @@ from greylag.domain.errors import (
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Observation, Observed, Verb
 from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
-from greylag.ports import Claim, Outcome
+from greylag.ports import AgentAddress, AgentStatus, Claim, Outcome
 from greylag.reconcile import outcomes
 from greylag.reconcile.loop import OUTAGE_PAUSE, Slot, WorkLoop
 from greylag.reconcile.reconciler import BUSY_PAUSE, Pace
@@ -766,3 +766,61 @@ async def test_where_projects_come_to_rest_is_counted_with_what_is_wrong() -> No
     bench.clock.advance(PACE.resync)
     await bench.loop.drain()
     assert counted(Status.ACTIVE) == well + 1
+
+
+async def _unused(idle_seconds: float | None, longest: float | None = 3600) -> Bench:
+    """Return a bench whose project is active, and looked at when nobody has used it for so long."""
+    bench = Bench(pace=replace(PACE, idle=longest))
+    await bench.create()
+    await bench.loop.drain()
+    await bench.reach(Desired.ACTIVE)
+    bench.gateway.idle_seconds = idle_seconds
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    return bench
+
+
+async def test_what_nobody_has_used_for_long_is_put_to_sleep_and_says_so() -> None:
+    bench = await _unused(3600)
+    project = await bench.project()
+    assert (project.desired, project.status) == (Desired.INACTIVE, Status.INACTIVE)
+    assert project.settled
+    told = await bench.told()
+    assert told[told.index("unused") :] == ["unused", "stopping", "inactive"]
+    # It is woken as any other, and not put to sleep at once.
+    bench.gateway.idle_seconds = 0
+    assert (await bench.reach(Desired.ACTIVE)).status is Status.ACTIVE
+
+
+@pytest.mark.parametrize("idle_seconds", [0, 3599, None])
+async def test_what_is_used_or_of_which_nothing_is_known_stays_awake(
+    idle_seconds: float | None,
+) -> None:
+    assert (await (await _unused(idle_seconds)).project()).status is Status.ACTIVE
+
+
+async def test_nothing_is_put_to_sleep_where_nobody_has_asked_for_that() -> None:
+    assert (await (await _unused(1e9, None)).project()).status is Status.ACTIVE
+
+
+async def test_whoever_comes_while_it_is_put_to_sleep_keeps_it_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(pace=replace(PACE, idle=3600))
+    await bench.create()
+    await bench.loop.drain()
+    await bench.reach(Desired.ACTIVE)
+    starts = bench.verbs()
+    asked = iter([3600.0, 0.0, 0.0])
+    status = bench.gateway.status
+
+    async def used_between(at: AgentAddress) -> AgentStatus:
+        return replace(await status(at), idle_seconds=next(asked))
+
+    monkeypatch.setattr(bench.gateway, "status", used_between)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
+    assert project.settled
+    assert bench.verbs() == starts

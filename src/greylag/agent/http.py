@@ -174,6 +174,7 @@ class HttpAgents:
                 busy=bool(
                     body["active_sessions"] or body.get("watched_terminals") or body.get("cloning")
                 ),
+                idle_seconds=_seconds(body.get("idle_seconds")),
             )
 
     async def set_up_git(self, at: AgentAddress, setup: GitSetup) -> CloneState:
@@ -484,3 +485,9 @@ def _turn(body: dict[str, Any]) -> Turn:
         path_segment(turn.turn_id, "turn_id")
         path_segment(turn.session_id, "session_id")
     return turn
+
+
+def _seconds(told: Any) -> float | None:
+    """Return what an agent says of seconds; an older agentd says nothing of some."""
+    is_number = isinstance(told, int | float) and told >= 0
+    return float(told) if is_number else None

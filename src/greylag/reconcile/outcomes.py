@@ -28,6 +28,9 @@ RESTORED = NewEvent(
     "records_restored",
     "Greylag's records were put back from an older copy; it has taken this environment over again.",
 )
+UNUSED = NewEvent(
+    "unused", "Nobody has used the environment for long; it is put to sleep until it is needed."
+)
 GONE = ErrorInfo(
     "environment_gone",
     "Somebody removed the environment, and the workspace's files with it; it is made anew, empty.",

@@ -43,7 +43,16 @@ from greylag.domain.lifecycle import (
     with_git,
 )
 from greylag.domain.project import Desired, NewEvent, Project, ProjectRef, Status
-from greylag.ports import AgentGateway, Claim, Clock, Cluster, Outcome, ProjectStore, Subscription
+from greylag.ports import (
+    AgentGateway,
+    AgentStatus,
+    Claim,
+    Clock,
+    Cluster,
+    Outcome,
+    ProjectStore,
+    Subscription,
+)
 from greylag.reconcile import outcomes
 from greylag.reconcile.loop import Slot, outage_waited_out
 from greylag.reconcile.transcripts import KeepingTranscripts
@@ -69,12 +78,14 @@ class Pace:
     """How long things may take, in seconds.
 
     ``lease`` bounds how long a dead worker's projects rest; one step of a pass takes at most half
-    of it. ``resync`` is how often an active environment is looked at without a reason.
+    of it. ``resync`` is how often an active environment is looked at without a reason. ``idle`` is
+    how long one may be unused before it is put to sleep; None: for ever.
     """
 
     lease: float
     resync: float
     activation_timeout: float
+    idle: float | None = None
 
     @property
     def step(self) -> float:
@@ -90,6 +101,8 @@ class World:
         warnings: what the log of an activation is to say of what cannot work.
         git: tells what the environment is told of git.
         must_sleep: has a project sleep that may not be active, and tells whether it had to.
+        sleep: has one sleep that nobody uses, and returns it as it is then wanted.
+        wake: has that wanted active again, unless more was wanted since then.
         transcripts: whether what was said is kept.
     """
 
@@ -102,6 +115,8 @@ class World:
     warnings: Callable[[], Sequence[NewEvent]]
     git: Callable[[Project], Awaitable[GitSetup]]
     must_sleep: Callable[[Project], Awaitable[bool]]
+    sleep: Callable[[Project], Awaitable[Project | None]]
+    wake: Callable[[Project], Awaitable[None]]
     transcripts: bool
 
 
@@ -194,6 +209,7 @@ class _Pass:
         announced: the verbs that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
         copied: whether that was kept before the environment's end.
+        slept: the project as this pass has put it to sleep.
     """
 
     claim: Claim
@@ -206,6 +222,7 @@ class _Pass:
     announced_steps: set[NewEvent] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     copied: bool = False
+    slept: Project | None = None
 
     @property
     def project(self) -> Project:
@@ -250,10 +267,7 @@ class _Pass:
                 # A new start can wait until nobody is answered any more.
                 pause = timedelta(seconds=BUSY_PAUSE)
                 outcome = outcomes.settled(self.project, Status.ACTIVE, seen, now, pause)
-            case Act(Verb.STOP) if self._is_to_be_copied(seen):
-                # A step of its own, with a lease renewed after it: it takes nothing from the stop.
-                self.copied = True
-                await self.transcripts.look(self.claim, last=True)
+            case Act(Verb.STOP) if await self._has_more_before_stop(seen):
                 return False
             case Act(verb):
                 return await self._act(seen, verb)
@@ -261,12 +275,12 @@ class _Pass:
                 await self._tell(seen)
                 await self._wait(news, working=seen.working)
                 return False
+            case Settle(Status.ACTIVE) if await self._is_unused(seen):
+                await self._write(outcomes.unchanged(self.project, [outcomes.UNUSED]))
+                self.slept = await self.world.sleep(self.project)
+                return False
             case Settle(status):
-                await self._copy_news(status)
-                recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else self._recheck(now)
-                outcome = outcomes.settled(self.project, status, seen, now, recheck)
-                if status is Status.ACTIVE and outcome.events:
-                    outcome = replace(outcome, events=[*self.world.warnings(), *outcome.events])
+                outcome = await self._settled(status, seen, now)
             case Fail(error, terminal):
                 due_at = None if terminal else now + self._resync()
                 outcome = outcomes.failed(self.project, error, terminal=terminal, due_at=due_at)
@@ -275,6 +289,14 @@ class _Pass:
             case _:
                 assert_never(action)
         return await self._rest(replace(outcome, events=[*self._new_steps(seen), *outcome.events]))
+
+    async def _settled(self, status: Status, seen: Observation, now: datetime) -> Outcome:
+        await self._copy_news(status)
+        recheck = timedelta(seconds=BUSY_PAUSE) if seen.working else self._recheck(now)
+        outcome = outcomes.settled(self.project, status, seen, now, recheck)
+        if status is Status.ACTIVE and outcome.events:
+            return replace(outcome, events=[*self.world.warnings(), *outcome.events])
+        return outcome
 
     async def _observe(self) -> Observation:
         try:
@@ -302,6 +324,16 @@ class _Pass:
             _log.warning("git_not_set_up", error=str(error))
             return None
 
+    async def _has_more_before_stop(self, seen: Observation) -> bool:
+        """Do what comes before a stop, and tell whether that was a step of its own: with a lease
+        renewed after it, it takes nothing from the stop.
+        """
+        if self._is_to_be_copied(seen):
+            self.copied = True
+            await self.transcripts.look(self.claim, last=True)
+            return True
+        return await self._is_used_after_all(seen)
+
     def _is_to_be_copied(self, seen: Observation) -> bool:
         sleeps = self.project.desired is Desired.INACTIVE
         fresh = self.transcripts.wanted and not self.copied
@@ -316,13 +348,36 @@ class _Pass:
         """Tell whether it is only to be started anew while its agent is at work, or may be."""
         if self.project.desired is not Desired.ACTIVE:
             return False
+        status = await self._status()
+        return status is None or status.busy
+
+    async def _status(self) -> AgentStatus | None:
+        """Return what the agent says of itself; ``None`` when it does not."""
         try:
             async with asyncio.timeout(self._patience):
                 at = await self.world.cluster.reach(self.project.environment)
-                return (await self.world.agents.status(at)).busy
+                return await self.world.agents.status(at)
         except (GreylagError, TimeoutError) as error:
             _log.warning("agent_not_asked", error=str(error))
-            return True
+            return None
+
+    async def _is_unused(self, seen: Observation) -> bool:
+        """Tell whether nobody has used the environment for so long that it is to sleep."""
+        longest = self.world.pace.idle
+        if longest is None or seen.state is not Observed.READY or seen.working:
+            return False
+        status = await self._status()
+        if status is None or status.busy or status.idle_seconds is None:
+            return False
+        return status.idle_seconds >= longest
+
+    async def _is_used_after_all(self, seen: Observation) -> bool:
+        """Have it go on, and tell so, if somebody came while this pass put it to sleep."""
+        slept, self.slept = self.slept, None
+        if slept is None or seen.state is not Observed.READY or await self._is_unused(seen):
+            return False
+        await self.world.wake(slept)
+        return True
 
     async def _act(self, seen: Observation, verb: Verb) -> bool:
         again = verb is Verb.START and seen.state is Observed.FAILED

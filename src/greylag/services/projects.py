@@ -32,6 +32,7 @@ from greylag.domain.project import (
     Event,
     GitSource,
     Project,
+    ProjectRecord,
     ProjectRef,
     Status,
     check_source,
@@ -295,11 +296,22 @@ class Projects:
         return await self.store.change(ref, partial(refreshed, now=self.clock.now()), event)
 
     async def _want(
-        self, who: Principal | Actor, ref: ProjectRef, desired: Desired, *, again: bool = False
+        self,
+        who: Principal | Actor,
+        ref: ProjectRef,
+        desired: Desired,
+        *,
+        again: bool = False,
+        since: int | None = None,
     ) -> Project:
         now = self.clock.now()
         deadline = now + timedelta(seconds=self.activation_timeout)
-        rule = partial(wanted, desired=desired, now=now, deadline=deadline, again=again)
+
+        def rule(record: ProjectRecord) -> ProjectRecord:
+            if since not in {None, record.project.generation}:
+                return record
+            return wanted(record, desired, now, deadline, again=again)
+
         event = self.gate.audit.event(who, _ACTIONS[desired], name_of(ref))
         return await self.store.change(ref, rule, event)
 
@@ -396,10 +408,18 @@ class Projects:
         project = await self.get(principal, ref)
         return self._following(project, await self._events(ref, after), after, live=live)
 
-    async def sleep(self, project: Project) -> None:
-        """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
+    async def sleep(self, project: Project) -> Project | None:
+        """Want a project inactive, by nobody's wish, and return it; one that is gone or going is
+        left alone.
+        """
         with suppress(ProjectNotFoundError, ProjectDeletingError):
-            await self._want(SYSTEM, project.ref, Desired.INACTIVE)
+            return await self._want(SYSTEM, project.ref, Desired.INACTIVE)
+        return None
+
+    async def wake(self, project: Project) -> None:
+        """Want a project active that ``sleep`` has returned, unless more was wanted since then."""
+        with suppress(ProjectNotFoundError, ProjectDeletingError):
+            await self._want(SYSTEM, project.ref, Desired.ACTIVE, since=project.generation)
 
     async def sleep_all(self, principal: Principal, user_id: str) -> None:
         """Want every environment of a user inactive. The caller has asked whether it may."""

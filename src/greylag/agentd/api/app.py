@@ -1,6 +1,8 @@
 """The HTTP application: health and status, every route, sign-in, request ids, errors."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.agentd.agent.types import AgentPort
@@ -43,6 +46,9 @@ from greylag.common import agent_api
 from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP
 
+_QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
+_PREVIEWS = f"{agent_api.ROOT}{agent_api.PREVIEW}/"
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -60,15 +66,71 @@ class Services:
     git: GitService
 
 
+class LastUse:
+    """For how long nobody has used the environment.
+
+    Used it is by a turn, by a watched terminal and by what one says, and by each request that
+    changes something, to a preview, or for a WebSocket, as long as it lasts. Others count for
+    nothing: pages and the platform read by themselves.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._going_on = 0
+        self._last = now()
+        self._said = 0
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Count it as used until the block ends."""
+        self._going_on += 1
+        try:
+            yield
+        finally:
+            self._going_on -= 1
+            self._last = self._now()
+
+    def seconds(self, *, busy: bool, said: int) -> float:
+        """Return for how long it has not been used, as seen by those who ask every minute or so.
+
+        Args:
+            busy: whether a turn or a watched terminal runs now.
+            said: how many bytes terminals have said by now.
+        """
+        if busy or self._going_on or said != self._said:
+            self._last = self._now()
+        self._said = said
+        return self._now() - self._last
+
+
+class CountUse:
+    """ASGI middleware: what an environment is used by is told to ``last_use``."""
+
+    def __init__(self, app: ASGIApp, last_use: LastUse) -> None:
+        self._app = app
+        self._last_use = last_use
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        with self._last_use.going_on() if _uses(scope) else nullcontext():
+            await self._app(scope, receive, send)
+
+
+def _uses(scope: Scope) -> bool:
+    reads = scope["type"] != "websocket" and scope.get("method") in {"GET", "HEAD"}
+    return scope["path"].startswith(_PREVIEWS) or not (reads or scope["path"] in _QUIET_PATHS)
+
+
 class HealthRoutes:
     """Handlers for health and status."""
 
-    def __init__(self, settings: AgentdSettings, services: Services) -> None:
+    def __init__(self, settings: AgentdSettings, services: Services, last_use: LastUse) -> None:
         self._settings = settings
         self._agent = services.agent
         self._turns = services.turns
         self._terminals = services.terminals
         self._git = services.git
+        self._last_use = last_use
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -105,12 +167,19 @@ class HealthRoutes:
         busy = sum(entry.status == "processing" for entry in recent)
         failed = self._agent.state.status == "failed"
         overall = "error" if failed else "processing" if busy else "idle"
+        terminals = self._terminals.all()
+        watched = sum(one.is_watched for one in terminals)
+        cloning = self._git.state.status == "cloning"
+        said = sum(one.scrollback.end for one in terminals)
         return JSONResponse(
             {
                 "overall_status": overall,
                 "active_sessions": busy,
-                "watched_terminals": sum(one.is_watched for one in self._terminals.all()),
-                "cloning": self._git.state.status == "cloning",
+                "watched_terminals": watched,
+                "cloning": cloning,
+                "idle_seconds": self._last_use.seconds(
+                    busy=bool(busy or watched or cloning), said=said
+                ),
                 "total_processed": self._turns.activity.total_processed,
                 "uptime_seconds": self._turns.activity.uptime_seconds,
                 "sessions": [_entry(entry) for entry in recent],
@@ -142,17 +211,17 @@ def _system_time(seconds: float) -> dict[str, int]:
 # The application.
 
 _log = structlog.get_logger()
-_QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
 
 
 def create_app(settings: AgentdSettings, services: Services) -> Starlette:
     """Return the application; nothing is started by it."""
     limit = settings.message_limit
     every = ["*"]
+    last_use = LastUse()
     cors = Middleware(CORSMiddleware, allow_origins=every, allow_methods=every, allow_headers=every)
     return Starlette(
         routes=[
-            *HealthRoutes(settings, services).routes(),
+            *HealthRoutes(settings, services, last_use).routes(),
             *SessionRoutes(services.sessions, services.turns).routes(),
             *MessageRoutes(services.turns, limit).routes(),
             *TurnRoutes(services.sessions, services.turns, limit).routes(),
@@ -169,6 +238,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             Middleware(AccessLog, quiet=_QUIET_PATHS),
             *([cors] if settings.legacy_api else []),
             Middleware(Auth, token=settings.token, legacy=settings.legacy_api),
+            Middleware(CountUse, last_use=last_use),
         ],
         exception_handlers={
             RequestError: refused,
