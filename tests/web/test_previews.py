@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 from tests.agentd.api.test_preview_routes import (
     application,
     check_that_a_slow_reader_holds_the_application_back,
@@ -31,8 +32,10 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole, Role
 from greylag.ports import AgentAddress
 from greylag.services.agents import Agents
+from greylag.services.tokens import new_token
 from greylag.web import stream
 from greylag.web.app import create_app
+from greylag.web.auth import COOKIE, Signatures
 from greylag.web.preview_links import Preview
 
 AT_ONCE = aiohttp.ClientWSTimeout(ws_close=0.2)
@@ -209,6 +212,24 @@ async def test_the_application_is_told_nothing_of_ours_and_can_say_nothing_for_o
     assert answer.headers["reporting-endpoints"] == 'own="/reports"'  # of its own pages alone
     _, away, _ = await shown.ask(home.with_path("/away"), jar=jar)
     assert away.headers["location"] == "http://localhost:1/elsewhere"
+
+
+async def test_what_lets_in_here_never_reaches_the_application_though_a_client_sends_it_along(
+    shown: Shown,
+) -> None:
+    home, jar = await shown.opened()
+    operator = f"{COOKIE}={Signatures(SecretStr(TOKEN)).cookie()}"
+    person = (await signed_in(shown.running, "eve"))["cookie"]
+    of_another_greylag = f"{COOKIE}={Signatures(SecretStr('another'.center(32))).cookie()}"
+    sent = f"{operator}; __Host-{operator}; {person}; {of_another_greylag}; theirs=1"
+    for ours in (f"Bearer {TOKEN}", f"bearer  {TOKEN} ", f"Bearer {new_token()}"):
+        status, _, body = await shown.ask(home, jar=dict(jar), cookie=sent, authorization=ours)
+        headers = dict(json.loads(body)["headers"])
+        assert (status, headers["cookie"]) == (200, f"{of_another_greylag}; theirs=1")
+        assert "authorization" not in headers
+    theirs = "Bearer of the application"
+    _, _, body = await shown.ask(home, jar=jar, authorization=theirs)
+    assert dict(json.loads(body)["headers"])["authorization"] == theirs
 
 
 async def test_other_sites_may_lead_here_and_do_nothing(shown: Shown) -> None:

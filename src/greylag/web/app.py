@@ -199,7 +199,7 @@ def _layered(app: FastAPI, settings: Settings, authenticator: Authenticator) -> 
     guarded = Guard(app, settings, authenticator, relay.takes_file, state.use_cases.audit)
     logged = RequestLogger(Compression(guarded), hsts_seconds=settings.hsts_seconds)
     site = RootPath(logged, settings.root_path)
-    shown = PreviewSite(site, state.preview_links, state.use_cases, state.streams)
+    shown = PreviewSite(site, state.preview_links, authenticator, state.use_cases, state.streams)
     return behind(settings.trusted_proxies, shown)
 
 

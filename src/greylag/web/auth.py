@@ -33,6 +33,7 @@ from greylag.domain.errors import ConfigError, GreylagError, LimitExceededError,
 from greylag.domain.users import OPERATOR, Principal
 from greylag.services.access import MAX_REASON_LENGTH
 from greylag.services.people import SESSION_FORM
+from greylag.services.tokens import is_token
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
@@ -234,6 +235,22 @@ class Authenticator:
             if (found := await self._people.by_session(secret, client_of(scope))) is not None:
                 return found
         return None
+
+    def is_token(self, authorization: str) -> bool:
+        """Tell whether an Authorization header holds the token, or what has the form of a user's:
+        nothing that others may be told.
+        """
+        try:
+            text = _token_in(authorization)
+        except UnauthorizedError:
+            return False
+        return self._is_right(text.encode("latin-1")) or is_token(text)
+
+    def is_sign_in(self, name: str, value: str) -> bool:
+        """Tell the same of a cookie."""
+        value = value.strip('"')
+        signed = self._signatures is not None and self._signatures.read_cookie(value) is not None
+        return name.endswith(COOKIE) and (signed or SESSION_FORM.fullmatch(value) is not None)
 
     async def sign_in(self, given: str, scope: Scope) -> str:
         """Return a new cookie's value for the right token, or for a link that nobody has used.

@@ -47,7 +47,7 @@ from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole, shown_as
-from greylag.web.auth import client_of, cookies
+from greylag.web.auth import Authenticator, client_of, cookies
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import REFUSALS, Streams
 
@@ -93,11 +93,13 @@ class PreviewSite:
         self,
         site: ASGIApp,
         links: PreviewLinks,
+        authenticator: Authenticator,
         use_cases: UseCases,
         streams: Streams,
     ) -> None:
         self._site = site
         self._links = links
+        self._authenticator = authenticator
         self._agents = use_cases.agents
         self._audit = use_cases.audit
         self._gate = use_cases.gate
@@ -164,7 +166,8 @@ class PreviewSite:
 
     async def _join(self, preview: Preview, port: int, client: WebSocket) -> None:
         scope = client.scope
-        asked = ForwardedRequest("GET", asked_path(scope), _request_headers(scope, preview))
+        headers = _request_headers(scope, preview, self._authenticator)
+        asked = ForwardedRequest("GET", asked_path(scope), headers)
         opening = await self._agents.forward_socket(
             preview.maker, preview.ref, port, asked, scope["subprotocols"]
         )
@@ -191,7 +194,7 @@ class PreviewSite:
                 begun = True
                 yield replace(answer, headers=_answer_headers(answer, preview))
 
-        headers = _request_headers(scope, preview)
+        headers = _request_headers(scope, preview, self._authenticator)
         try:
             async with self._while_allowed(preview), self._place(preview):
                 await forwarding.forward(
@@ -304,7 +307,7 @@ def _check_origin(scope: Scope) -> None:
         raise ForbiddenError("Another site's page may do nothing here.", hint="")
 
 
-def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
+def _request_headers(scope: Scope, preview: Preview, ours: Authenticator) -> forwarding.Headers:
     """Return what the application is told: its own host as it knows it, and none of ours.
 
     Nothing says by what other name it was asked: Vite and webpack take ``localhost`` alone, and
@@ -312,7 +315,14 @@ def _request_headers(scope: Scope, preview: Preview) -> forwarding.Headers:
     """
     passed = forwarding.end_to_end(scope["headers"], *_OUR_REQUEST, *forwarding.HANDSHAKE)
     headers = Headers(scope=scope)
-    kept = "; ".join(f"{name}={value}" for name, value in cookies(scope) if name not in _NAMES)
+    # No browser sends here what lets in at the dashboard; a program may, wherever it is led.
+    if any(map(ours.is_token, headers.getlist("authorization"))):
+        passed = [one for one in passed if one[0] != b"authorization"]
+    kept = "; ".join(
+        f"{name}={value}"
+        for name, value in cookies(scope)
+        if name not in _NAMES and not ours.is_sign_in(name, value)
+    )
     own = _own_origin(scope)
     more = {"cookie": kept, SHARED: "1" if preview.shared else ""}
     if scope["client"]:
