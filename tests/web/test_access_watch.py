@@ -238,6 +238,20 @@ async def test_a_terminal_is_told_and_closed(running: Site) -> None:
         assert socket.close_code == 1008
 
 
+async def test_whoever_is_made_a_viewer_is_told_whom_to_ask(running: Site) -> None:
+    path = await terminal(running)
+    async with (
+        asyncio.timeout(PATIENCE),
+        signed_in_editor(running) as http,
+        http.ws_connect(path) as socket,
+    ):
+        assert "attached" in await socket.receive_json()
+        await demote(running)
+        told = (await socket.receive_json())["error"]
+        assert told["message"] == "As viewer of this you may not do terminal.use any more."
+        assert told["hint"] == "Ask the owner, or an administrator."
+
+
 async def test_who_waits_for_an_activation_is_told() -> None:
     async with site(auto=False) as running:
         path = await running.project()

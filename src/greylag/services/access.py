@@ -318,7 +318,7 @@ class Gate:
             return
         if RULES[action][0].isdisjoint(standings):
             named = " and ".join(sorted(standings))
-            raise ForbiddenError(f"As {named} of this you may not do {action} any more.")
+            raise _forbidden(f"As {named} of this you may not do {action} any more.")
         if _as_admin_alone(action, standings) and not principal.reason_for(_owner(what)):
             raise _no_reason()
 
