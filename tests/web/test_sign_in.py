@@ -174,6 +174,15 @@ async def test_signing_in_again_ends_the_sign_in_before(locked: Site) -> None:
     assert await status_with(locked.http, second) == 200
 
 
+async def test_a_token_that_is_no_form_is_not_taken_for_a_wrong_one(locked: Site) -> None:
+    for _ in range(MAX_FAILURES + 1):
+        async with locked.http.post("/sign-in", json={"token": TOKEN}) as answer:
+            assert answer.status == 415
+            assert "takes forms alone" in await answer.text()
+    async with locked.http.post("/sign-in", data={"token": "wrong"}) as answer:
+        assert answer.status == 401
+
+
 async def test_another_site_can_neither_sign_in_nor_out(locked: Site) -> None:
     foreign = {"origin": "https://evil.example"}
     assert await sign_in(locked, TOKEN, **foreign) == (403, "")

@@ -37,7 +37,7 @@ from greylag.services.tokens import is_token
 from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import address, root_path
-from greylag.web.dashboard.pages import respond
+from greylag.web.dashboard.pages import form_alone, respond
 
 SIGN_IN = "/sign-in"
 SIGN_OUT = "/sign-out"
@@ -438,7 +438,7 @@ async def show_sign_in(
     return sign_in_page(request, wanted)
 
 
-@router.post(SIGN_IN)
+@router.post(SIGN_IN, dependencies=[Depends(form_alone)])
 async def sign_in(
     request: Request,
     authenticator: AuthenticatorDep,

@@ -22,7 +22,6 @@ from starlette.types import Scope
 from greylag.common.typed import parse_json
 from greylag.domain.errors import (
     ErrorInfo,
-    GreylagError,
     InvalidRequestError,
     UnauthorizedError,
 )
@@ -31,7 +30,7 @@ from greylag.domain.project import ProjectRef
 from greylag.domain.users import Action, Principal
 from greylag.services.use_cases import Platform, UseCases
 from greylag.web.auth import with_reason
-from greylag.web.dashboard.pages import respond
+from greylag.web.dashboard.pages import form_alone, respond
 from greylag.web.errors import PROBLEM_MEDIA_TYPE
 from greylag.web.request_log import exchange_of
 from greylag.web.stream import Streams
@@ -153,15 +152,6 @@ ProjectCallDep = Annotated[RequestContext, Depends(_project_call)]
 
 # What no operation looks at.
 
-_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
-
-
-class NotAFormError(GreylagError):
-    """What was sent to a page is not a form."""
-
-    code = "unsupported_media_type"
-    hint = "Send it from the page, or ask the API, which takes JSON."
-
 
 async def nothing_dropped(request: Request) -> None:
     """Refuse by name what the operation would not look at, so that nothing is dropped in silence.
@@ -196,15 +186,7 @@ def api_router(*tags: str) -> APIRouter:
 
 def pages_router() -> APIRouter:
     """Return a router for pages and their forms: no other body is taken for an empty form."""
-    return APIRouter(include_in_schema=False, dependencies=[Depends(_form_alone)])
-
-
-async def _form_alone(request: Request) -> None:
-    if request.method != "POST":
-        return
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in _FORMS and await request.body():
-        raise NotAFormError("This address takes forms alone, and what was sent is none.")
+    return APIRouter(include_in_schema=False, dependencies=[Depends(form_alone)])
 
 
 def _only(known: set[str], given: QueryParams) -> None:

@@ -43,6 +43,7 @@ USER_PAGE = "/users/{user}"
 PROJECT_PAGE = USER_PAGE + "/projects/{project}"
 FORM_REFUSALS = (InvalidRequestError, LimitExceededError, ConflictError)
 """What a form comes back with, so that what was typed can be mended or sent again."""
+_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 _UNSEEN = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]")
 _PLACES = (
     ("; `greylag logs`", "; the log"),
@@ -421,6 +422,22 @@ def error_page(request: Request, problem: ProblemDocument) -> Response:
     response.headers["HX-Retarget"] = "#notices"
     response.headers["HX-Reswap"] = "beforeend"
     return response
+
+
+class NotAFormError(GreylagError):
+    """What was sent to a page is not a form."""
+
+    code = "unsupported_media_type"
+    hint = "Send it from the page, or ask the API, which takes JSON."
+
+
+async def form_alone(request: Request) -> None:
+    """Raise ``NotAFormError`` for a body that would be taken for an empty form."""
+    if request.method != "POST":
+        return
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _FORMS and await request.body():
+        raise NotAFormError("This address takes forms alone, and what was sent is none.")
 
 
 def see(url: str) -> RedirectResponse:
