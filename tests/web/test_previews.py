@@ -361,6 +361,19 @@ async def test_who_a_preview_is_shared_with_takes_no_place_of_its_project_s(tmp_
             assert events.status == 200
 
 
+async def test_what_a_member_has_open_takes_no_place_of_another_s(tmp_path: Path) -> None:
+    async with _one_place(tmp_path) as (shown, home, (_, _, owner)):
+        made = {"name": "t", "scopes": ["files"], "expires_in_days": 1, "user": "Zo\u00eb"}
+        token = (await shown.running.ask("POST", "/api/tokens", json=made))[1]["token"]
+        member = f"{shown.path}/members/Zo%C3%AB"
+        assert (await shown.running.ask("PUT", member, json={"role": "editor"}))[0] == 200
+        _, own = await shown.opened(by={"authorization": f"Bearer {token}"})
+        async with _socket(shown, home, own), _socket(shown, home, owner):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await _socket(shown, home, own).__aenter__()
+            assert refused.value.status == 429
+
+
 async def test_a_limit_of_the_environment_is_told_to_a_stranger_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

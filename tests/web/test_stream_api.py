@@ -18,6 +18,7 @@ from tests.web.test_people_api import signed_in
 from greylag.common import sse
 from greylag.domain.errors import AgentUnreachableError, StreamCutError
 from greylag.domain.project import ProjectRef
+from greylag.domain.users import OPERATOR, MemberRole
 from greylag.web.auth import Authenticator
 from greylag.web.request_log import RequestLogger
 from greylag.web.stream import AccessWatch, EventRelay, Streams
@@ -144,6 +145,27 @@ async def test_strangers_take_no_place_of_a_project_and_learn_of_none() -> None:
             assert (await refused.json(content_type=None))["code"] == "user_not_found"
 
 
+async def test_what_others_have_open_takes_no_place_of_the_owner_s() -> None:
+    async with site(settings(streams_per_project=1)) as running:
+        path = await running.project(active=True)
+        base = f"http://127.0.0.1:{running.port}"
+        headers = await signed_in(running, "viewer")
+        await running.house.use_cases.members.share(OPERATOR, REF, "viewer", MemberRole.VIEWER)
+        async with (
+            aiohttp.ClientSession(base, headers=headers) as viewer,
+            viewer.get(f"{path}/events") as looked_at,
+            viewer.get("/users/ada/live") as listed,
+            running.http.get("/users/ada/live") as own_list,
+            running.http.post(f"{path}/messages", json={"message": "wait: x"}) as said_here,
+        ):
+            assert (looked_at.status, listed.status) == (200, 200)
+            assert (own_list.status, said_here.status) == (200, 200)
+            async with viewer.get(f"{path}/logs") as refused:
+                told = await refused.json(content_type=None)
+                assert (refused.status, told["code"]) == (429, "limit_exceeded")
+                assert told["detail"] == "You already have 1 open streams of project notes."
+
+
 async def test_only_a_client_that_left_is_logged_so(capsys: pytest.CaptureFixture[str]) -> None:
     async with site() as running:
         path = await running.project(active=True)
@@ -200,7 +222,7 @@ async def relaying(opening: Any) -> AsyncIterator[int]:
     streams = streams_of(heartbeat_seconds=15)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await streams.events(REF, opening())(scope, receive, send)
+        await streams.events(OPERATOR, REF, opening())(scope, receive, send)
 
     async with served(RequestLogger(app)) as port:
         yield port

@@ -172,8 +172,9 @@ class PreviewSite:
             preview.maker, preview.ref, port, asked, scope["subprotocols"]
         )
         try:
-            # Private ones are opened by the project's own people: they are one to count.
-            with self._streams.place(preview.ref, preview.id if preview.shared else ""):
+            # All private ones that somebody has opened are one to count.
+            one = preview.id if preview.shared else ""
+            with self._streams.place(preview.by, preview.ref, one):
                 async with self._while_allowed(preview):
                     await forwarding.hand_on(client, opening)
         except GreylagError:

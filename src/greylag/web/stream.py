@@ -175,54 +175,57 @@ _T = TypeVar("_T")
 
 
 class Streams:
-    """Makes the streams of one web process, and counts those that are open for each project."""
+    """Makes the streams of one web process, and counts those that each person has open of a
+    project.
+    """
 
     def __init__(self, settings: Settings, access: AccessWatch) -> None:
         self.access = access
         self._limit = settings.streams_per_project
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._longest = settings.stream_seconds
-        self._open: Counter[tuple[ProjectRef, str | None]] = Counter()
+        self._open: Counter[tuple[str | None, ProjectRef, str | None]] = Counter()
         # Each is there as long as somebody waits for it or holds it.
         self._requests: WeakValueDictionary[ProjectRef, asyncio.Semaphore] = WeakValueDictionary()
 
-    def events(self, ref: ProjectRef, opening: Opening, action: Action | None = None) -> Response:
+    def events(
+        self, by: Principal, ref: ProjectRef, opening: Opening, action: Action | None = None
+    ) -> Response:
         """Return the answer that relays whole SSE frames, with heartbeats when none come, as long
         as ``action`` is allowed; see ``AccessWatch.during``.
         """
-        opened = self._counted(ref, opening)
+        opened = self._counted(by, ref, opening)
         allowed = partial(self.access.during, ref=ref, action=action)
         return EventRelay(opened, allowed, self._heartbeat_seconds, self._longest)
 
-    def text(self, ref: ProjectRef, opening: Opening) -> Response:
+    def text(self, by: Principal, ref: ProjectRef, opening: Opening) -> Response:
         """Return the answer that relays plain text."""
-        opened, allowed = self._counted(ref, opening), partial(self.access.during, ref=ref)
+        opened, allowed = self._counted(by, ref, opening), partial(self.access.during, ref=ref)
         return TextRelay(opened, allowed, None, None)
 
     @asynccontextmanager
     async def _counted(
-        self, ref: ProjectRef, opening: Opening
+        self, by: Principal, ref: ProjectRef, opening: Opening
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        with self.place(ref):
+        with self.place(by.user_id, ref):
             async with opening as runs, closing(runs):
                 yield runs
 
     @contextmanager
-    def place(self, ref: ProjectRef, preview: str | None = None) -> Iterator[None]:
-        """Count what is open for a project until the block ends.
+    def place(self, by: str | None, ref: ProjectRef, preview: str | None = None) -> Iterator[None]:
+        """Count what somebody has open of a project until the block ends.
 
-        Each ``preview`` is counted by itself: strangers to whom one is shared take no place that
-        the project's own people need.
+        Each person is counted by themselves, and so is each ``preview``: who may only look, and
+        strangers to whom one is shared, take no place that who works there needs.
 
         Raises:
             LimitExceededError: there is as much as may be.
         """
-        key = (ref, preview)
+        key = (by, ref, preview)
         if self._open[key] >= self._limit:
-            what = "streams" if preview is None else "WebSockets of this preview"
-            raise LimitExceededError(
-                f"Project {ref.project_id} already has {self._limit} open {what}."
-            )
+            kind = "streams" if preview is None else "WebSockets"
+            of = f"project {ref.project_id}" if ref.project_id else "this list"
+            raise LimitExceededError(f"You already have {self._limit} open {kind} of {of}.")
         self._open[key] += 1
         try:
             yield

@@ -45,7 +45,7 @@ async def read_logs(
 ) -> Any:
     """The last lines of what the environment wrote, then, with `follow`, each as it comes."""
     opening = await call.use_cases.agents.logs(*call.at, follow=follow, tail=tail)
-    return call.streams.text(call.ref, opening)
+    return call.streams.text(*call.at, opening)
 
 
 # Messages to the agent, and the turns that answer them.
@@ -100,7 +100,7 @@ async def send_message(
     await call.use_cases.gate.authorize(call.principal, Action.MESSAGES_SEND, call.ref)
     new = NewMessage(body.message, body.session_id, body.message_id)
     opening = call.use_cases.agents.send(*call.at, new)
-    return call.streams.events(call.ref, opening, Action.AGENT_READ)
+    return call.streams.events(*call.at, opening, Action.AGENT_READ)
 
 
 @turns_router.get(
@@ -131,7 +131,7 @@ async def follow_turn(
     opening, kept_at = await call.use_cases.agents.stream_turn(
         *call.at, turn, last_event_id or after
     )
-    answer = call.streams.events(call.ref, opening, Action.AGENT_READ)
+    answer = call.streams.events(*call.at, opening, Action.AGENT_READ)
     if kept_at is not None:
         answer.headers[KEPT_AT] = kept_at
     return answer

@@ -144,7 +144,7 @@ async def follow_project(
     """All events so far, then each as it comes, until the project is deleted."""
     start = after if last_event_id is None else last_event_id
     log = await call.use_cases.projects.follow(*call.at, start, live=follow)
-    return call.streams.events(call.ref, mapped(log, _frame))
+    return call.streams.events(*call.at, mapped(log, _frame))
 
 
 def _frame(event: Event) -> bytes:

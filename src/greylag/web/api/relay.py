@@ -315,7 +315,7 @@ def _socket_handler(socket: Socket) -> Callable[..., Coroutine[Any, Any, None]]:
     async def handle(client: WebSocket, call: ProjectCallDep) -> None:
         parts = {name: str(client.path_params[name]) for name in socket.parameters}
         opening = await call.use_cases.agents.socket(*call.at, socket, parts)
-        with call.streams.place(call.ref):
+        with call.streams.place(call.principal.user_id, call.ref):
             async with opening as agent:
                 if socket is agent_api.COMMAND_SOCKET:  # it would be killed
                     sockets.finishes(client.scope)

@@ -116,7 +116,7 @@ async def follow_project(
     # is seen without one.
     states_one = call.principal.reason_for(call.user_id)
     action = Action.AGENT_READ if states_one else None
-    return call.streams.events(call.ref, closing(frames), action)
+    return call.streams.events(*call.at, closing(frames), action)
 
 
 @router.get(PROJECT_PAGE + "/edit")

@@ -100,7 +100,7 @@ async def follow_list(request: Request, call: UserCallDep, rail: str = "") -> Re
     """Stream what changes in the list that the address asks for, and in the rail beside it."""
     await call.use_cases.gate.authorize(call.principal, Action.PROJECTS_LIST, call.user_id)
     news = _ListChanges(call.user_id, parse_window(request.query_params))
-    return call.streams.events(call.ref, closing(rail_frames(call, rail, more=news.look)))
+    return call.streams.events(*call.at, closing(rail_frames(call, rail, more=news.look)))
 
 
 @router.get(USER_PAGE + "/new-project")
