@@ -4,6 +4,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from greylag.agentd.files import WorkspaceFiles
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import LONGEST_TRANSFER
 from greylag.execd import file_server
+from greylag.execd.files import MOST_ARCHIVES
 from greylag.execd.protocol import Writer
 
 
@@ -44,6 +46,30 @@ async def test_an_upload_may_take_as_long_as_the_platform_promises(
         files = WorkspaceFiles(Execution(tmp_path / "execd"), made.root)
         entry = await files.write("file", None, content())
         assert (entry.size, (made.root / "file").read_bytes()) == (20, b"piece" * 4)
+
+
+async def test_of_more_archives_than_may_be_read_at_once_each_is_told_so_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let = passing(monkeypatch)
+
+    async def read() -> None:
+        async with files.archive("", "zip") as content:
+            assert b"".join([piece async for piece in content])
+
+    async with rig(tmp_path) as made:
+        (made.root / "file").write_text("x")
+        files = WorkspaceFiles(Execution(tmp_path / "execd"), made.root)
+        async with AsyncExitStack() as untaken:
+            for _ in range(MOST_ARCHIVES):
+                await untaken.enter_async_context(files.archive("", "zip"))
+            one_more = asyncio.create_task(read(), name="one more")
+            await asyncio.sleep(0)
+            let(20)
+            with pytest.raises(RequestError) as refused:
+                await one_more
+            assert refused.value.code == "limit_exceeded"
+        await read()
 
 
 Change = Callable[[WorkspaceFiles], Awaitable[object]]

@@ -20,12 +20,13 @@ from greylag.agentd.execution import (
 from greylag.agentd.problems import RequestError
 from greylag.common.agent_api import FileEntry, FileList, FileMatch, FileMatches, Unpacked
 from greylag.common.clock import LAST_MOMENT, rfc3339
-from greylag.common.concurrent import beside
-from greylag.execd.files import CODES, entry_path, plain, shown
+from greylag.common.concurrent import beside, place_among
+from greylag.execd.files import CODES, MOST_ARCHIVES, entry_path, plain, shown
 from greylag.execd.protocol import FrameKind, ProtocolError, Reader, Writer, read_frame
 
 _QUICK_SECONDS = 20.0
 _LONG_SECONDS = 3600.0
+_PLACE_SECONDS = 15.0
 _CODES = frozenset({"outside_workspace", "invalid_archive", *(code for code, _ in CODES.values())})
 _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
@@ -52,6 +53,7 @@ class WorkspaceFiles:
         self._touched = touched
         self._execution = execution
         self._root = str(root)
+        self._archives = asyncio.Semaphore(MOST_ARCHIVES)
 
     async def show(self, path: str) -> FileEntry:
         """Return what is at a path."""
@@ -118,8 +120,16 @@ class WorkspaceFiles:
 
     @asynccontextmanager
     async def archive(self, path: str, form: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a folder as an archive, ``tar.gz`` or ``zip``."""
-        async with self._asked("archive", path=path, format=form) as (reader, _):
+        """Open a folder as an archive, ``tar.gz`` or ``zip``; ``limit_exceeded`` where for a while
+        as many are read as may be.
+        """
+        # execd would begin to answer and then wait, and whoever reads take that for a failure.
+        words = f"{MOST_ARCHIVES} archives of this workspace are being read: as many as may be."
+        full = RequestError("limit_exceeded", words)
+        async with (
+            place_among(self._archives, _PLACE_SECONDS, full),
+            self._asked("archive", path=path, format=form) as (reader, _),
+        ):
             yield _content(reader, None)
 
     async def write(

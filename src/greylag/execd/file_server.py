@@ -33,7 +33,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from greylag.execd.file_search import search
-from greylag.execd.files import READ_AT_ONCE, Workspace, refusing, write_all
+from greylag.execd.files import MOST_ARCHIVES, READ_AT_ONCE, Workspace, refusing, write_all
 from greylag.execd.packing import extract, pack_tar, pack_zip, tar_members, zip_members
 from greylag.execd.protocol import (
     FrameKind,
@@ -52,7 +52,7 @@ STALLED_SECONDS = 300.0
 _UNREAD = "the content is not taken"
 # Long work takes a thread each; as many must stay free for ending processes. Archives take as long
 # as their readers like, so that nothing else waits for them.
-_ARCHIVES = asyncio.Semaphore(3)
+_ARCHIVES = asyncio.Semaphore(MOST_ARCHIVES)
 _WORK = asyncio.Semaphore(2)
 
 T = TypeVar("T")

@@ -25,6 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from greylag.execd.protocol import RefusedError
 
+MOST_ARCHIVES = 3
+"""How many may be read at once: each takes a thread, for as long as its reader likes."""
 READ_AT_ONCE = 1024 * 1024
 MOST_DEPTH = 128
 MOST_PATH = 16 * 1024
