@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -160,6 +162,38 @@ async def test_an_error_is_told_in_the_providers_words_whatever_its_status(
         assert got == told
         assert words in agent.words
         assert "k-123" not in text + agent.words
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda key: json.dumps(key)[1:-1],
+        lambda key: key.replace("\\", "\\\\").replace('"', '\\"').replace("/", "\\/"),
+        lambda key: "".join(f"\\u{ord(one):04X}" for one in key),
+        lambda key: quote(key, safe=""),
+        lambda key: re.sub("%..", lambda one: one[0].lower(), quote(key, safe="")),
+    ],
+    ids=["json", "slashes", "all-escaped", "address", "small-address"],
+)
+async def test_the_key_is_told_to_nobody_in_whatever_form_the_provider_repeats_it(
+    serve_app: Serve, written: Callable[[str], str]
+) -> None:
+    key = 'bedrock/A+b="c&\\9<=='
+    repeated = written(key)
+
+    async def answer(request: web.Request) -> web.Response:
+        said = f'{{"error": {{"message": "not the key: {repeated}."}}}}'
+        if request.path.startswith("/stream/"):
+            return web.Response(content_type="text/event-stream", text=f"data: {said}\n\n")
+        return web.Response(status=401, content_type="application/json", text=said)
+
+    async with serve_app(provider_app(answer)) as url:
+        for base in (url, f"{url}/stream"):
+            async with asking(ModelProvider(base, key)) as agent:
+                _, text = await agent.ask()
+                assert agent.words == "not the key: ***."
+                assert repeated not in text
+        assert (await problem_of(ModelProvider(url, key)) or "").endswith(": not the key: ***.")
 
 
 async def test_an_error_in_the_middle_of_a_stream_ends_it_broken(serve_app: Serve) -> None:
@@ -374,7 +408,7 @@ async def test_a_wrong_address_or_key_is_told_before_anybody_asks(
     serve_app: Serve, provider: Handler, path: str, problem: str | None
 ) -> None:
     async with serve_app(provider_app(provider)) as url:
-        found = await problem_of(ModelProvider(f"{url}{path}", "k"))
+        found = await problem_of(ModelProvider(f"{url}{path}", "k-123"))
     assert found is None if problem is None else problem in (found or "")
 
 

@@ -88,6 +88,7 @@ class ProviderClient:
     def __init__(self, provider: ModelProvider, idle_seconds: float) -> None:
         self._provider = provider
         self._idle_seconds = idle_seconds
+        self._key = _forms_of(provider.key) if provider.key else None
         # Not aiohttp's ``trust_env``: that reads ~/.netrc too, which belongs to the agent.
         self._proxy = proxy_for(provider.url, provider.proxies)
         trusted = ssl.create_default_context(cadata=provider.authorities or None)
@@ -191,17 +192,17 @@ class ProviderClient:
     def _refused(self, status: int, answer: aiohttp.ClientResponse, body: bytes) -> CallOutcome:
         """Pass on an error (short by nature), with what the provider says in it."""
         headers = CIMultiDict(end_to_end(answer.headers, without=_OF_THE_BODY - {"content-type"}))
-        response = web.Response(status=status, headers=headers, body=self._masked(body))
+        response = web.Response(status=status, headers=headers, body=self.masked(body))
         plain = f"The model provider answered {status} {answer.reason or ''}".strip() + "."
         if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED and self._proxy is not None:
             plain = f"The proxy {self._proxy.url} wants another user or password (407)."
             return response, ModelFailure(None, plain, final=True)
-        words = words_in(self._masked(body), answer.content_type) or plain
+        words = words_in(self.masked(body), answer.content_type) or plain
         return response, ModelFailure(status, words)
 
-    def _masked(self, body: bytes) -> bytes:
-        key = self._provider.key
-        return body.replace(key.encode(), b"***") if key else body
+    def masked(self, body: bytes) -> bytes:
+        """Return what the provider says without the key, which some repeat as they refuse it."""
+        return body if self._key is None else self._key.sub(b"***", body)
 
     async def _stream(
         self,
@@ -247,17 +248,28 @@ class ProviderClient:
     ) -> CallOutcome:
         """End a stream in which the provider has told of an error."""
         status = _status_of(error_in(said))
-        words = words_in(self._masked(said), "application/json") or "The model provider failed."
+        words = words_in(self.masked(said), "application/json") or "The model provider failed."
         if response.prepared:
             return response, ModelFailure(status, words)
         headers = CIMultiDict(end_to_end(answer.headers, without=_OF_THE_BODY))
         refusal = web.Response(
             status=status,
             headers=headers,
-            body=self._masked(said),
+            body=self.masked(said),
             content_type="application/json",
         )
         return refusal, ModelFailure(status, words)
+
+
+def _forms_of(key: str) -> re.Pattern[bytes]:
+    """Return what finds a key, also where JSON or an address has escaped signs of it."""
+    found = b""
+    for sign in key:
+        plain = sign.encode()
+        percent = b"".join(b"%%%02x" % byte for byte in plain)
+        codes = b"|".join(map(re.escape, (b"\\u%04x" % ord(sign), percent)))
+        found += b"(?:\\\\?" + re.escape(plain) + b"|(?i:" + codes + b"))"
+    return re.compile(found)
 
 
 async def _chunks(first: bytes, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -475,7 +487,8 @@ async def _tried(
     headers = CIMultiDict({"Content-Type": "application/json", "Accept": "application/json"})
     async with client.ask(method, target, headers, body) as answer:
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            said = words_in(await beginning(answer.content, _ERROR_LIMIT), answer.content_type)
+            body = client.masked(await beginning(answer.content, _ERROR_LIMIT))
+            said = words_in(body, answer.content_type)
             return answer.status, said or f"{answer.status} {answer.reason or ''}".strip()
         if answer.content_type == "text/html":
             raise ProviderFaultError(_WEB_PAGE, final=True)
