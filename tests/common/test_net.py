@@ -85,6 +85,26 @@ def test_a_proxy_is_found_by_scheme_then_for_all_and_never_shows_its_password() 
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "http://ann:hunter2#1@p.test:3128",
+        "http://ann:hunter2/1@p.test:3128",
+        "http://ann:1234?hunter2@p.test:3128",
+        "http://ann:1234/hunter2@p.test:3128",
+        "http://ann:hunter2\u2105@p.test:3128",
+        "http://ann:hunter2@[p.test",
+    ],
+)
+def test_a_proxys_password_with_signs_in_it_is_asked_for_encoded_and_not_repeated(
+    address: str,
+) -> None:
+    with pytest.raises(ValueError, match="percent-encoded") as refused:
+        Proxy.parse(address)
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__context__ is None  # its words would hold it
+
+
+@pytest.mark.parametrize(
     ("asked", "seconds"),
     [
         ("2", 2),

@@ -252,11 +252,20 @@ class Proxy:
         Raises:
             ValueError: it is no http or https address; the text does not repeat it.
         """
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("must be an http or https address, as http://proxy.example:3128")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        port = f":{parts.port}" if parts.port else ""
+        try:
+            parts = urlsplit(address if "://" in address else f"http://{address}")
+            name, number = parts.hostname, parts.port
+        except ValueError:  # whose words may be a part of a password
+            parts, name, number = urlsplit(""), None, None
+        # Past a sign that is not encoded the rest of a password is taken for a path.
+        cut = "@" in parts.path + parts.query + parts.fragment
+        if parts.scheme not in {"http", "https"} or not name or cut:
+            raise ValueError(
+                "must be an http or https address, as http://proxy.example:3128, and signs in a "
+                "password percent-encoded"
+            )
+        host = f"[{name}]" if ":" in name else name
+        port = f":{number}" if number else ""
         user = None if parts.username is None else unquote(parts.username)
         return cls(f"{parts.scheme}://{host}{port}", user, unquote(parts.password or ""))
 

@@ -84,6 +84,9 @@ def connect(uri: str, limits: MongoLimits) -> Client:
     except (ConfigurationError, ValueError, TypeError, UserWarning) as error:
         # The cause is left out, because it may quote the URI.
         raise _wrong_uri(type(error).__name__) from None
+    except OSError as error:  # as of tlsCAFile
+        why = f"it names {error.filename}, which cannot be read: {error.strerror}"
+        raise _wrong_uri(why) from None
 
 
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
