@@ -179,6 +179,7 @@ async def test_sign_ins_their_ends_and_reads_with_a_reason_are_told() -> None:
             ("boss", "agent.read", "done"),
             ("viewer", "sessions.end", "done"),
         ]
+        assert (await entries(running))[-1]["actor"]["name"] == "Viewer"
         (read,) = await entries(running, action="agent.read")
         assert read["changed"] == {"reason": "a support case"}
 

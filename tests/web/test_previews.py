@@ -174,6 +174,13 @@ async def test_a_shared_link_opens_any_browser_until_it_runs_out(
             assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     _, told = await shown.running.ask("GET", "/api/audit?action=previews.end")
     assert [one["object"].rpartition("/")[2] for one in told["entries"]] == [str(shown.port)]
+    for action, expected in (
+        ("previews.link", [share["share"], name]),
+        ("previews.open", [share["share"], name]),
+        ("previews.end", [name]),
+    ):
+        _, told = await shown.running.ask("GET", f"/api/audit?action={action}")
+        assert [one["changed"]["share"] for one in reversed(told["entries"])] == expected
     assert (await shown.ask(other))[0] == 401
     assert (await shown.ask(home, jar=ended))[0] == 401
     assert (await shown.ask(home, jar=jars[1]))[0] == 200

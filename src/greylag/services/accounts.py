@@ -45,7 +45,7 @@ from greylag.services.access import MAX_REASON_LENGTH, Gate
 from greylag.services.notifications import Notifications
 from greylag.services.people import People, UserEdit
 from greylag.services.projects import Projects
-from greylag.services.sharing import shown_by
+from greylag.services.sharing import end_of
 
 LOOK = timedelta(hours=1)
 """How long an administrator looks at another's projects before they are asked again."""
@@ -248,9 +248,8 @@ class Accounts:
                 await self._end_link(principal, share)
 
     async def _end_link(self, principal: Principal, share: Share) -> None:
-        on = shown_by(ProjectRef(share.owner, share.project_id), share.port)
-        ended = self.gate.audit.event(principal, AuditAction.PREVIEW_END, on, path=share.path)
-        await self.store.remove(Share, share.key, audit=ended)
+        told = end_of(self.gate.audit, principal, share)
+        await self.store.remove(Share, share.key, audit=told)
 
     async def sessions(self, principal: Principal, user_id: str) -> Sequence[Session]:
         """Return a user's sessions that go on, the newest first."""

@@ -264,7 +264,9 @@ class People:
         """End the session of this secret, for every process. Idempotent."""
         session = await self._store.find(Session, digest(secret))
         if session is not None:
-            by = Actor("", "user", session.user_id, f"session {session.id}", client)
+            user = await self.owner(session)
+            name = user.display_name if user is not None else ""
+            by = Actor(name, "user", session.user_id, f"session {session.id}", client)
             await self._end(session, by)
 
     async def end_sessions(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from greylag.domain.audit import AuditAction, name_of
+from greylag.domain.audit import AuditAction, AuditEvent, name_of
 from greylag.domain.errors import (
     ConflictError,
     InvalidRequestError,
@@ -29,6 +29,7 @@ from greylag.domain.users import (
 )
 from greylag.ports import Attempts, Clock, PeopleStore, ProjectStore
 from greylag.services.access import Gate
+from greylag.services.audit import Audit
 from greylag.services.people import People
 
 MOST_SHARES = 100
@@ -203,6 +204,7 @@ class Shares:
             principal,
             AuditAction.PREVIEW_LINK,
             shown_by(ref, new.port),
+            share=share.key,
             path=new.path,
             share_seconds=new.seconds,
         )
@@ -231,10 +233,7 @@ class Shares:
         share = await self.store.find(Share, key)
         if share is None or share.record_id != project.id:
             raise MissingError(f"Nothing is shared by the name {key!r}.")
-        on = shown_by(ref, share.port)
-        event = self.gate.audit.event
-        told = event(principal, AuditAction.PREVIEW_END, on, path=share.path)
-        await self.store.remove(Share, key, audit=told)
+        await self.store.remove(Share, key, audit=end_of(self.gate.audit, principal, share))
 
     async def check(self, maker: Principal, ref: ProjectRef, key: str) -> None:
         """Return when what ``maker`` shared as ``key`` is shared still.
@@ -252,6 +251,12 @@ class Shares:
         now = self.clock.now()
         found = await self.store.labelled(Share, label)
         return [one for one in found if one.record_id == project.id and one.expires_at > now]
+
+
+def end_of(audit: Audit, principal: Principal, share: Share) -> AuditEvent:
+    """Return what the audit trail is told when a principal ends a share."""
+    on = shown_by(ProjectRef(share.owner, share.project_id), share.port)
+    return audit.event(principal, AuditAction.PREVIEW_END, on, share=share.key, path=share.path)
 
 
 def shown_by(ref: ProjectRef, port: int | None) -> str:

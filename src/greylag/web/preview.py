@@ -244,7 +244,10 @@ class PreviewSite:
         preview = await self._links.use(given[0], label)
         await self._check(preview)
         who, on = anonymous(client_of(scope)), shown_by(preview.ref, preview.port)
-        opened = self._audit.event(who, AuditAction.PREVIEW_OPEN, on, link_of=preview.by)
+        share = preview.id if preview.shared else None
+        opened = self._audit.event(
+            who, AuditAction.PREVIEW_OPEN, on, link_of=preview.by, share=share
+        )
         await self._audit.repeatedly(opened)
         # In a frame of the dashboard's it is another site's cookie, which browsers keep apart by
         # the page around it; loopback counts as secure there.
