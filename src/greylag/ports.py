@@ -293,6 +293,7 @@ class AgentRequest:
         query: what the client gives of the query; only the operation's own members pass.
         headers: what the client sent, by lower-case name; only those about content pass.
         body: the request's body, taken as it is sent on; only where the operation has one.
+        told: what it says with what the operation is done, for the audit trail.
     """
 
     operation: Operation[Any]
@@ -300,6 +301,7 @@ class AgentRequest:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: AsyncIterator[bytes] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

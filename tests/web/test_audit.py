@@ -129,6 +129,33 @@ async def test_every_route_that_changes_something_leaves_an_entry_without_any_se
         assert {one["changed"]["operation"] for one in written} >= {"write_file"}
 
 
+async def test_an_entry_tells_what_the_body_says_an_operation_is_done_with() -> None:
+    project = "/api/users/ada/projects/notes"
+    move = {"source": "a", "target": "b/c", "replace": True}
+    asked: list[tuple[str, str, Any, dict[str, Any]]] = [
+        ("POST", "files/move", move, move),
+        ("POST", "files/move", {**move, "source": {"x": HIDDEN}, "more": HIDDEN}, {}),
+        ("POST", "files/move", [HIDDEN], {}),
+        ("POST", "files/folder", {"path": "new"}, {"path": "new"}),
+        ("PUT", "extensions/memory/toggle", {"enabled": False}, {"enabled": False}),
+        ("POST", "git/push", {"branch": "fix"}, {"branch": "fix"}),
+        ("POST", "turns/t/undo", {"paths": ["x"], "override": True}, {"paths": ["x"]}),
+        ("POST", "turns/t/undo", {"paths": [{"x": HIDDEN}]}, {}),
+    ]
+    async with people_at_work() as (running, _):
+        await running.ask("POST", f"{project}/activate", headers=BEARER)
+        for number, (method, path, body, told) in enumerate(asked):
+            headers = {**BEARER, "x-request-id": f"asked-{number}"}
+            await running.ask(method, f"{project}/{path}", json=body, headers=headers)
+            found = await entries(running, object=f"project/ada/notes/{path}")
+            mine = [one["changed"] for one in found if one["request_id"] == f"asked-{number}"]
+            assert len(mine) == 2
+            kept = {name: value for name, value in mine[0].items() if name != "operation"}
+            assert kept.items() >= told.items()
+            assert mine[0] == mine[1]
+        assert HIDDEN not in json.dumps(await entries(running))
+
+
 async def test_refusals_are_told_once_a_minute_with_their_number() -> None:
     async with people_at_work() as (running, who):
         for _ in range(3):

@@ -671,6 +671,8 @@ class Operation(Generic[_AnswerShape]):
         query: the query's members that are passed on; others are dropped.
         body: the shape of the request's body, if it takes one; ``bytes`` for a file.
         body_limit: the most bytes of it.
+        told: which of its members say what the operation is done with, and how: those that the
+            audit trail has.
         media: the content type of a success, whatever the agent calls it.
         answer_limit: the most bytes of an answer.
         seconds: that it may take from beginning to end.
@@ -688,6 +690,7 @@ class Operation(Generic[_AnswerShape]):
     query: tuple[Parameter, ...] = ()
     body: type[Any] | None = None
     body_limit: int = 64 * 1024
+    told: tuple[str, ...] = ()
     media: str = JSON
     answer_limit: int = 8 * MEBIBYTE
     seconds: float = 600
@@ -849,6 +852,7 @@ SWITCH_EXTENSION = Operation(
     text="Sessions that are made from now on have it or not. It works while goose does not, too.",
     tag="settings",
     body=ExtensionSwitch,
+    told=("enabled",),
     answer=SwitchedExtension,
 )
 REMOVE_EXTENSION = Operation(
@@ -995,6 +999,7 @@ MAKE_FOLDER = Operation(
     answer=FileEntry,
     status=201,
     body=NewFolder,
+    told=("path",),
 )
 MOVE_FILE = Operation(
     name="move_file",
@@ -1004,6 +1009,7 @@ MOVE_FILE = Operation(
     tag="files",
     answer=FileEntry,
     body=FileMove,
+    told=("source", "target", "replace"),
 )
 READ_ARCHIVE = Operation(
     name="read_archive",
@@ -1132,6 +1138,7 @@ UNDO_TURN = Operation(
     answer=Undone,
     body=UndoWish,
     body_limit=MEBIBYTE,
+    told=("override", "paths", "history"),
     seconds=LONGEST_TRANSFER,
     silence=LONGEST_TRANSFER,
 )
@@ -1208,6 +1215,7 @@ GIT_PUSH = Operation(
     tag="git",
     answer=GitPushed,
     body=GitPushWish,
+    told=("branch",),
     seconds=_LONG_GIT,
     silence=_LONG_GIT,
 )

@@ -131,9 +131,8 @@ class Agents:
         answer = self.gateway.relay(at, request)
         if request.operation.method == "GET":
             return answer
-        doing = self.projects.gate.audit.doing(
-            principal, action, _object(ref, request), operation=request.operation.name
-        )
+        changed = {**request.told, "operation": request.operation.name}
+        doing = self.projects.gate.audit.doing(principal, action, _object(ref, request), **changed)
         return _opened(answer, doing)
 
     async def kept(

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from greylag.common import agent_api, sockets
 from greylag.common.agent_api import OpenSocket, Operation, Parameter, Socket
+from greylag.common.typed import parse_json
 from greylag.domain.errors import GreylagError, InvalidRequestError, TooLargeError
 from greylag.domain.names import MAX_ID_LENGTH, SEGMENT_FORM
 from greylag.domain.users import Action
@@ -64,7 +65,8 @@ async def ask(
     Raises:
         GreylagError: as the relay does; ``AgentFailedError`` for an answer of another shape.
     """
-    asked = AgentRequest(operation, parts, query, body=_json(sent) if sent is not None else None)
+    body = None if sent is None else _once(json.dumps(sent).encode())
+    asked = AgentRequest(operation, parts, query, body=body, told=_told(operation, sent))
     opening = await call.use_cases.agents.relay(*call.at, asked)
     return await read_whole(opening, operation)
 
@@ -78,8 +80,20 @@ async def read_whole(
         return await answer.read(MAX_PAGE_BYTES, lambda body: shape.validate_json(body or b"null"))
 
 
-async def _json(sent: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    yield json.dumps(sent).encode()
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+def _told(operation: Operation[Any], sent: object) -> Mapping[str, Any]:
+    """Return what the audit trail is told of a body, of whatever form it came."""
+    given = sent if isinstance(sent, dict) else {}
+    found = {name: given.get(name) for name in operation.told}
+    return {
+        name: one
+        for name, one in found.items()
+        if isinstance(one, str | bool)
+        or (isinstance(one, list) and all(isinstance(each, str) for each in one))
+    }
 
 
 class RelayedAnswer(Response):
@@ -126,12 +140,19 @@ def _handler(
     operation: Operation[Any],
 ) -> Callable[[Request, RequestContext], Coroutine[Any, Any, Response]]:
     async def relay(request: Request, call: ProjectCallDep) -> Response:
+        body, told = (None if operation.body is None else _body(request)), None
+        if body is not None and operation.told:
+            whole = b"".join([piece async for piece in body])
+            with suppress(ValueError):  # which the agent refuses
+                told = parse_json(whole)
+            body = _once(whole)
         asked = AgentRequest(
             operation,
             {one.name: request.path_params[one.name] for one in operation.parameters},
             dict(request.query_params),
             dict(request.headers),
-            _body(request) if operation.body is not None else None,
+            body,
+            _told(operation, told),
         )
         opening = await call.use_cases.agents.relay(*call.at, asked)
         if operation.answer is bytes:
