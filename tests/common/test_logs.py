@@ -25,6 +25,36 @@ def test_a_librarys_line_is_json_without_its_coloured_copy_or_secrets() -> None:
     assert line["api_key"] == "[hidden]"
 
 
+LEVELS = """
+import logging
+from greylag.common.logs import configure_logging
+for level in ("error", "LEVEL"):
+    configure_logging("json", level)
+for name in ("pymongo.command", "greylag.web"):
+    log = logging.getLogger(name)
+    log.debug("debug"), log.info("info"), log.warning("warning")
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "library", "own"),
+    [
+        ("debug", ["info", "warning"], ["debug", "info", "warning"]),
+        ("info", ["info", "warning"], ["info", "warning"]),
+        ("warning", ["warning"], ["warning"]),
+    ],
+)
+def test_what_libraries_tell_when_debugging_which_may_be_whole_documents_is_not_written(
+    level: str, library: list[str], own: list[str]
+) -> None:
+    program = LEVELS.replace("LEVEL", level)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)  # noqa: S603 - our own words
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    told = [(line["logger"], line["event"]) for line in lines]
+    expected = [("pymongo.command", one) for one in library]
+    assert told == [*expected, *(("greylag.web", one) for one in own)]
+
+
 HOSTILE = r"a\x1b]0;owned\x07\r\nforged line\x9b2J\u202eb\u2028c\udc80"
 HOSTILE_PROGRAM = f"""
 import logging, structlog

@@ -24,7 +24,7 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
     """Send every log line of the process, ours and the libraries', to standard error in one shape.
 
     ``auto`` means colours when standard error is a terminal and JSON otherwise; ``log_level`` is
-    debug, info, warning or error. A second call replaces the first.
+    debug, info, warning or error; libraries tell from info on. A second call replaces the first.
     """
     on_terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
@@ -54,7 +54,11 @@ def configure_logging(log_format: Literal["auto", "console", "json"], log_level:
             foreign_pre_chain=shared,
         )
     )
-    logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
+    level = logging.getLevelNamesMapping()[log_level.upper()]
+    # What a library tells when debugging is what passes through it: MongoDB's driver writes out the
+    # documents, with what was said, of every question and answer.
+    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    logging.getLogger("greylag").setLevel(level)
 
 
 def add_request_id(
