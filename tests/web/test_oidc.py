@@ -18,8 +18,10 @@ from tests.services.house import House
 from tests.web.server import Site
 from yarl import URL
 
+from greylag.domain.audit import Result
 from greylag.domain.users import Role, User
 from greylag.identity.oidc import OidcOptions, OidcProvider
+from greylag.ports import AuditFilter
 from greylag.services.use_cases import UseCases
 from greylag.web.app import create_app
 from greylag.web.auth import COOKIE
@@ -358,6 +360,24 @@ async def test_only_the_provider_ends_sessions_from_outside(provider: Provider) 
                 assert (answer.status, answer.headers["cache-control"]) == (400, "no-store")
                 assert (await answer.json())["error"] == "invalid_request"
         assert await site.who() == ["Ada Lovelace"]
+        await site.use_cases.audit.flush()
+        assert await refused(site) == [("sessions.end", 1), ("sessions.end", 2)]
+
+
+async def test_an_answer_to_nothing_that_the_browser_began_is_told_as_a_refusal(
+    provider: Provider,
+) -> None:
+    async with signing_in(provider) as site:
+        status, _, _ = await site.get("/auth/callback?state=forged&code=forged")
+        assert status == 401
+        assert await refused(site) == [("sessions.start", 1)]
+
+
+async def refused(site: SignInSite) -> list[tuple[str, int]]:
+    """Return what strangers were refused, and how often, as the audit trail tells it."""
+    found = await site.house.store.audit_entries(AuditFilter(result=Result.REFUSED), 100)
+    assert all(one["actor"]["address"] == "127.0.0.1" for _, one in found)
+    return [(one["action"], one["count"]) for _, one in found]
 
 
 async def test_without_a_provider_there_is_no_such_path_and_no_such_button() -> None:

@@ -231,12 +231,18 @@ class SignIn:
         except IdentityProviderUnavailableError:
             return None  # here they have signed out, which is what they asked for
 
-    async def end(self, logout_token: str) -> None:
-        """End the sessions that the provider says have ended. Idempotent.
+    async def end(self, logout_token: str, client: str) -> None:
+        """End the sessions that the provider says have ended. Idempotent. ``client``: from where it
+        is said.
 
         Raises:
             SignInFailedError: it is no such token of the provider.
         """
-        with _outages_logged():
-            told = await self.provider.read_sign_out(logout_token)
+        try:
+            with _outages_logged():
+                told = await self.provider.read_sign_out(logout_token)
+        except SignInFailedError as error:
+            who, code = anonymous(client), error.info.code
+            await self.audit.refused(who, AuditAction.SESSION_END, "", code)
+            raise
         await self.people.end_told(self.provider.issuer, told.subject, told.session)

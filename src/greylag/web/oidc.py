@@ -177,7 +177,7 @@ async def finish(request: Request, sign_in: SignInDep, authenticator: Authentica
     cookie = _state_cookie(answer.get("state", ""))
     wanted = "/"
     try:
-        pending = _pending(request, cookie)
+        pending = await _pending(request, cookie)
         wanted = pending.wanted
         signed_in = await sign_in.finish(
             answer, pending.request, pending.until, client_of(request.scope)
@@ -210,17 +210,19 @@ async def sign_out(request: Request, sign_in: SignInDep) -> Response:
 
 
 @router.post(BACK_CHANNEL)
-async def end(sign_in: SignInDep, logout_token: Annotated[str, Form()] = "") -> Response:
+async def end(
+    request: Request, sign_in: SignInDep, logout_token: Annotated[str, Form()] = ""
+) -> Response:
     """End the sessions that the provider says have ended (Back-Channel Logout 1.0)."""
     try:
-        await sign_in.end(logout_token)
+        await sign_in.end(logout_token, client_of(request.scope))
     except SignInFailedError as error:
         refusal = {"error": "invalid_request", "error_description": error.info.message}
         return JSONResponse(refusal, status_code=400)
     return Response()
 
 
-def _pending(request: Request, cookie: Cookie) -> PendingSignIn:
+async def _pending(request: Request, cookie: Cookie) -> PendingSignIn:
     """Return the sign-in that this browser has begun and the provider answers.
 
     Raises:
@@ -231,10 +233,13 @@ def _pending(request: Request, cookie: Cookie) -> PendingSignIn:
     state = request.query_params.get("state", "")
     if (found := states.read(value, state, _callback(request))) is not None:
         return found
-    raise SignInFailedError(
+    error = SignInFailedError(
         "This is no sign-in that this browser has begun within the last ten minutes, or one that "
         "has ended already."
     )
+    who, audit = anonymous(client_of(request.scope)), request.app.state.use_cases.audit
+    await audit.refused(who, AuditAction.SESSION_START, "", error.info.code)
+    raise error
 
 
 def _callback(request: Request) -> str:
