@@ -1,11 +1,16 @@
-"""Moves of a workspace's files lose none, whatever a kill has left of one."""
+"""Moves of a workspace's files lose none, whatever a kill has left of one; what is done lasts."""
 
+import ctypes
+import io
 import os
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from greylag.execd.files import Workspace
+from greylag.execd.packing import extract, tar_members
 from greylag.execd.protocol import RefusedError
 
 
@@ -35,3 +40,57 @@ def test_a_move_to_where_a_file_is_already_leaves_it_there(others: int, tmp_path
         Workspace(str(tmp_path)).move("file", "./file", replace=False)
     assert refused.value.code == "file_exists"
     assert file.read_text() == "content"
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the paths that were brought to the disk: files, folders, and what lies below `/**`."""
+    found: list[str] = []
+
+    def note(descriptor: int) -> int:
+        found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        return 0
+
+    class Libc:
+        """The C library."""
+
+        def syncfs(self, descriptor: int) -> int:
+            note(descriptor)
+            found[-1] += "/**"
+            return 0
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("work", "folders"),
+    [
+        (lambda files: files.move("old/file", "new/file", replace=False), ["new", "old"]),
+        (lambda files: files.move("old/file", "new/there", replace=True), ["new", "old"]),
+        (lambda files: files.remove("old/file", recursive=False), ["old"]),
+        (lambda files: files.remove("old", recursive=True), [""]),
+        (lambda files: files.folder("old/another"), ["old"]),
+    ],
+)
+def test_a_change_of_names_is_on_the_disk_when_it_is_told(
+    work: Callable[[Workspace], object], folders: list[str], tmp_path: Path, synced: list[str]
+) -> None:
+    for name in ("old/file", "new/there"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("content")
+    work(Workspace(str(tmp_path)))
+    assert synced == [str(tmp_path / folder) for folder in folders]
+
+
+def test_what_an_archive_held_is_on_the_disk_when_it_is_told(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for number in range(3):
+            tar.addfile(tarfile.TarInfo(f"folder/{number}"))
+    packed.seek(0)
+    assert extract(Workspace(str(tmp_path)), "", tar_members(packed)) == (3, [])
+    assert synced == [f"{tmp_path}/**"]

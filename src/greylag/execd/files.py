@@ -9,6 +9,7 @@ Everything here blocks, and is called in a thread. Trees are walked in memory th
 with them; what lies deeper than ``MOST_DEPTH`` folders is not walked into.
 """
 
+import ctypes
 import errno
 import heapq
 import os
@@ -299,7 +300,7 @@ class Workspace:
                 os.fsync(place.folder)
             made.append(_entry(place))
 
-    def folder(self, path: str, mode: int = 0) -> dict[str, Any]:
+    def folder(self, path: str, mode: int = 0, *, durable: bool = True) -> dict[str, Any]:
         """Make a folder, and those on the way; with rights ``mode`` beside its owner's, if any."""
         with refusing(path), self.at(path, make=True) as place:
             if place.name != HERE:
@@ -312,6 +313,8 @@ class Workspace:
                         os.fchmod(folder, others | mode & 0o777 | 0o700)
                 finally:
                     os.close(folder)
+            if durable:
+                os.fsync(place.folder)
             return _entry(place)
 
     def move(self, source: str, target: str, *, replace: bool) -> dict[str, Any]:
@@ -327,6 +330,9 @@ class Workspace:
                 if not replace and _is_there(new):
                     raise FileExistsError(errno.EEXIST, "exists")
                 os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            # The new name first: a loss of power in between leaves both, not neither.
+            os.fsync(new.folder)
+            os.fsync(old.folder)
             return _entry(new)
 
     def remove(self, path: str, *, recursive: bool) -> None:
@@ -336,14 +342,25 @@ class Workspace:
                 raise RefusedError("invalid_path", "The workspace itself stays.")
             if not stat.S_ISDIR(place.look().st_mode):
                 os.unlink(place.name, dir_fd=place.folder)
-                return
-            if recursive:
-                folder = place.open(FOLDER)
-                try:
-                    _empty(folder)
-                finally:
-                    os.close(folder)
-            os.rmdir(place.name, dir_fd=place.folder)
+            else:
+                if recursive:
+                    folder = place.open(FOLDER)
+                    try:
+                        _empty(folder)
+                    finally:
+                        os.close(folder)
+                os.rmdir(place.name, dir_fd=place.folder)
+            os.fsync(place.folder)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk.
+
+        Once for very many files, by syncfs(2), which Python's os lacks: two waits for each would
+        make an undo, or an archive, of thousands last minutes.
+        """
+        with refusing("."), self.at(".") as place:
+            if ctypes.CDLL(None, use_errno=True).syncfs(place.folder) != 0:
+                raise OSError(ctypes.get_errno(), "syncfs")
 
     def link(self, path: str, target: bytes) -> None:
         """Make a link in place of what is there, if that is no folder.

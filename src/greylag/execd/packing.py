@@ -281,7 +281,7 @@ ArchiveMembers = Iterator[ArchiveMember | str]
 
 
 def extract(files: Workspace, path: str, members: ArchiveMembers) -> tuple[int, list[str]]:
-    """Put members below a path; blocks.
+    """Put members below a path, on the disk; blocks.
 
     Returns:
         how many, and the names of some of those that may not be there, or are of no kind.
@@ -299,6 +299,7 @@ def extract(files: Workspace, path: str, members: ArchiveMembers) -> tuple[int, 
                 left_out.append(_shown(name)[:_MOST_NAME])
     except _BROKEN as error:
         raise _invalid(error) from error
+    files.sync()
     return made, left_out
 
 
@@ -327,7 +328,7 @@ def _put(files: Workspace, path: str, member: ArchiveMember) -> None:
     elif member.same_as is not None:
         files.hard_link(where, f"{path}/{_shown(member.same_as)}")
     elif member.content is None:
-        files.folder(where, member.mode)
+        files.folder(where, member.mode, durable=False)
     else:
         with files.writing(where, follow=False, durable=False) as (file, _):
             os.fchmod(file.fileno(), member.mode & 0o777 | 0o600)

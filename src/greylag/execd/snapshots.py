@@ -27,7 +27,6 @@ else that such a folder holds is told as one entry, the name of which is "".
 """
 
 import asyncio
-import ctypes
 import json
 import os
 import re
@@ -486,7 +485,7 @@ async def _take_step(files: Workspace, step: dict[str, Any], reader: Reader) -> 
         case "file":
             await _write(files, path, tag, mode or 0, reader)
         case "sync":
-            await asyncio.to_thread(_sync, files)
+            await asyncio.to_thread(files.sync)
         case _:
             raise RefusedError("unknown_operation", "There is no such step.")
 
@@ -570,14 +569,3 @@ async def _write(files: Workspace, path: str, tag: str | None, mode: int, reader
     finally:
         async for _ in content:  # what a refusal left unread is not the next step
             pass
-
-
-def _sync(files: Workspace) -> None:
-    """Return when all that was written is on the disk.
-
-    Once for all files, by syncfs(2), which Python's os lacks: two waits for each file would make
-    an undo of thousands last minutes.
-    """
-    with refusing("."), files.at(".") as place:
-        if ctypes.CDLL(None, use_errno=True).syncfs(place.folder) != 0:
-            raise OSError(ctypes.get_errno(), "syncfs")

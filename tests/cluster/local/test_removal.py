@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.environments import open_local, until
 from tests.contract.store_adapters import make_project
 
-from greylag.cluster.local.folders import REMOVED, empty_removed
+from greylag.cluster.local.folders import REMOVED, Folder, empty_removed
 
 LONG = "n" * 255
 NAMES: list[Callable[[random.Random], bytes]] = [
@@ -183,3 +183,21 @@ async def test_a_deep_tree_keeps_neither_its_deletion_nor_a_look_at_all_from_its
         await cluster.delete(project.environment)
         assert await cluster.inventory() == []
         await until(lambda: not left(tmp_path), "the files go")
+
+
+async def test_what_was_deleted_does_not_come_back_after_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    project = make_project("p")
+    async with open_local(tmp_path) as cluster:
+        await cluster.prepare(project.environment)
+        (folder,) = Folder.all(tmp_path)
+
+        def note(descriptor: int) -> None:
+            at = Path(f"/proc/self/fd/{descriptor}").readlink()
+            synced.append((str(at), folder.path.exists()))
+
+        monkeypatch.setattr(os, "fsync", note)
+        await cluster.delete(project.environment)
+    assert synced == [(str(folder.path.parent), False)]

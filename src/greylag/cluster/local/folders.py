@@ -212,10 +212,13 @@ class Folder:
             _make_private(path)
 
     def remove(self) -> None:
-        """Take the environment away in one step; ``removal`` then deletes its files."""
+        """Take the environment away in one step, durably; ``empty_removed`` deletes its files."""
         if self.path.exists():
             _make_private(self.root / REMOVED)
             self.path.rename(self.root / REMOVED / secrets.token_hex(8))
+            # Else it might be back after a loss of power, and a new project of that id find its
+            # files.
+            _bring_to_disk(self.path.parent)
         # The lock stays: it remembers the newest claim, so that an older one brings nothing back.
 
     @contextmanager
@@ -250,6 +253,14 @@ class Folder:
 
 def _make_private(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _bring_to_disk(folder: Path) -> None:
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:
