@@ -95,6 +95,10 @@ class WorkspaceFiles:
         await self._touched(_clean(path))
         await self._ask("remove", _LONG_SECONDS, path=path, recursive=recursive)
 
+    async def sync(self) -> None:
+        """Return when all that anybody has written there is on the disk."""
+        await self._ask("sync", _LONG_SECONDS)
+
     async def search(self, path: str, text: str, most: int) -> FileMatches:
         """Return names and lines that hold a text."""
         said = await self._ask("search", _LONG_SECONDS, path=path, text=text, most=most)

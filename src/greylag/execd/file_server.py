@@ -20,6 +20,7 @@ remove   ``path``, ``recursive``
 archive  ``path``, ``format`` (tar.gz, zip)             content
 unpack   ``path``, ``format``                           ``files``, ``left_out``
 search   ``path``, ``text``, ``most``                   ``matches``, ``whole``
+sync                                                    when all is on the disk
 =======  =============================================  ==========================================
 """
 
@@ -98,6 +99,11 @@ def _move(files: Workspace, request: dict[str, Any]) -> dict[str, Any]:
     source, target = _path(request, "source"), _path(request, "target")
     entry = files.move(source, target, replace=request.get("replace") is True)
     return {"entry": entry, "reached": sorted(files.reached)}
+
+
+def _sync(files: Workspace, _: dict[str, Any]) -> dict[str, Any]:
+    files.sync()
+    return {}
 
 
 def _left(reader: Reader) -> bool:
@@ -301,4 +307,5 @@ _VERBS = {
     "archive": _archive,
     "unpack": _unpack,
     "search": _search,
+    "sync": _with_facts(_sync),
 }

@@ -629,6 +629,18 @@ async def test_a_clone_over_its_time_is_told_so_and_one_whose_large_files_are_is
     assert (tmp_path / "note").exists() == (ends[0] == "done")
 
 
+async def test_a_clone_is_on_the_disk_before_it_counts_as_whole(tmp_path: Path) -> None:
+    files = AsyncMock()
+    files.show.side_effect = RequestError("file_not_found", "It is not there.")
+    files.page.return_value.entries = []
+    files.sync.side_effect = RequestError("files_failed", "The disk is broken.")
+    one = clone.Clone(SlowCommands("nothing"), files, tmp_path / "note")  # type: ignore[arg-type]
+    await one.run(GitSetup("https://git.example/a.git"))
+    assert one.state.status == "failed"
+    files.move.assert_not_called()
+    assert not (tmp_path / "note").exists()
+
+
 async def test_a_kill_in_the_middle_leaves_nothing_half_cloned(
     tmp_path: Path, server: GitServer
 ) -> None:

@@ -98,6 +98,7 @@ class Clone:
                 raise failure("git_workspace_not_empty", words)
             await self._files.make_folder(_FOLDER)
             await self._fetch(setup)
+            await self._files.sync()  # the note must not outlast what git wrote
             await self._files.move(_NEW, _WHOLE, replace=False)
         await self._move_in()
         await asyncio.to_thread(_written, self._note)
