@@ -60,6 +60,41 @@ def test_a_verb_imports_only_what_it_needs(words: list[str], heavy: set[str]) ->
     assert done.stderr.strip().endswith("[]")
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["up"], "greylag.programs.up"),
+        (["serve"], "greylag.programs.serve"),
+        (["worker"], "greylag.programs.work"),
+        (["agentd"], "greylag.agentd.main._serve"),
+    ],
+)
+def test_no_collection_of_a_running_program_goes_through_what_it_has_imported(
+    words: list[str], place: str, tmp_path: Path
+) -> None:
+    code = (
+        "import gc, sys; from unittest.mock import patch; from greylag.cli.main import main\n"
+        "async def program(*_):\n print(gc.get_freeze_count() > len(gc.get_objects()))\n"
+        f"with patch({place!r}, program): main(sys.argv[1:])"
+    )
+    token = "a-token-of-an-agent-that-is-long-enough"
+    settings = {
+        "GREYLAG_DATA": str(tmp_path / "data"),
+        "GREYLAG_PORT": "0",
+        "GREYLAG_AGENT_FOLDER": str(tmp_path / "environment"),
+        "GREYLAG_AGENT_TOKEN": token,
+        "GOOSE_API_PORT": "0",
+    }
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", code, *words],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.parametrize("name", list(VERBS))
 def test_each_verb_is_there_with_help(name: str) -> None:
     with greylag.make_context("greylag", [name]) as context:
