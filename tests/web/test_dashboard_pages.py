@@ -319,6 +319,19 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     assert sorted(made) == ["p0", "p1", "p2"]
 
 
+async def test_a_page_looks_at_no_file_of_a_template_that_has_been_read(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await running.ask("POST", ADA, json={"name": "Notes"}))[0] == 201
+    before = await running.page("/users/ada")
+
+    def look(path: str) -> float:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("jinja2.loaders.os.path.getmtime", look)
+    assert len(await running.page("/users/ada")) == len(before)
+
+
 async def test_lists_say_that_they_do_not_hold_all_projects(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("greylag.web", "templates"),
         autoescape=True,
+        auto_reload=False,  # a list asks for a row's template hundreds of times
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
