@@ -106,6 +106,32 @@ async def test_it_says_when_it_serves_and_lets_open_answers_end() -> None:
         await serving
 
 
+async def test_a_server_without_connections_rests_and_tells_the_time_when_one_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greylag.common.server._LOOK_SECONDS", 0.0)
+    looks = 0
+    async with bounded() as one:
+
+        def look(_: float) -> None:
+            nonlocal looks
+            looks += 1
+
+        monkeypatch.setattr(one.server, "look", look)
+        await one.heard(0)
+        for _ in range(2):
+            one.server.server_state.default_headers = [(b"date", b"long ago")]
+            rested = looks
+            await one.heard(0)
+            assert looks == rested
+            reader, writer = await one.ask(GET + b"\r\n")
+            assert b"\r\ndate: long ago" not in await reader.readuntil(b"\r\n\r\n")
+            await one.heard(1)
+            assert looks > rested + 1
+            writer.close()
+            await one.heard(0)
+
+
 async def test_a_server_that_ends_cuts_streams_and_lets_uploads_come_to_their_end() -> None:
     async with bounded(finishes_within=60) as one:
         stream, _ = await one.ask(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n")

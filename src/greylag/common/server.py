@@ -35,7 +35,6 @@ from greylag.common.net import is_loopback, unmapped
 from greylag.common.sockets import FINISHES, LEFT
 
 _BACKLOG = 2048
-_LOOK_EACH_TICKS = 3  # uvicorn's tick is a tenth of a second
 _LOOK_SECONDS = 0.3
 _REFUSAL_SECONDS = 1
 _FEWEST_CONNECTIONS = 16
@@ -242,6 +241,8 @@ class _Connections(ServerState):
         self.limits = limits
         self.of_address: Counter[str] = Counter()
         self.refused = 0
+        self.news = asyncio.Event()
+        """Set when there is a connection again, and when the server is to end."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Answering may take a file of its own, such as a connection to an agent.
         possible = max(_FEWEST_CONNECTIONS, (files - _OTHER_FILES) // 2)
@@ -251,6 +252,8 @@ class _Connections(ServerState):
 
     def admit(self, came: "_LimitedProtocol") -> _Refusal | None:
         """Count a connection that is among ``connections`` already; return why it may not stay."""
+        if len(self.connections) == 1:
+            self.news.set()
         if came.counted is not None:
             self.of_address[came.counted] += 1
             most = self.limits.per_address
@@ -711,11 +714,18 @@ class HttpServer(uvicorn.Server):
         if self._announce_started is not None:
             self._announce_started()
 
-    async def on_tick(self, counter: int) -> bool:
-        """Look at the connections now and then."""
-        if counter % _LOOK_EACH_TICKS == 0:
+    async def main_loop(self) -> None:
+        """Look at the connections now and then, until the end is to begin.
+
+        uvicorn's own wakes ten times a second, in each environment, for nobody.
+        """
+        while not await self.on_tick(0):  # which makes the header Date anew
             self.look(asyncio.get_running_loop().time())
-        return await super().on_tick(counter)
+            pause = _LOOK_SECONDS if self._connections.connections else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._connections.news.wait()
+            self._connections.news.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what is being answered end, each in its time."""
@@ -771,5 +781,6 @@ class HttpServer(uvicorn.Server):
         """
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._connections.news.set()
         if self._ending_since is not None:
             self._end_answers(asyncio.get_running_loop().time() - self._ending_since)
