@@ -319,6 +319,28 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     assert sorted(made) == ["p0", "p1", "p2"]
 
 
+async def test_an_open_page_makes_the_row_again_that_has_changed_and_no_other(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        new = {"name": "Notes", "project_id": f"p{number}"}
+        assert (await running.ask("POST", ADA, json=new))[0] == 201
+    made: list[str] = []
+
+    def view(project: Project) -> ProjectView:
+        made.append(project.project_id)
+        return project_view(project)
+
+    monkeypatch.setattr(rail, "project_view", view)
+    async with asyncio.timeout(20), running.http.get("/users/ada/live") as answer:
+        await answer.content.readany()
+        made.clear()
+        assert (await running.ask("PATCH", f"{ADA}/p1", json={"name": "Plans"}))[0] == 200
+        while b"Plans" not in await answer.content.readany():
+            pass
+    assert made == ["p1"]
+
+
 async def test_a_page_looks_at_no_file_of_a_template_that_has_been_read(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

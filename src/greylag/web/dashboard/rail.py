@@ -114,8 +114,29 @@ async def read_projects(call: RequestContext) -> list[Project]:
 
 def project_rows(projects: Sequence[Project], watch: Watch) -> list[ProjectRow]:
     """Return the projects as rows, the last active first."""
-    rows = [_row(project, watch.of(project)) for project in projects]
-    return sorted(rows, key=lambda row: (row.active_at.at, row.project.key), reverse=True)
+    return _Rows(watch).of(projects)
+
+
+class _Rows:
+    """The rows of a user's projects, look by look; those that are as they were are not made again:
+    of a long list with an open page, all but one.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._made: dict[str, tuple[tuple[Project, AgentActivity | None], ProjectRow]] = {}
+
+    def of(self, projects: Sequence[Project]) -> list[ProjectRow]:
+        """Return the projects as rows, the last active first."""
+        before, self._made = self._made, {}
+        for project in projects:
+            seen = project, self._watch.of(project)
+            made = before.get(project.id)
+            self._made[project.id] = (
+                made if made is not None and made[0] == seen else (seen, _row(*seen))
+            )
+        rows = [row for _, row in self._made.values()]
+        return sorted(rows, key=lambda row: (row.active_at.at, row.project.key), reverse=True)
 
 
 def _row(project: Project, activity: AgentActivity | None) -> ProjectRow:
@@ -222,11 +243,12 @@ async def rail_frames(
     sessions = _OpenSessions(call)
     news_of, looks = call.use_cases.projects.changes, call.use_cases.activities.watch
     with news_of(call.user_id) as news, looks() as watch:
+        made = _Rows(watch)
         while True:
             projects = await read_projects(call)
             watch.follow(projects)
             # As the page has them: what agents tell from now on is news, and no whole list again.
-            rows = project_rows(projects, watch)
+            rows = made.of(projects)
             here = next((one for one in projects if shown and one.id == shown.key), None)
             runs = here is not None and here.status is Status.ACTIVE
             activity = watch.of(here) if here and runs else None
