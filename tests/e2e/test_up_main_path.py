@@ -61,7 +61,9 @@ async def test_a_signal_ends_it_cleanly_and_the_next_start_finds_environment_and
         path = await up.project("demo")
         before = up.processes()
         first = await up.first(path, "message", "[[delay ms=30]] [[chunks n=60 size=5]]")
-        reading = asyncio.create_task(_to_the_end(up, path), name="open stream")
+        opened = asyncio.Event()
+        reading = asyncio.create_task(_to_the_end(up, path, opened), name="open stream")
+        await opened.wait()
         assert await up.end(number=number) == 0
         await reading
         assert up.processes() >= before
@@ -74,9 +76,10 @@ async def test_a_signal_ends_it_cleanly_and_the_next_start_finds_environment_and
         assert up.processes() >= before
 
 
-async def _to_the_end(up: Product, path: str) -> None:
-    """Read the activation log until the server ends it."""
+async def _to_the_end(up: Product, path: str, opened: asyncio.Event) -> None:
+    """Read the activation log, which is then ``opened``, until the server ends it."""
     async with up.signed_in(up.address) as http, http.get(f"{path}/events") as answer:
+        opened.set()
         try:
             await answer.read()
         except aiohttp.ClientError:
