@@ -213,6 +213,56 @@ async def test_an_error_in_the_middle_of_a_stream_ends_it_broken(serve_app: Serv
         assert agent.words == "overloaded"
 
 
+SAID = b'data: {"choices": [{"delta": {"content": "half"}, "finish_reason": null}]}\n\n'
+ENDED = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
+FILTERED = b'data: {"choices": [{"delta": {}, "finish_reason": "content_filter"}]}\n\n'
+
+
+def streaming(content: bytes) -> web.Application:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=content, content_type="text/event-stream")
+
+    return provider_app(answer)
+
+
+async def test_an_answer_that_stops_without_saying_that_it_is_whole_is_broken_off(
+    serve_app: Serve,
+) -> None:
+    app = streaming(SAID + b'data: {"choices": [{"delta": {"content": "\\"finish_reason\\": \\"')
+    async with serve_app(app) as url, asking(ModelProvider(url)) as agent:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await agent.ask()
+        assert agent.words.startswith("The model provider broke its answer off: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SAID + ENDED,
+        SAID + ENDED.rstrip(),
+        SAID + b"data: [DONE]\n\n",
+        SAID + b"data:[DONE]",
+        b'event: response.created\ndata: {"type": "response.created"}\n\n',
+    ],
+)
+async def test_an_answer_that_says_so_or_is_of_another_kind_is_whole(
+    serve_app: Serve, content: bytes
+) -> None:
+    async with serve_app(streaming(content)) as url, asking(ModelProvider(url)) as agent:
+        assert await agent.ask() == (200, content.decode())
+        assert agent.relay.failure("s1") is None
+
+
+async def test_an_answer_that_a_content_filter_ends_says_so(serve_app: Serve) -> None:
+    async with serve_app(streaming(SAID + FILTERED)) as url, asking(ModelProvider(url)) as agent:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await agent.ask()
+        assert "content filter" in agent.words
+    async with serve_app(streaming(FILTERED)) as url, asking(ModelProvider(url)) as agent:
+        status, body = await agent.ask()
+        assert (status, agent.words) == (400, json.loads(body)["error"]["message"])
+
+
 @pytest.mark.parametrize(("size", "fine"), [(60 * 1024, True), (80 * 1024, False)])
 async def test_a_header_line_of_64_kib_is_fine_and_a_longer_one_is_one_clear_error(
     size: int, *, fine: bool

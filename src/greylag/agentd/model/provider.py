@@ -41,6 +41,12 @@ _BAD_GATEWAY, _TIMEOUT = 502, 504
 _WEB_PAGE = (
     "The model provider's address answers with a web page: see that GREYLAG_MODEL_URL is its API's."
 )
+_NO_END = "the connection ended before it did"
+_FILTERED = (
+    b'{"error": {"message": "The model provider\'s content filter ended the answer. Ask in other '
+    b'words, or choose another model.", "code": "content_filter"}}'
+)
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
 _SILENCE = "The model provider said nothing for {seconds:g} seconds (GREYLAG_MODEL_TIMEOUT)."
 
 CallOutcome = tuple[web.StreamResponse, ModelFailure | None]
@@ -225,10 +231,10 @@ class ProviderClient:
                     await response.write(good)
                 if events is not None and events.error is not None:
                     return self._broken_off(response, answer, events.error)
+            rest = b"" if events is None else events.end()
             if not response.prepared:
                 await response.prepare(request)
-            if events is not None:
-                await response.write(events.rest)
+            await response.write(rest)
         except (aiohttp.ClientError, TimeoutError) as error:
             timed_out = isinstance(error, TimeoutError)
             words = f"The model provider broke its answer off: {error}"
@@ -290,6 +296,19 @@ class _Events:
     def __init__(self) -> None:
         self.error: bytes | None = None
         self.rest = b""
+        self._begun = self._finished = False
+
+    def end(self) -> bytes:
+        """Return what is left to be passed on of a stream that has ended.
+
+        Raises:
+            aiohttp.ClientPayloadError: it is the answer of a chat, of which no end has come: what
+                lies on the way often ends a stream properly that has broken off before.
+        """
+        self._note_end(self.rest)
+        if self._begun and not self._finished:
+            raise aiohttp.ClientPayloadError(_NO_END)
+        return self.rest
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what may be passed on by now: whole lines before an error."""
@@ -307,9 +326,20 @@ class _Events:
                 if error_in(data) is not None:
                     self.error = data
                     return passed
+            if self._note_end(line) == b"content_filter":
+                self.error = _FILTERED
+                return passed
             passed, name = passed + name + line, b""
         self.rest = name + self.rest
         return passed
+
+    def _note_end(self, line: bytes) -> bytes | None:
+        """Note whether a line begins or ends an answer, and return how it ends one."""
+        self._begun = self._begun or b'"choices"' in line
+        found = _FINISH.search(line)
+        done = line.removeprefix(b"data:").strip() == b"[DONE]"
+        self._finished = self._finished or done or found is not None
+        return None if found is None else found[1]
 
 
 # What a provider's words and faults mean.
