@@ -102,6 +102,11 @@ def error_chunk(text: str) -> dict[str, Any]:
         ("Network error: Could not connect to 127.0.0.1:1 — check.", "model_unavailable"),
         ("Network error: Stream decode error: eof.", "model_unavailable"),
         ("The model returned an empty response. Please resend.", "model_empty_response"),
+        ("Ran into this error trying to compact: Rate limit exceeded: no.", "model_rate_limited"),
+        ("Ran into this error trying to compact: Failed to compact: long.", "context_exceeded"),
+        ("Ran into this error trying to compact: Execution error: none.", "model_failed"),
+        ("Rate limit exceeded: no", "model_rate_limited"),
+        ("Failed to compact: the base prompt is too long.", "context_exceeded"),
     ],
 )
 def test_goose_texts_about_the_provider_become_codes(text: str, code: str) -> None:
@@ -159,6 +164,35 @@ def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
     _, error = translator.finish(PromptResult("end_turn", None))
     assert error is not None
     assert error.code == "context_exceeded"
+
+
+THOUGHT = {**chunk("Let me "), "sessionUpdate": "agent_thought_chunk"}
+
+
+@pytest.mark.parametrize("silence", [THOUGHT, chunk(" \n ")])
+def test_a_turn_without_a_word_or_a_tool_is_no_silent_success(silence: dict[str, Any]) -> None:
+    def ended(*updates: dict[str, Any], reason: str = "end_turn") -> TurnError | None:
+        translator = Translator("s1", lambda: 1.0)
+        for one in updates:
+            translator.update(one)
+        return translator.finish(PromptResult(reason, None))[1]
+
+    failed = ended(silence)
+    assert failed is not None
+    assert failed.code == "model_empty_response"
+    assert ended(silence, chunk("Done.")) is None
+    assert ended({"sessionUpdate": "tool_call", "toolCallId": "x"}, silence) is None
+    assert ended(silence, reason="cancelled") is None
+
+
+def test_what_goose_adds_to_an_answer_is_a_paragraph_of_its_own() -> None:
+    translator = Translator("s1", lambda: 1.0)
+    translator.update(chunk("half an answ"))
+    added = {**chunk("The limit is reached."), "_meta": {"goose": {"fallbackContent": True}}}
+    (event,) = translator.update(added)
+    assert event.content["content"] == "\n\nThe limit is reached."
+    (alone,) = Translator("s1", lambda: 1.0).update(added)
+    assert alone.content["content"] == "The limit is reached."
 
 
 def test_thinking_has_its_own_event() -> None:
@@ -225,6 +259,7 @@ def test_the_provider_knows_the_code_better_than_the_text() -> None:
         (401, "model_unauthorized"),
         (403, "model_unauthorized"),
         (429, "model_rate_limited"),
+        (402, "model_rate_limited"),
         (500, "model_unavailable"),
         (None, "model_unavailable"),
         (400, "model_failed"),
@@ -240,6 +275,8 @@ def test_refusals_of_goose_have_codes() -> None:
         "model_unauthorized", "Authentication required"
     )
     assert refusal(AgentRefusedError(-32002, "Resource not found")).code == "session_lost"
+    spent = AgentRefusedError(-32603, "Add credits", {"reason": "credits_exhausted"})
+    assert refusal(spent) == TurnError("model_rate_limited", "Add credits")
     assert refusal(AgentRefusedError(-32603, "boom")) == TurnError("agent_failed", "boom")
 
 

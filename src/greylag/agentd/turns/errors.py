@@ -48,21 +48,30 @@ _HINTS = {
 }
 
 _OWN_MESSAGE_ID = "msg_"
-_GENERAL = "Ran into this error: "
+_GENERAL = ("Ran into this error: ", "Ran into this error trying to compact: ")
 _NETWORK = "Network error: "
 _EMPTY = "The model returned an empty response."
 _ADVICE = (
     "\n\nPlease retry if you think this is a transient or recoverable error.",
     "\n\nPlease resend your message to try again.",
+    "\n\nPlease try again or create a new session",
 )
 _RELAY = re.compile(r" at http://127\.0\.0\.1:\d+[^\s:]*")
 _TWICE = re.compile(r"^([\w ]+): (?=\1\b)")
 _CODES = (
     ("Rate limit exceeded", "model_rate_limited"),
+    ("Credits exhausted", "model_rate_limited"),
     ("Server error", "model_unavailable"),
     ("Authentication", "model_unauthorized"),
     ("Context length exceeded", "context_exceeded"),
+    ("Failed to compact", "context_exceeded"),
 )
+# What a compaction that the user has asked for ends with, without more words around it.
+_BARE = re.compile(
+    r"(Rate limit exceeded|Credits exhausted|Server error|Authentication error"
+    r"|Context length exceeded|Failed to compact|Execution error): "
+)
+_NO_CREDITS = {"reason": "credits_exhausted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,8 @@ def refusal(error: AgentRefusedError) -> TurnError:
         return TurnError("model_unauthorized", "Authentication required")
     if error.code == SESSION_UNKNOWN:
         return TurnError("session_lost", "The agent does not know this session any more.")
+    if error.data == _NO_CREDITS:
+        return TurnError("model_rate_limited", error.message)
     if error.unkept:
         return TurnError("storage_failed", f"The agent could not keep its records: {error.words}")
     return TurnError("agent_failed", error.message)
@@ -127,8 +138,9 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
         return TurnError("model_unavailable", _without_advice(text))
     if text.startswith(_EMPTY):
         return TurnError(EMPTY_RESPONSE, text)
-    if text.startswith(_GENERAL):
-        reason = _without_advice(text.removeprefix(_GENERAL))
+    general = next(filter(text.startswith, _GENERAL), "")
+    if general or _BARE.match(text):
+        reason = _without_advice(text.removeprefix(general))
         known = (code for start, code in _CODES if reason.startswith(start))
         return TurnError(next(known, "model_failed"), reason)
     return None
@@ -150,7 +162,7 @@ def _code_for_status(status: int | None) -> str:
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return "model_unauthorized"
-        case HTTPStatus.TOO_MANY_REQUESTS:
+        case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.PAYMENT_REQUIRED:
             return "model_rate_limited"
         case None:
             return "model_unavailable"

@@ -14,6 +14,7 @@ from greylag.common.typed import encodable
 
 _MOST_DATA = 6 * 1024 * 1024  # characters, so that it passes in one event
 _MOST_NAME = 200  # characters; a name stays in memory as long as its turn runs
+_WORDLESS = TurnError(EMPTY_RESPONSE, "The model ended its answer without a word.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Translator:
         self._held: tuple[TurnEvent, TurnError] | None = None
         self._context_error: TurnError | None = None
         self._said = _Said.NOTHING
+        self._heard = self._spoke = False
 
     def update(self, update: dict[str, Any]) -> list[TurnEvent]:
         """Return the events that one update stands for, often one, maybe none.
@@ -96,9 +98,11 @@ class Translator:
         """Return what the agent's last answer adds: late events, and the failure if it was one."""
         if self._context_error is not None:
             return self._release(), self._context_error
-        if self._held is not None and result.stop_reason == "end_turn":
+        ended = result.stop_reason == "end_turn"
+        if self._held is not None and ended:
             return [], self._held[1]
-        return self._release(), None
+        wordless = ended and self._heard and not self._spoke
+        return self._release(), _WORDLESS if wordless else None
 
     def _message(self, update: dict[str, Any]) -> list[TurnEvent]:
         text = _text(update.get("content"))
@@ -106,7 +110,11 @@ class Translator:
             return []
         # Clients put the pieces together: what comes after a tool is a paragraph of its own.
         apart = self._said is _Said.BEFORE_A_TOOL and not text.startswith("\n")
+        if self._said is _Said.LAST and _dig(update, "_meta", "goose").get("fallbackContent"):
+            apart = True  # goose's own words, after the model's
         self._said = _Said.LAST
+        self._spoke = self._spoke or bool(text.strip())
+        self._heard = True
         event = self._event(
             "message",
             created=_created(update),
@@ -127,11 +135,13 @@ class Translator:
     def _thinking(self, update: dict[str, Any]) -> Iterable[TurnEvent]:
         text = _text(update.get("content"))
         if text:
+            self._heard = True
             yield self._event("thinking", created=_created(update), message=text, signature="")
 
     def _tool_request(self, update: dict[str, Any]) -> TurnEvent:
         if self._said is _Said.LAST:
             self._said = _Said.BEFORE_A_TOOL
+        self._spoke = True
         call_id = _name(update.get("toolCallId", ""))
         call = _dig(update, "_meta", "goose", "toolCall")
         name = _name(call.get("toolName") or update.get("title") or "tool")
