@@ -107,6 +107,12 @@ class AgentDouble:
             raise self.refuses
         self.options[agent_session_id] = dict(options)
 
+    async def reopen_session(self, agent_session_id: str) -> str:
+        self.refuses = None
+        if self.uncut is not None:
+            raise self.uncut
+        return f"{agent_session_id}.again"
+
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         self.prompts.append((agent_session_id, text))
         return await self.script(self, text, sink)

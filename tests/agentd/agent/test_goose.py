@@ -25,15 +25,18 @@ from greylag.agentd.agent.types import (
     AgentUnavailableError,
     HistoryFixedError,
     ModelProvider,
+    SessionStuckError,
 )
 
 pytestmark = pytest.mark.goose
 
 SERVER = """
-import json, os, sys
+import json, os, sys, time
 
 if os.path.exists("broken"):
     sys.exit(3)
+if os.path.exists("hung"):
+    time.sleep(999)
 BEGUN = {"protocolVersion": "2025-03-26", "capabilities": {"tools": {}}}
 TOOL = {"name": "ping", "description": "ping", "inputSchema": {"type": "object", "properties": {}}}
 ANSWERS = {
@@ -48,7 +51,7 @@ for line in sys.stdin:
     if "id" in asked:
         print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **how}), flush=True)
 """
-"""An extension that is a server of its own, and has one tool; it starts unless it is broken."""
+"""An extension, a server of its own with one tool; it starts unless it is broken or hung."""
 
 StartAgent = Callable[..., Awaitable[Agent]]
 Count = Callable[[str], int]
@@ -611,3 +614,31 @@ async def test_an_extension_that_fails_when_its_session_is_opened_again_is_told_
     broken.unlink()
     assert await turn(other, 1) == (True, 0)
     assert await turn(mine, 1) == (True, 0)
+
+
+async def test_a_session_whose_extension_hangs_when_it_is_opened_again_goes_on_in_another(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await add_server(agent)
+    old = await agent.new_session("Mine")
+    await agent.prompt(old, "[[call pong__ping {}]]", make_sink())
+    count = await agent.message_count(old)
+    (agent._setup.workspace / "hung").touch()
+    os.kill(goose_pid(agent), signal.SIGKILL)
+    await eventually(lambda: agent.state.status == "failed")
+    await agent.wait_ready(20)
+    monkeypatch.setattr("greylag.agentd.agent.agent._OPEN_SECONDS", 0.5)
+    monkeypatch.setattr("greylag.agentd.agent.extensions._NEW_SECONDS", 0.1)
+    with pytest.raises(SessionStuckError, match="pong"):
+        await agent.configure(old, {"mode": "auto"})
+    new = await agent.reopen_session(old)
+    assert await agent.message_count(new) == count > 0
+    await agent.replace_session(old, new)
+    await agent.configure(new, {"mode": "auto"})
+    sink = make_sink()
+    await agent.prompt(new, "[[text as ever]]", sink)
+    assert sink.text() == "as ever"

@@ -10,9 +10,11 @@ from greylag.agentd import sessions
 from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentRefusedError,
+    HistoryFixedError,
     ModelFailure,
     PermissionRequest,
     PromptResult,
+    SessionStuckError,
     TurnSink,
 )
 from greylag.agentd.changes import spans
@@ -474,6 +476,27 @@ async def test_a_session_that_the_agent_lost_starts_afresh_and_says_so(tmp_path:
         assert [used for used, _ in api.agent.prompts] == ["20261123_1", "20261123_2"]
         await api.events(await api.turn("again", session))
         assert api.agent.prompts[-1] == ("20261123_2", "again")
+
+
+async def test_a_session_whose_extensions_hang_is_opened_without_them_for_good(
+    tmp_path: Path,
+) -> None:
+    stuck = SessionStuckError("Extensions of this session (x) have not all started.")
+    async with serving(tmp_path) as api:
+        session = await api.session()
+        await api.events(await api.turn("hello", session))
+        api.agent.refuses = stuck
+        events = await api.events(await api.turn("again", session))
+        assert [event["type"] for event in events] == ["turn", "status", "message", "complete"]
+        assert events[1]["content"]["message"].startswith(str(stuck))
+        await api.events(await api.turn("and again", session))
+        first, new = "20261123_1", "20261123_1.again"
+        assert [used for used, _ in api.agent.prompts] == [first, new, new]
+        assert api.agent.replaced == [(first, new)]
+        api.agent.refuses, api.agent.uncut = stuck, HistoryFixedError("too long")
+        *_, error, _ = await api.events(await api.turn("hello?", session))
+        told = (error["content"]["code"], error["content"]["error"])
+        assert told == ("agent_unavailable", str(stuck))
 
 
 async def test_a_turn_that_says_too_much_is_stopped_with_journal_full(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from greylag.agentd.agent.types import (
     ExtensionState,
     ModelFailure,
     PromptResult,
+    SessionStuckError,
     TurnSink,
     understood,
 )
@@ -56,6 +57,8 @@ _UPDATES = frozenset({"session/update", "_goose/unstable/session/update"})
 _SUBAGENT = re.compile(r"subagent:(\d{8}_\d{1,9})")
 _MOST_SUBAGENTS = 1000
 _CALL_SECONDS = 60.0
+_OPEN_SECONDS = 20.0
+"""How long goose may take to open a session with servers, for which it waits without an end."""
 _PUT_AWAY_SECONDS = 15.0  # nobody needs it: who deletes a session waits for no more
 _FIRST_BACKOFF = 0.25
 _LONGEST_BACKOFF = 30.0
@@ -142,12 +145,43 @@ class Agent:
         """Have a session work with these options from now on."""
         if self._command.kind != "goose":
             return  # the scripted agent has none
+        work = self._configured(agent_session_id, options)
+        async with beside(work, f"configure {agent_session_id}") as configuring:
+            await asyncio.wait({configuring}, timeout=_OPEN_SECONDS)
+            if not configuring.done():
+                await self._see_whether_stuck(agent_session_id)
+            await configuring
+
+    async def _configured(self, agent_session_id: str, options: Mapping[str, str]) -> None:
         async with self._held(agent_session_id, _CALL_SECONDS):
             for option, value in options.items():
                 # Also what it was told before: tools can change what goose keeps.
                 params = {"sessionId": agent_session_id, "configId": option, "value": value}
                 await self.call("session/set_config_option", params)
             await self._extensions.complete(self._living().peer, agent_session_id)
+
+    async def _see_whether_stuck(self, agent_session_id: str) -> None:
+        try:
+            async with _patience():
+                servers = await self._extensions.servers(self._living().peer, agent_session_id)
+        except AgentRefusedError:
+            return  # it cannot be told
+        if servers:
+            named = ", ".join(servers)
+            raise SessionStuckError(
+                f"Extensions of this session ({named}) have not all started within "
+                f"{_OPEN_SECONDS:g} seconds."
+            )
+
+    async def reopen_session(self, agent_session_id: str) -> str:
+        """Make a session that knows what a stuck one does, and return its id."""
+        async with _patience():
+            peer = self._living().peer
+            for key in await self._extensions.servers(peer, agent_session_id):
+                self._extensions.forget(key)  # that it has started before says nothing now
+            exported = await history.whole(peer, agent_session_id)
+            await make_folders(self._execution, self._setup)
+            return await self._opened(peer, partial(history.restore, peer, self._setup, exported))
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it."""

@@ -124,9 +124,7 @@ class ExtensionStarter:
         if servers is None or session in self._whole:
             return
         try:
-            with understood():
-                listed = await peer.request(f"{_OF_SESSION}/list", {"sessionId": session})
-                there = {one["extensionKey"] for one in listed["extensions"]}
+            there = {one["extensionKey"] for one in await _listed(peer, session)}
         except AgentRefusedError as error:
             _log.warning("extensions_not_listed", reason=error.words)
             self._whole.add(session)
@@ -135,6 +133,10 @@ class ExtensionStarter:
         for key in missing:
             self.forget(key)  # how it fared before is not what the next turn is to be told
         self._launch(peer, session, {key: servers[key] for key in missing})
+
+    async def servers(self, peer: AcpPeer, session: str) -> list[str]:
+        """Return which servers a session starts when goose opens it; it need not be open."""
+        return [one["extensionKey"] for one in await _listed(peer, session) if is_server(one)]
 
     async def attempt(self, peer: AcpPeer, setup: AgentSetup, entry: Entry) -> ExtensionState:
         """Start an extension once in a session of its own, and tell how that went so far."""
@@ -274,6 +276,12 @@ class ExtensionStarter:
             return
         self._states[key] = ExtensionState("failed", failure, hung=hung)
         _log.warning("extension_failed", key=key, reason=failure)
+
+
+async def _listed(peer: AcpPeer, session: str) -> list[Entry]:
+    with understood():
+        listed = await peer.request(f"{_OF_SESSION}/list", {"sessionId": session})
+        return [{**one, "extensionKey": str(one["extensionKey"])} for one in listed["extensions"]]
 
 
 def _key(entry: Entry) -> str:

@@ -37,6 +37,20 @@ async def message_count(peer: AcpPeer, session: str) -> int:
     return count
 
 
+async def whole(peer: AcpPeer, session: str) -> dict[str, Any]:
+    """Return a session as goose exports it, which need not be open for that.
+
+    Raises:
+        HistoryFixedError: it cannot be read.
+    """
+    answer = await peer.request(f"{_SESSION}/export", {"sessionId": session})
+    try:
+        exported: dict[str, Any] = await asyncio.to_thread(parse_json, answer["data"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _unreadable() from error
+    return exported
+
+
 async def beginning(peer: AcpPeer, session: str, kept: int) -> dict[str, Any] | None:
     """Return a session as goose exports it, with only the first ``kept`` messages that people see
     and what goes with them; ``None`` when it has no more.

@@ -60,6 +60,10 @@ class AgentUnavailableError(AgentError):
     """No agent process is ready to take work; the message says why in plain words."""
 
 
+class SessionStuckError(AgentUnavailableError):
+    """A session is not opened, as its extensions do not start; see ``AgentPort.reopen_session``."""
+
+
 class AgentDiedError(AgentError):
     """The agent process ended (or its pipe broke) while an answer was awaited."""
 
@@ -342,7 +346,18 @@ class AgentPort(Protocol):
         ...
 
     async def configure(self, agent_session_id: str, options: Mapping[str, str]) -> None:
-        """Have a session work with these options, ``mode`` and ``model``, from now on."""
+        """Have a session work with these options, ``mode`` and ``model``, from now on.
+
+        May raise ``SessionStuckError``.
+        """
+
+    async def reopen_session(self, agent_session_id: str) -> str:
+        """Make a session that knows what a stuck one does, and return its id.
+
+        It has the extensions that are enabled now, and waits for none. May raise
+        ``HistoryFixedError``.
+        """
+        ...
 
     async def prompt(self, agent_session_id: str, text: str, sink: TurnSink) -> PromptResult:
         """Give the agent a message, and the sink all that answers it.

@@ -6,9 +6,10 @@ its last, and a client that leaves changes nothing.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import structlog
@@ -20,7 +21,9 @@ from greylag.agentd.agent.types import (
     AgentPort,
     AgentRefusedError,
     AgentUnavailableError,
+    HistoryFixedError,
     PromptResult,
+    SessionStuckError,
     Settlement,
 )
 from greylag.agentd.changes.service import ChangeService
@@ -367,22 +370,41 @@ class TurnEngine:
 
     async def _ask(self, turn: RunningTurn, agent_session_id: str | None) -> PromptResult:
         """Give the agent the turn's message, in the agent's own session, made if need be."""
+        session_id = turn.record.session_id
+        making: Callable[[], Coroutine[Any, Any, str]]
+        making, left = partial(self._agent.new_session, session_title(session_id)), None
         if agent_session_id is not None:
             try:
                 return await self._prompt(turn, agent_session_id)
+            except SessionStuckError as stuck:
+                left, making = agent_session_id, partial(self._reopened, agent_session_id, stuck)
+                words = f"{stuck} The session goes on without those that do not start."
             except AgentRefusedError as error:
                 if error.code != SESSION_UNKNOWN:
                     raise
-            _log.warning("agent_session_lost")
-            words = "The agent has lost what was said in this session before; it starts afresh."
-            turn.emit(TurnEvent("status", {"message": words, "session_id": turn.record.session_id}))
-        session_id = turn.record.session_id
-        making = self._agent.new_session(session_title(session_id))
-        made = await self._until_cancelled(turn, making)
+                words = "The agent has lost what was said in this session before; it starts afresh."
+            _log.warning("agent_session_left", agent_session_id=agent_session_id, reason=words)
+            turn.emit(TurnEvent("status", {"message": words, "session_id": session_id}))
+        made = await self._until_cancelled(turn, making())
         if made is None:
             return PromptResult("cancelled", None)
         await self._sessions.bind(session_id, made)
+        if left is not None:
+            await self._leave(left, made)
         return await self._prompt(turn, made)
+
+    async def _reopened(self, old: str, stuck: SessionStuckError) -> str:
+        """Return the session that takes the place of one that is stuck."""
+        try:
+            return await self._agent.reopen_session(old)
+        except (AgentRefusedError, HistoryFixedError) as error:
+            raise stuck from error
+
+    async def _leave(self, old: str, new: str) -> None:
+        try:
+            await self._agent.replace_session(old, new)
+        except AgentError as error:
+            _log.warning("agent_session_stays", agent_session_id=old, error=str(error))
 
     async def _prompt(self, turn: RunningTurn, agent_session_id: str) -> PromptResult:
         position = await self._until_cancelled(turn, self._prepared(turn, agent_session_id))
