@@ -80,6 +80,13 @@ def holds_more(line: bytes, most: int) -> bool:
     return seen + sum(line.count(sign, at) for sign in _SIGNS) > most
 
 
+def dig(value: Any, *names: str) -> dict[str, Any]:
+    """Return the object that lies at these names, one within another; an empty one if none does."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
 def check_types(value: Any, path: str = "") -> None:
     """Look into a dataclass, and into those that it holds.
 

@@ -35,6 +35,7 @@ import json, os, sys, time
 
 if os.path.exists("broken"):
     sys.exit(3)
+CRASHES = os.path.exists("crashes")
 if os.path.exists("hung"):
     time.sleep(999)
 BEGUN = {"protocolVersion": "2025-03-26", "capabilities": {"tools": {}}}
@@ -46,6 +47,8 @@ ANSWERS = {
 }
 for line in sys.stdin:
     asked = json.loads(line)
+    if CRASHES and asked["method"] == "tools/call":
+        os._exit(9)
     answer = ANSWERS.get(asked["method"])
     how = {"error": {"code": -32601, "message": "no"}} if answer is None else {"result": answer}
     if "id" in asked:
@@ -642,3 +645,23 @@ async def test_a_session_whose_extension_hangs_when_it_is_opened_again_goes_on_i
     sink = make_sink()
     await agent.prompt(new, "[[text as ever]]", sink)
     assert sink.text() == "as ever"
+
+
+async def test_an_extension_that_ended_in_a_turn_is_started_again_before_the_next(
+    start_agent: StartAgent, goose_command: AgentCommand, make_sink: Any
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await add_server(agent)
+    (agent._setup.workspace / "crashes").touch()
+    session = await agent.new_session("Mine")
+
+    async def told() -> str:
+        await agent.configure(session, {"mode": "auto"})
+        sink = make_sink()
+        await agent.prompt(session, "[[call pong__ping {}]]", sink)
+        return str(sink.tool_output())
+
+    assert await told() == "Transport closed"
+    (agent._setup.workspace / "crashes").unlink()
+    assert await told() == "pong"
+    assert await told() == "pong"

@@ -47,6 +47,7 @@ from greylag.agentd.execution import Execution, ExecutionError
 from greylag.agentd.model.relay import ModelRelay
 from greylag.common.backoff import backoff
 from greylag.common.concurrent import beside
+from greylag.common.typed import dig
 from greylag.execd.processes import process_clock
 
 _CONFIGURATION = "_goose/unstable/config/"
@@ -317,6 +318,7 @@ class Agent:
         update = params.get("update")
         if method in _UPDATES and turn is not None and isinstance(update, dict):
             self._note_subagent(str(params["sessionId"]), update)
+            self._extensions.note(str(params["sessionId"]), update)
             await turn.deliver(update)
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
@@ -335,10 +337,7 @@ class Agent:
 
     def _note_subagent(self, session: str, update: dict[str, Any]) -> None:
         """Keep which subagent works for a session; it has a session of its own in goose."""
-        meta = update.get("_meta")
-        told = meta.get("toolNotification") if isinstance(meta, dict) else None
-        about = told.get("params") if isinstance(told, dict) else None
-        logger = about.get("logger") if isinstance(about, dict) else None
+        logger = dig(update, "_meta", "toolNotification", "params").get("logger")
         found = _SUBAGENT.fullmatch(logger) if isinstance(logger, str) else None
         known = self._subagents.get(session)
         if found is None or known is None or len(known) >= _MOST_SUBAGENTS:

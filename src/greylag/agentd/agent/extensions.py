@@ -24,6 +24,7 @@ from greylag.agentd.agent.types import (
     understood,
 )
 from greylag.common.concurrent import cancel_all
+from greylag.common.typed import dig
 
 CONFIGURED = "_goose/unstable/config/extensions"
 _OF_SESSION = "_goose/unstable/session/extensions"
@@ -32,6 +33,9 @@ _TRIAL_SECONDS = 8.0
 _KNOWN_SECONDS = 20.0
 _NEW_SECONDS = 5.0
 """How long a creation waits for its trial; a turn for what has started before, and for others."""
+_ENDED = "Transport closed"
+"""What goose (1.52) answers a call with whose server has ended."""
+_MOST_CALLS = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -98,6 +102,8 @@ class ExtensionStarter:
         self._starts: dict[str, dict[str, asyncio.Task[None]]] = {}
         self._trials: set[asyncio.Task[None]] = set()
         self._told: dict[str, set[str]] = {}
+        self._calls: dict[tuple[str, str], str] = {}  # whose tool a call that runs is
+        self._ended: dict[str, set[str]] = {}  # servers that have ended in a session that is open
 
     def state(self, key: str) -> ExtensionState | None:
         """Return how an extension has fared, None when it was not started yet."""
@@ -116,7 +122,42 @@ class ExtensionStarter:
         self._launch(peer, session, keyed)
         return session
 
+    def note(self, session: str, update: dict[str, Any]) -> None:
+        """Take note of what a turn tells of its tools: goose starts no server again that has ended,
+        and answers each further call of it as the one that met its end.
+        """
+        call = (session, str(update.get("toolCallId")))
+        if update.get("sessionUpdate") == "tool_call":
+            name = dig(update, "_meta", "goose", "toolCall").get("extensionName")
+            if isinstance(name, str) and len(self._calls) < _MOST_CALLS:
+                self._calls[call] = "".join(name.split()).lower()
+        elif update.get("status") in {"completed", "failed"}:
+            key, told = self._calls.pop(call, None), update.get("content")
+            first = told[0] if isinstance(told, list) and told else None
+            if key is not None and dig(first, "content").get("text") == _ENDED:
+                self._ended.setdefault(session, set()).add(key)
+
     async def complete(self, peer: AcpPeer, session: str) -> None:
+        """Start again what is missing in a session since its last turn."""
+        self._calls = {call: key for call, key in self._calls.items() if call[0] != session}
+        await self._complete(peer, session)
+        if session in self._ended:
+            await self._revive(peer, session, self._ended.pop(session))
+
+    async def _revive(self, peer: AcpPeer, session: str, ended: set[str]) -> None:
+        try:
+            listed = [one for one in await _listed(peer, session) if is_server(one)]
+            entries = {one["extensionKey"]: one for one in listed if one["extensionKey"] in ended}
+            for key in entries:
+                params = {"sessionId": session, "extensionKey": key}
+                await peer.request(f"{_OF_SESSION}/remove", params)
+                self.forget(key)
+        except AgentRefusedError as error:
+            _log.warning("extensions_not_started_again", reason=error.words)
+        else:
+            self._launch(peer, session, entries)
+
+    async def _complete(self, peer: AcpPeer, session: str) -> None:
         """Start again what goose has dropped when it opened a session again, which it does for good
         with each extension that fails then.
         """
@@ -177,10 +218,12 @@ class ExtensionStarter:
     def closed(self, session: str) -> None:
         """Take note that goose opens a session again with its next use."""
         self._whole.discard(session)
+        self._ended.pop(session, None)
 
     def close(self, session: str) -> None:
         """Start no more for a session that is gone."""
         self._told.pop(session, None)
+        self._ended.pop(session, None)
         self._servers.pop(session, None)
         self._whole.discard(session)
         for task in self._starts.pop(session, {}).values():
@@ -193,6 +236,8 @@ class ExtensionStarter:
         self._starts.clear()
         self._states.clear()
         self._whole.clear()
+        self._calls.clear()
+        self._ended.clear()
 
     def _launch(self, peer: AcpPeer, session: str, entries: Mapping[str, Entry]) -> None:
         starts, keeping = self._starts.setdefault(session, {}), asyncio.Lock()

@@ -10,7 +10,7 @@ from greylag.agentd.agent.types import PermissionRequest, PromptResult
 from greylag.agentd.records import TurnOutcome, TurnStatus
 from greylag.agentd.shortening import true_size
 from greylag.agentd.turns.errors import EMPTY_RESPONSE, TurnError, provider_error
-from greylag.common.typed import encodable
+from greylag.common.typed import dig, encodable
 
 _MOST_DATA = 6 * 1024 * 1024  # characters, so that it passes in one event
 _MOST_NAME = 200  # characters; a name stays in memory as long as its turn runs
@@ -110,7 +110,7 @@ class Translator:
             return []
         # Clients put the pieces together: what comes after a tool is a paragraph of its own.
         apart = self._said is _Said.BEFORE_A_TOOL and not text.startswith("\n")
-        if self._said is _Said.LAST and _dig(update, "_meta", "goose").get("fallbackContent"):
+        if self._said is _Said.LAST and dig(update, "_meta", "goose").get("fallbackContent"):
             apart = True  # goose's own words, after the model's
         self._said = _Said.LAST
         self._spoke = self._spoke or bool(text.strip())
@@ -143,7 +143,7 @@ class Translator:
             self._said = _Said.BEFORE_A_TOOL
         self._spoke = True
         call_id = _name(update.get("toolCallId", ""))
-        call = _dig(update, "_meta", "goose", "toolCall")
+        call = dig(update, "_meta", "goose", "toolCall")
         name = _name(call.get("toolName") or update.get("title") or "tool")
         self._tool_names[call_id] = name
         arguments = update.get("rawInput")
@@ -162,7 +162,7 @@ class Translator:
             case "failed":
                 yield self._tool_response(update, _tool_failure(update), is_error=True)
             case "in_progress":
-                note = _dig(update, "_meta", "toolNotification")
+                note = dig(update, "_meta", "toolNotification")
                 if note.get("type"):
                     yield self._notification(update, note)
 
@@ -207,7 +207,7 @@ class Translator:
         return TurnEvent("history_update", content)
 
     def _count_messages(self, update: dict[str, Any]) -> None:
-        count = _dig(update, "_meta").get("messageCount")
+        count = dig(update, "_meta").get("messageCount")
         if isinstance(count, int):
             self._message_count = count
 
@@ -223,12 +223,6 @@ class Translator:
         return TurnEvent(kind, content)
 
 
-def _dig(value: Any, *names: str) -> dict[str, Any]:
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
 def _name(value: Any) -> str:
     """Return an id or a name, cut when it is too long: two that differ stay two, for an answer may
     hold for all calls of a tool by its name.
@@ -241,7 +235,7 @@ def _name(value: Any) -> str:
 
 
 def _created(update: dict[str, Any]) -> int | None:
-    created = _dig(update, "_meta", "goose").get("created")
+    created = dig(update, "_meta", "goose").get("created")
     return created if isinstance(created, int) else None
 
 
@@ -256,7 +250,7 @@ def _blocks(update: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a tool gave: blocks of MCP's content types, and of ACP's own (diff, terminal)."""
     parts = update.get("content")
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    return [_dig(part, "content") if part.get("type") == "content" else part for part in parts]
+    return [dig(part, "content") if part.get("type") == "content" else part for part in parts]
 
 
 # What else a block is told by, beside its type (MCP 2025-06-18, "Tool Result"; ACP, "Content").
@@ -295,7 +289,7 @@ def _block(block: dict[str, Any]) -> dict[str, Any] | None:
     if kind not in _MEMBERS:
         return {"type": "text", "text": f"[{kind[:40] or 'nothing'} that cannot be shown]"}
     found = {name: block[name] for name in _MEMBERS[kind] if block.get(name) is not None}
-    inside = _dig(found, "resource") or found
+    inside = dig(found, "resource") or found
     size = _cut_off(inside.get("data") or inside.get("blob"))
     if size is not None:
         what = str(inside.get("mimeType") or kind)[:100]
