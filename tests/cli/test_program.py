@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.cli.program import GREYLAG, Cli, call, environment, finish, run, start
+from tests.cli.program import GREYLAG, PATIENCE, Cli, call, environment, finish, run, start
 from tests.cli.stack import Stack, running_stack
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.store import mongo_servers
@@ -195,6 +195,21 @@ async def test_a_full_disk_is_told_in_a_sentence(env: dict[str, str], words: str
         1,
         "error: The output cannot be written: No space left on device.\n",
     )
+
+
+async def test_a_server_goes_on_where_its_address_cannot_be_printed(tmp_path: Path) -> None:
+    server = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", 'exec "$@" >/dev/full', "sh", *GREYLAG, "up", "--port", "0",
+        "--data", str(tmp_path), env=environment({}), cwd=tmp_path, stderr=PIPE,
+    )  # fmt: skip
+    assert server.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        while b"not_announced" not in (line := await server.stderr.readline()):
+            assert line, "it has ended"
+    assert "No space left on device" in line.decode()
+    server.send_signal(signal.SIGTERM)
+    await server.communicate()
+    assert server.returncode == 0
 
 
 @mongo_servers.forgets_sockets

@@ -11,7 +11,7 @@ import click
 
 from greylag import __version__
 from greylag.cli.errors import StartError
-from greylag.cli.output import Output, json_option
+from greylag.cli.output import Output, drop_output, json_option
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -134,4 +134,12 @@ def _announce(address: str, *others: str, link: str | None = None) -> None:
         lines.append(f"From other machines: {' '.join(others)}")
     if link is not None:
         lines.append(f"Open it in your browser (the link works once): {link}")
-    click.echo("\n".join(lines))
+    try:
+        click.echo("\n".join(lines))
+    except OSError as error:  # a full disk, or nobody reads it: that ends no server
+        import structlog
+
+        drop_output()
+        structlog.get_logger(__name__).warning(
+            "not_announced", address=address, error=error.strerror
+        )
