@@ -9,6 +9,7 @@ where the registry has all platforms: `npm install --package-lock-only` in `tool
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,10 @@ def _fill(folder: Path, npm: str) -> str:
     package = _package(folder)
     if not _has_digest(package.relative_to(folder).as_posix()):
         print(f"note: the lock file has no digest for {package.name}: its content is unchecked")
-    return _run([str(_binary(folder)), "--version"], folder, VERSION_SECONDS, "it does not start")
+    ask = [str(_binary(folder)), "--version"]
+    version = _run(ask, folder, VERSION_SECONDS, "it does not start")
+    shutil.rmtree(folder / "home", ignore_errors=True)
+    return version
 
 
 def _package(folder: Path) -> Path:
@@ -110,11 +114,24 @@ def _has_digest(path: str) -> bool:
     return "integrity" in lock["packages"].get(path, {})
 
 
+def _environ(home: Path) -> dict[str, str]:
+    """Return our environment, with ``home`` in the place of a home folder that takes nothing.
+
+    Services and containers often have no other. Where its cache cannot be written npm brings no
+    optional package, and says nothing; without HOME neither it nor goose starts.
+    """
+    own = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where there is none
+    if os.access(own, os.W_OK):
+        return dict(os.environ)
+    return {"HOME": str(home), "npm_config_cache": str(home), **os.environ}
+
+
 def _run(command: list[str], folder: Path, seconds: float, complaint: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - fixed words and paths of our own
-            command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=True
-        )
+            command, cwd=folder, env=_environ(folder / "home"), capture_output=True, text=True,
+            timeout=seconds, check=True,
+        )  # fmt: skip
     except subprocess.CalledProcessError as error:
         tail = "\n".join((error.stderr or error.stdout).strip().splitlines()[-5:])
         raise GooseNotInstalledError(f"{complaint}:\n{tail}") from error

@@ -1,6 +1,7 @@
 """Installing goose, with a program in npm's place that brings a small goose of its own."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -87,6 +88,29 @@ def test_goose_is_installed_once_and_linked(
     assert install_goose.main() == 0
     assert machine.calls == 1
     assert machine.folders() == {"bin", "goose"}
+
+
+@pytest.mark.parametrize("home", [None, "/of-another"])
+def test_npm_and_goose_have_a_place_of_their_own_where_the_home_folder_takes_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    can = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and can(path, mode))
+    if home is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", home)  # what npm is told there still counts
+    used = machine.root / "used"
+    machine.npm(
+        NPM.format(calls=used, package=CHECKED, does="echo 1.52.0")
+        + f'echo "$HOME $npm_config_cache" >> {used}; mkdir -p "$npm_config_cache/_cacache"\n'
+    )
+    assert install_goose.main() == 0
+    assert machine.link.is_file()
+    at, cache = used.read_text().splitlines()[1].split()
+    assert Path(cache).is_relative_to(machine.root / ".venv")
+    assert at == (home or cache)
+    assert not (machine.root / ".venv/goose/home").exists()
 
 
 def test_a_new_lock_file_installs_anew(machine: Machine) -> None:
