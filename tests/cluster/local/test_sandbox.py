@@ -143,6 +143,24 @@ def test_a_sandbox_that_the_system_forbids_is_refused_with_its_words(
         choose_sandbox("bubblewrap", hidden=(), needed=())
 
 
+def test_a_machine_that_takes_its_time_is_not_left_without_a_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = tmp_path / "bwrap"
+    slow.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def run(
+        command: list[str], timeout: float | None = None, **_: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        if timeout is not None and timeout < 20:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert choose_sandbox("auto", hidden=(), needed=()).bwrap == str(slow)
+
+
 def test_a_strict_network_without_a_sandbox_is_refused() -> None:
     with pytest.raises(ConfigError, match="GREYLAG_SANDBOX_NETWORK=strict needs bubblewrap"):
         choose_sandbox("none", hidden=(), needed=(), network="strict")
