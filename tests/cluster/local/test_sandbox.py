@@ -161,6 +161,18 @@ def test_a_machine_that_takes_its_time_is_not_left_without_a_sandbox(
     assert choose_sandbox("auto", hidden=(), needed=()).bwrap == str(slow)
 
 
+def test_without_a_place_for_temporary_files_nothing_is_said_of_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bwrap").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(ConfigError, match="temporary") as refused:
+        choose_sandbox("auto", hidden=(), needed=())
+    assert "TMPDIR" in refused.value.info.hint
+
+
 def test_a_strict_network_without_a_sandbox_is_refused() -> None:
     with pytest.raises(ConfigError, match="GREYLAG_SANDBOX_NETWORK=strict needs bubblewrap"):
         choose_sandbox("none", hidden=(), needed=(), network="strict")

@@ -200,7 +200,8 @@ def choose_sandbox(
     the program but forbid what it does, and Greylag may lie where it cannot be seen from inside.
 
     Raises:
-        ConfigError: ``bubblewrap`` or a ``strict`` network was demanded and does not work.
+        ConfigError: ``bubblewrap`` or a ``strict`` network was demanded and does not work, or no
+            temporary file can be made.
     """
     found = None if choice == "none" else shutil.which("bwrap")
     if found is None:
@@ -247,7 +248,14 @@ def start_folder() -> tuple[Path, ...]:
 
 def _probe(sandbox: Sandbox) -> str | None:
     """Return why ``sandbox`` does not work here, or ``None``."""
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        place = tempfile.TemporaryDirectory()
+    except OSError as error:  # it says nothing of the sandbox
+        raise ConfigError(
+            f"Greylag needs a place for temporary files: {error.strerror}.",
+            hint="Set TMPDIR to a folder that can be written to and has room.",
+        ) from error
+    with place as folder:
         seccomp = Path(folder, "seccomp")
         sandbox.write(seccomp)
         command = sandbox.command([sys.executable, "-I", "-c", _PROBE], [Path(folder)], seccomp)
