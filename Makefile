@@ -1,7 +1,7 @@
 # `make up` sets everything up and runs Greylag; `make test` sets everything up and tests it.
 # HOST, PORT and DATA may be given: make up PORT=9000
 BIN := .venv/bin
-UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(DATA))
+UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(subst $() ,\ ,$(DATA)))
 TEST_ARGS ?=
 
 .PHONY: up setup test setup-dev lint typecheck pytest format bench lighthouse lock image greylag-image judges sbom css clean

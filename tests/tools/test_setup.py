@@ -1,6 +1,7 @@
 """The set-up, with stand-ins for Python and pip: when it makes the environment, and when anew."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,3 +71,12 @@ def assert_made_anew(folder: Path, version: str) -> None:
     asked = set_up(folder, version)
     assert (MADE in asked, installed(asked)) == (True, True)
     assert MADE not in set_up(folder, version)
+
+
+def test_make_up_takes_a_data_folder_with_blanks_in_its_name() -> None:
+    make = shutil.which("make")
+    assert make is not None
+    command = [make, "--no-print-directory", "-n", "up", "PORT=9000", "DATA=my own data"]
+    told = subprocess.check_output(command, cwd=ROOT, text=True)  # noqa: S603 - a dry run
+    started = shlex.split(told.splitlines()[-1])
+    assert started[1:] == ["up", "--port", "9000", "--data", "my own data"]
