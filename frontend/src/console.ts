@@ -355,6 +355,7 @@ class Console {
     let ending = "";
     let wakeFailure = "";
     const handlers: Handlers = {
+      state: () => (view.asks ? "asks" : "working"),
       opened: () => {
         if (this.#stream === stream) this.#say("");
       },

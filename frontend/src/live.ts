@@ -1,14 +1,17 @@
 // Keeps the open page as things are: one stream per page, closed while nobody looks at it (a browser
-// opens only six connections to a host, and every tab would hold one).
+// opens only six connections to a host, and every tab would hold one), unless others rest on what it tells.
 import htmx from "htmx.org/dist/htmx.esm.js";
+import { type Doing, isHeeded, onOtherLive, tellDoing, tellLive } from "./doing";
 import { Backoff, Refused, Silence, ask, frames } from "./sse";
 
+const TOLD_MS = 5_000; // what runs has been told then, if anything does
 const LOST_MS = 3_000; // one that was cut may be there again before anybody needs to know
 
 interface Live {
   url: string;
   leave: AbortController;
   last: string | null;
+  doing: Doing | null; // null: that is not known yet
 }
 
 let open: Live | null = null;
@@ -16,19 +19,33 @@ let left: Live | null = null; // the one before, which the page may go on with
 
 /** Follow the stream that the page names in `data-live`, if it names one; again when that changes. */
 export function startLive(): void {
-  const check = () => {
-    const place = document.querySelector<HTMLElement>("[data-live]");
-    const wanted = document.visibilityState === "visible" ? (place?.dataset.live ?? null) : null;
-    if (wanted === (open?.url ?? null)) return;
-    open?.leave.abort();
-    left = open ?? left;
-    const last = left?.url === wanted ? left.last : null;
-    open = wanted === null ? null : { url: wanted, leave: new AbortController(), last };
-    if (open) void follow(open);
-  };
-  document.addEventListener("visibilitychange", check);
-  document.body.addEventListener("htmx:afterSettle", check);
-  check();
+  document.addEventListener("visibilitychange", look);
+  document.body.addEventListener("htmx:afterSettle", look);
+  onOtherLive(() => document.visibilityState === "hidden" && become(null));
+  look();
+}
+
+function look(): void {
+  const isNeeded = document.visibilityState === "visible" || (open !== null && isHeeded());
+  if (!isNeeded && open) tellDoing({});
+  become(isNeeded ? (document.querySelector<HTMLElement>("[data-live]")?.dataset.live ?? null) : null);
+}
+
+function become(wanted: string | null): void {
+  if (wanted === (open?.url ?? null)) return;
+  open?.leave.abort();
+  left = open ?? left;
+  const last = left?.url === wanted ? left.last : null;
+  open = wanted === null ? null : { url: wanted, leave: new AbortController(), last, doing: null };
+  if (!open) return;
+  tellLive();
+  void follow(open);
+}
+
+/** It has given a sign of life: what it told last is so. */
+function heard(stream: Live): void {
+  if (stream.doing) tellDoing(stream.doing);
+  look();
 }
 
 async function follow(stream: Live): Promise<void> {
@@ -46,12 +63,23 @@ async function follow(stream: Live): Promise<void> {
       losing = undefined;
       say("");
       document.dispatchEvent(new Event("greylag:live"));
-      for await (const frame of frames(response, () => silence.heard())) {
+      const openedAt = performance.now();
+      stream.doing = null;
+      const alive = () => {
+        silence.heard();
+        if (performance.now() - openedAt > TOLD_MS) stream.doing ??= {};
+        heard(stream);
+      };
+      for await (const frame of frames(response, alive)) {
         if (signal.aborted) return;
         if (frame.data.type === "gone") return leave();
         if (frame.id !== null) stream.last = frame.id;
         if (frame.data.type === "html") show(frame.data.content.html);
         if (frame.data.type === "order") order(frame.data.content.ids);
+        if (frame.data.type === "doing") {
+          stream.doing = frame.data.content.turns;
+          heard(stream);
+        }
         if (frame.data.type === "turns") {
           document.dispatchEvent(new CustomEvent("greylag:turns", { detail: frame.data.content.turns }));
         }

@@ -10,6 +10,7 @@ const WORDS: Record<string, string> = { asks: "Needs you: ", working: "Working: 
 
 let turns: TurnState[] = []; // of the project that is open
 let turn = ""; // what the turn that the page follows is about: a hidden page hears of nothing else
+let isOver = false; // it has ended since the server told of the project
 
 /** Bring the rail to life, on a page that has one. */
 export function startRail(): void {
@@ -24,12 +25,14 @@ export function startRail(): void {
     const { detail } = event as CustomEvent<string>; // with each event of the turn
     if (detail === turn) return;
     turn = detail;
+    isOver = turn === "" && document.visibilityState === "hidden";
     tell();
   });
   document.addEventListener("greylag:turns", (event) => {
     turns = (event as CustomEvent<TurnState[]>).detail;
     markSessions();
   });
+  document.addEventListener("greylag:changed", () => (isOver = false));
   for (const news of ["greylag:changed", "greylag:session"]) document.addEventListener(news, refresh);
   document.body.addEventListener("session-deleted", (event) => {
     const link = (event.target as Element).closest(".session")?.querySelector(".session-link[aria-current]");
@@ -213,9 +216,10 @@ function showDoing(state: string): void {
 }
 
 function tell(): void {
-  const states = rows().map((row) => row.dataset.state ?? "");
   const open = document.querySelector<HTMLElement>(".rail-row[aria-current]");
-  const own = turn || open?.dataset.state || "";
+  const stateOf = (row: HTMLElement | null) => (isOver && row === open ? "" : (row?.dataset.state ?? ""));
+  const states = rows().map(stateOf);
+  const own = turn || stateOf(open);
   const waiting = states.filter((state) => state === "asks").length;
   const name = document.querySelector("#project-header .project-name")?.textContent;
   const title = name ? `${name} \u00b7 Greylag` : untouched;

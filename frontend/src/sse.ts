@@ -5,7 +5,7 @@ import { setClock } from "./times";
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 10_000;
 const STEADY_MS = 5_000; // what was open for longer had not failed, however it ended
-const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
+export const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 
 /** A problem document, or what stands for one. */
 export interface Problem {

@@ -1,4 +1,5 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
+import { Rest } from "./doing";
 import { Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
@@ -23,8 +24,9 @@ export interface TurnState {
   state: "working" | "asks" | "ended";
 }
 
-/** What a turn's follower is told. */
+/** What a turn's follower is told, and asked. */
 export interface Handlers {
+  state(): TurnState["state"];
   opened(): void;
   lost(): void;
   waking(content: Record<string, any>): void;
@@ -51,12 +53,16 @@ export class TurnStream {
    */
   async follow(handlers: Handlers, signal: AbortSignal): Promise<void> {
     const backoff = new Backoff();
+    const rest = new Rest(() => this.turnId, handlers.state);
     let refusedSince: number | null = null;
     for (;;) {
+      await rest.over();
       const silence = new Silence();
+      const rests = new AbortController();
+      const look = rest.begin(() => rests.abort(), rests.signal);
       let isCut = true;
       try {
-        const response = await this.#open(AbortSignal.any([signal, silence.signal]));
+        const response = await this.#open(AbortSignal.any([signal, silence.signal, rests.signal]));
         backoff.opened();
         handlers.opened();
         let fate: Fate = "goes on";
@@ -66,16 +72,19 @@ export class TurnStream {
           if (fate === "broken") break;
           backoff.reset();
           refusedSince = null;
+          look();
         }
         isCut = fate === "broken"; // the server ends each stream once in a while, to be asked again
       } catch (error) {
         if (signal.aborted) return;
+        if (rests.signal.aborted) continue;
         if (error instanceof Refused) {
           refusedSince ??= Date.now();
           if (!this.#passes(error) || Date.now() - refusedSince > PATIENCE_MS) throw error;
         }
       } finally {
         silence.over();
+        rests.abort();
       }
       if (signal.aborted) return;
       if (isCut) handlers.lost();

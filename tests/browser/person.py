@@ -17,6 +17,11 @@ needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="THE PAGES WERE NOT JUDGED: run tools/setup.sh dev where npm is"
 )
 PATIENCE_MS = 60_000
+# Has a page take itself for one that is looked at or not, as "visible" and "hidden" say.
+LOOKED_AT = """state => {
+  Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 expect.set_options(timeout=PATIENCE_MS)
 _ARGUMENTS = (
     "--no-sandbox",

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 from playwright.async_api import expect
-from tests.browser.person import Person, at_browser, needs_axe
+from tests.browser.person import LOOKED_AT, Person, at_browser, needs_axe
 from tests.web.server import ADA, Site, site
 
 from greylag.domain.errors import ErrorInfo
@@ -18,10 +18,6 @@ from greylag.domain.project import NewEvent, ProjectRef
 pytestmark = needs_axe
 GONE = ErrorInfo("image_missing", "The image does not exist.", "Name another image.")
 LOOKS = ((320, "light"), (1920, "dark"))
-LOOKED_AT = """state => {
-  Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
-  document.dispatchEvent(new Event("visibilitychange"));
-}"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import FilePayload, Page, Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
-from tests.browser.person import Person
+from tests.browser.person import LOOKED_AT, Person
 from tests.web.server import Site
 
 A_MINUTE = 61_000
@@ -92,6 +92,37 @@ async def test_a_connection_that_died_unseen_is_left_and_the_turn_followed_to_it
     await person.answered()
     assert (await person.answer()).count("It ran.") == 1
     assert await page.locator(".step").count() == 1
+
+
+async def test_tabs_that_work_unseen_leave_the_connections_to_the_one_that_is_seen(
+    running: Site, person: Person
+) -> None:
+    path, titled = await running.project(active=True), "{}Notes \u00b7 Greylag".format
+    pages = [person.page]
+    for number in range(8):  # a browser opens six connections to a host
+        page = pages[number]
+        await page.goto(f"{path.removeprefix('/api')}?session=new")
+        await Person(page).say("run: ls" if number == 1 else "wait: long")
+        await page.wait_for_selector(".turn[data-turn]")
+        await expect(page).to_have_title(titled("Needs you: " if number == 1 else "Working: "))
+        pages.append(await page.context.new_page())
+        await page.evaluate(LOOKED_AT, "hidden")
+    seen = pages[-1]
+    await seen.goto(path.removeprefix("/api"))
+    await expect(seen.locator(".session .dot-working")).to_have_count(7)
+    # What happens to their turns is heard at once.
+    await pages[1].get_by_role("button", name="Decline").click()
+    await expect(pages[1]).to_have_title(titled(""))
+    _, turn = await newest(running, path)
+    await running.ask("POST", f"{path}/turns/{turn}/cancel")
+    await Person(pages[7]).answered()
+    await expect(pages[7].locator(".turn-end")).to_have_text("Stopped.")
+    # One that is seen again has its own stream, and the one before tells the others on.
+    await seen.evaluate(LOOKED_AT, "hidden")
+    await expect(pages[0]).to_have_title(titled("Working: "))
+    await pages[0].evaluate(LOOKED_AT, "visible")
+    await pages[0].get_by_role("button", name="Stop").click()
+    await Person(pages[0]).answered()
 
 
 async def test_an_answer_that_nobody_takes_can_be_given_again(

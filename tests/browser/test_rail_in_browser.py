@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.async_api import expect
 from tests.browser.dropping import DroppingProxy
-from tests.browser.person import Person, at_browser, needs_axe
+from tests.browser.person import LOOKED_AT, Person, at_browser, needs_axe
 from tests.web.server import ADA, Site
 
 from greylag.web.dashboard import rail
@@ -250,3 +250,21 @@ async def test_the_palette_says_that_it_does_not_search_all_projects(
     await expect(said).to_contain_text("Only 2 of 3 projects are searched here.")
     await page.get_by_role("combobox").fill("xyz")
     await expect(said).to_contain_text("Nothing matches. Only 2 of 3 projects are searched here.")
+
+
+async def test_a_page_that_nobody_looks_at_does_not_say_that_its_agent_works_on_after_the_turn(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await person.open_project(path)
+    await person.say("run: ls")
+    await expect(page).to_have_title("Needs you: Notes \u00b7 Greylag")
+    await expect(page.locator(".rail-row[aria-current]")).to_have_attribute("data-state", "asks")
+    await page.evaluate(LOOKED_AT, "hidden")
+    await page.get_by_role("button", name="Decline").click()
+    await person.answered()
+    await expect(page).to_have_title("Notes \u00b7 Greylag")
+    await page.evaluate(LOOKED_AT, "visible")
+    await expect(page.locator(".rail-row[aria-current]")).to_have_attribute("data-state", "ready")
+    await say(running, path, "wait: another session's")
+    await expect(page).to_have_title("Working: Notes \u00b7 Greylag")

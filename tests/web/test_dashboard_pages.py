@@ -294,6 +294,26 @@ async def test_an_open_page_hears_that_no_turn_runs_in_a_project_that_sleeps(run
         await follow([])
 
 
+async def test_an_open_page_hears_of_the_turns_that_run_in_all_projects(running: Site) -> None:
+    await running.project()
+    path = await running.project("other", active=True)
+    heard: list[dict[str, str]] = []
+    async with running.http.post(f"{path}/messages", json={"message": "run: ls"}) as turn:
+        await turn.content.readline()
+        async with asyncio.timeout(20), running.http.get(f"{PAGE}/live") as answer:
+            splitter = sse.FrameSplitter()
+            async for chunk in answer.content.iter_any():
+                told = [sse.parse(raw) for raw in splitter.feed(chunk)]
+                frames = [json.loads(one.data) for one in told if one is not None]
+                for doing in [one["content"]["turns"] for one in frames if one["type"] == "doing"]:
+                    heard.append(doing)
+                    for asking in [one for one, state in doing.items() if state == "asks"]:
+                        await running.ask("POST", f"{path}/turns/{asking}/cancel")
+                if heard[-1:] == [{}]:
+                    break
+    assert [*heard[-2].values()] == ["asks"]
+
+
 async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,11 +234,13 @@ async def rail_frames(
 ) -> AsyncGenerator[bytes]:
     """Yield what differs from the rail of the digest ``known``, then what changes, until closed.
 
-    Of the project that is ``shown`` there are its turns too, in frames of the type ``turns``.
+    Which turns run, none at first, is in frames of the type ``doing``. Of the project that is
+    ``shown`` there are all of its turns too, in frames of the type ``turns``.
     ``more`` returns frames for what else of the page has changed, at each look at the
     projects, which it is given as rows.
     """
     before: Rail | None = None
+    doing: dict[str, str] = {}
     turns: list[dict[str, str]] | None = None
     sessions = _OpenSessions(call)
     news_of, looks = call.use_cases.projects.changes, call.use_cases.activities.watch
@@ -249,6 +251,9 @@ async def rail_frames(
             watch.follow(projects)
             # As the page has them: what agents tell from now on is news, and no whole list again.
             rows = made.of(projects)
+            if (now := _doing(projects, watch)) != doing:
+                doing = now
+                yield sse.encode({"type": "doing", "content": {"turns": doing}})
             here = next((one for one in projects if shown and one.id == shown.key), None)
             runs = here is not None and here.status is Status.ACTIVE
             activity = watch.of(here) if here and runs else None
@@ -269,6 +274,12 @@ async def rail_frames(
             before = rail
             await _either(news, watch)
             await asyncio.sleep(GATHER_SECONDS)
+
+
+def _doing(projects: Sequence[Project], watch: Watch) -> dict[str, str]:
+    known = [watch.of(one) for one in projects if one.status is Status.ACTIVE]
+    turns = [turn for one in known if one is not None for turn in one.turns]
+    return {turn.turn_id: turn.state for turn in turns if turn.state != "ended"}
 
 
 class _OpenSessions:
