@@ -7,6 +7,9 @@ const LONGEST_WAIT_MS = 10_000;
 const STEADY_MS = 5_000; // what was open for longer had not failed, however it ended
 export const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 
+/** Longer than the platform waits for an agent: a connection may have died without a word, and the browser goes on for minutes. */
+export const ANSWER_MS = 40_000;
+
 /** A problem document, or what stands for one. */
 export interface Problem {
   detail?: string;

@@ -2,11 +2,16 @@
 import { FitAddon } from "@xterm/addon-fit";
 import { Terminal } from "@xterm/xterm";
 import sheetText from "@xterm/xterm/css/xterm.css";
-import { Backoff, Refused, ask, wordsOf } from "./sse";
+import { ANSWER_MS, Backoff, Refused, ask, wordsOf } from "./sse";
 import { textOr } from "./text";
 
 // The server ends a connection that sends more at once (docs/terminal.md); what is pasted may be long.
 const MOST_BYTES = 32_768;
+
+// A connection may die without a word. What is said on it is answered soon by a shell that lives, and else when asked.
+const QUIET_MS = 20_000;
+const SOON_MS = 3_000;
+const LIFE_MS = 10_000;
 
 /** How a terminal stands, in words; empty while all is well. */
 type Told = (words: string, ended: boolean) => void;
@@ -16,6 +21,7 @@ export class Screen {
   #terminal: Terminal;
   #fit = new FitAddon();
   #socket: WebSocket | null = null;
+  #pulse: Pulse | null = null; // once it is attached to a server that answers
   #leave = new AbortController();
   #replay = 0;
   #muted = true;
@@ -47,6 +53,7 @@ export class Screen {
   dispose(): void {
     this.#leave.abort();
     this.#socket?.close();
+    this.#pulse?.over();
     for (const watcher of this.#watchers) watcher.disconnect();
     this.#terminal.dispose();
   }
@@ -79,18 +86,27 @@ export class Screen {
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     let attached = false;
-    socket.addEventListener("message", ({ data }) => {
-      attached = true;
-      if (typeof data === "string") this.#hear(JSON.parse(data));
-      else this.#show(new Uint8Array(data));
+    return new Promise((resolve) => {
+      const over = () => {
+        this.#pulse?.over();
+        this.#pulse = null;
+        socket.close(); // of one that is dead the browser tells the end much later
+        resolve(attached);
+      };
+      socket.addEventListener("message", ({ data }) => {
+        attached = true;
+        if (typeof data === "string") this.#hear(JSON.parse(data), new Pulse(() => socket.send('{"ping": true}'), over));
+        else this.#show(new Uint8Array(data));
+        this.#pulse?.heard();
+      });
+      socket.addEventListener("close", over);
     });
-    return new Promise((resolve) => socket.addEventListener("close", () => resolve(attached)));
   }
 
   /** A page's WebSocket does not tell why it failed: the list does. */
   async #isGone(): Promise<boolean> {
     try {
-      const { terminals } = await (await ask(this.list)).json();
+      const { terminals } = await (await ask(this.list, { signal: AbortSignal.timeout(ANSWER_MS) })).json();
       if (terminals.some((one: { terminal_id: string }) => one.terminal_id === this.id)) return false;
       this.#end("This terminal is gone: the environment was started anew.");
     } catch (error) {
@@ -100,8 +116,9 @@ export class Screen {
     return true;
   }
 
-  #hear(message: Record<string, any>): void {
+  #hear(message: Record<string, any>, pulse: Pulse): void {
     if (message.attached) {
+      if (message.attached.pings) this.#pulse = pulse;
       this.#terminal.reset();
       this.#replay = Number(message.attached.replay);
       this.#muted = this.#replay > 0;
@@ -146,7 +163,42 @@ export class Screen {
 
   #send(bytes: Uint8Array<ArrayBuffer>): void {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#pulse?.sent();
     for (let at = 0; at < bytes.length; at += MOST_BYTES) this.#socket.send(bytes.subarray(at, at + MOST_BYTES));
+  }
+}
+
+/** Asks for a sign of life where none comes, and tells when there is none. */
+class Pulse {
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #awaits = false;
+
+  constructor(private ask: () => void, private lost: () => void) {}
+
+  heard(): void {
+    this.#awaits = false;
+    this.#in(QUIET_MS, () => this.#ask());
+  }
+
+  sent(): void {
+    if (this.#awaits) return;
+    this.#awaits = true;
+    this.#in(SOON_MS, () => this.#ask());
+  }
+
+  over(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #ask(): void {
+    this.#awaits = true;
+    this.ask();
+    this.#in(LIFE_MS, this.lost);
+  }
+
+  #in(wait: number, then: () => void): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(then, wait);
   }
 }
 

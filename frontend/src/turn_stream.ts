@@ -1,10 +1,8 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
 import { Rest } from "./doing";
-import { Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
+import { ANSWER_MS, Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
-
-const ANSWER_MS = 40_000; // longer than the platform waits for an agent: a connection may have died without a word
 
 export type Decision = "allow_once" | "allow_session" | "reject_once";
 

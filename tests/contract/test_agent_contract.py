@@ -318,7 +318,11 @@ async def test_a_terminal_is_started_attached_to_and_ended(agent: Agent) -> None
     async with agent.gateway.socket(agent.at, socket, {"terminal": one}) as opened:
         first = await opened.receive()
         assert isinstance(first, str)
-        assert set(json.loads(first)["attached"]) == {"rows", "columns", "replay"}
+        assert set(json.loads(first)["attached"]) == {"rows", "columns", "replay", "pings"}
+        await opened.send('{"ping": true}')
+        while isinstance(came := await opened.receive(), bytes):
+            pass  # a shell's first words
+        assert json.loads(came or "") == {"pong": True}
         await opened.send(b"exit")
         said = b""
         while b"exit" not in said:

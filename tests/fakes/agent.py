@@ -706,10 +706,11 @@ class _Echo:
     def __init__(self) -> None:
         self.close_code: int | None = None
         self._said: asyncio.Queue[bytes | str | None] = asyncio.Queue()
-        self._said.put_nowait(json.dumps({"attached": {"rows": 24, "columns": 80, "replay": 0}}))
+        size = {"rows": 24, "columns": 80}
+        self._said.put_nowait(json.dumps({"attached": {**size, "replay": 0, "pings": True}}))
 
     async def send(self, content: bytes | str) -> None:
-        self._said.put_nowait(content)
+        self._said.put_nowait('{"pong": true}' if content == '{"ping": true}' else content)
         if content == b"exit":
             self._said.put_nowait(json.dumps({"exit": 0}))
             self.close_code = 1000

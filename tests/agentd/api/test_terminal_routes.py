@@ -68,6 +68,15 @@ async def rest(socket: ClientWebSocketResponse) -> tuple[bytes, bytes, list[Any]
     return outputs[1], outputs[2], messages, socket.close_code
 
 
+async def test_who_asks_whether_a_terminal_is_there_is_answered(tmp_path: Path) -> None:
+    async with site(tmp_path) as api, connected(api, f"{TERMINALS}/{await started(api)}") as socket:
+        assert (await told(socket))["attached"]["pings"] is True
+        await socket.send_str(json.dumps({"ping": True}))
+        while (came := await socket.receive(timeout=20)).type is WSMsgType.BINARY:
+            pass  # the shell's first words
+        assert json.loads(came.data) == {"pong": True}
+
+
 async def test_a_shell_outlives_its_connections_and_ends_with_its_code(tmp_path: Path) -> None:
     async with site(tmp_path) as api:
         one = await started(api)

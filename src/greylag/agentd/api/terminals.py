@@ -65,7 +65,7 @@ class TerminalRoutes:
         async with _open(socket):
             with terminal.attached() as reader:
                 size = {"rows": terminal.rows, "columns": terminal.columns}
-                await _tell(socket, attached={**size, "replay": reader.replay})
+                await _tell(socket, attached={**size, "replay": reader.replay, "pings": True})
                 await until_one_ends(
                     output=_show(socket, terminal, reader),
                     input=_type(socket, terminal),
@@ -145,8 +145,11 @@ async def _type(socket: WebSocket, terminal: RunningTerminal) -> None:
         if isinstance(came, bytes):
             await terminal.write(came)
         else:
-            resize = _control(came, "resize")["resize"]
-            await terminal.resize(*_size(_object(resize, "rows", "columns")))
+            match _control(came, "resize", "ping"):
+                case {"resize": size}:
+                    await terminal.resize(*_size(_object(size, "rows", "columns")))
+                case _:
+                    await _tell(socket, pong=True)
 
 
 # A command.
