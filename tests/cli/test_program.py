@@ -12,6 +12,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 from tests.cli.program import GREYLAG, PATIENCE, Cli, call, environment, finish, run, start
@@ -306,6 +307,25 @@ async def test_what_answers_in_place_of_the_server_is_told_with_what_to_do(
 async def test_an_address_with_a_path_too_many_is_told_so(env: dict[str, str]) -> None:
     done = await call("users", "--server", f"{env['GREYLAG_SERVER']}/api", env=env)
     assert (done.code, "Check the path of --server" in done.err) == (1, True)
+
+
+async def test_a_proxy_that_lets_no_websocket_through_is_told_of(env: dict[str, str]) -> None:
+    await call("projects", "create", "Notes", "--id", "notes", env=env)
+    server = urlsplit(env["GREYLAG_SERVER"])
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first, *headers = (await reader.readuntil(b"\r\n\r\n")).rstrip().split(b"\r\n")
+        kept = [one for one in headers if not one.lower().startswith((b"upgrade:", b"connection:"))]
+        answer, up = await asyncio.open_connection(server.hostname, server.port)
+        up.write(b"\r\n".join([first, *kept, b"connection: close\r\n\r\n"]))
+        writer.write(await answer.read())
+        up.close()
+        writer.close()
+
+    async with await asyncio.start_server(hand_on, "127.0.0.1", 0) as proxy:
+        at = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        done = await call("exec", "notes", "--", "true", env={**env, "GREYLAG_SERVER": at})
+    assert (done.code, "must let WebSockets through" in done.err) == (1, True), done.err
 
 
 async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:

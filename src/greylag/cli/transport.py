@@ -15,7 +15,14 @@ import aiohttp
 import click
 from yarl import URL
 
-from greylag.cli.errors import PASSING, CliError, Problem, ServerUnreachableError, refusal
+from greylag.cli.errors import (
+    PASSING,
+    CliError,
+    Problem,
+    ServerRefusedError,
+    ServerUnreachableError,
+    refusal,
+)
 from greylag.common import sse
 from greylag.common.net import (
     Proxy,
@@ -263,13 +270,23 @@ class Http:
                     )
             except ServerUnreachableError as error:
                 if isinstance(error.__cause__, aiohttp.WSServerHandshakeError):
-                    # The library does not tell what the refusal says.
-                    (await self._send(replace(request, headers=UPGRADE), ANSWER_SECONDS)).close()
+                    await self._refused_socket(request)
                 raise
             try:
                 yield ServerSocket(opened, self)
             finally:
                 await opened.close()
+
+    async def _refused_socket(self, request: Request) -> None:
+        """Raise what the refusal of a WebSocket says, which the library does not tell."""
+        try:
+            (await self._send(replace(request, headers=UPGRADE), ANSWER_SECONDS)).close()
+        except ServerRefusedError as refused:
+            if refused.problem.code != "not_found":
+                raise
+            # What asks for the same without an upgrade asks for nothing that there is.
+            hint = "A proxy on the way must let WebSockets through: docs/proxies.md tells how."
+            raise ServerRefusedError(replace(refused.problem, hint=hint)) from refused
 
     @asynccontextmanager
     async def sent_events(self, request: Request) -> AsyncIterator[AsyncIterator[StreamEvent]]:
