@@ -3,8 +3,11 @@
 import os
 import sys
 
-from greylag.agentd.config import AgentdConfigError, AgentdSettings
-from greylag.agentd.main import EXIT_CONFIG, run
+from greylag.common.loading import loading
+
+with loading():
+    from greylag.agentd.config import AgentdConfigError, AgentdSettings
+    from greylag.agentd.main import EXIT_CONFIG, run
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from greylag.cli.output import (
     output_lost,
     prepare_streams,
 )
+from greylag.common.loading import loading
 
 # What Python makes of bytes that the locale's encoding does not know.
 _UNREAD = re.compile("[\udc80-\udcff]")
@@ -36,7 +37,8 @@ class LazyVerb:
     def load(self) -> click.Command:
         """Import the command."""
         module, _, name = self.place.partition(":")
-        command = getattr(importlib.import_module(f"greylag.cli.{module}"), name)
+        with loading():
+            command = getattr(importlib.import_module(f"greylag.cli.{module}"), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{self.place} is not a command")
         return command

@@ -12,6 +12,7 @@ import click
 from greylag import __version__
 from greylag.cli.errors import StartError
 from greylag.cli.output import Output, drop_output, json_option
+from greylag.common.loading import loading
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def up(host: str | None, port: int | None, data: Path | None) -> None:
 
     Example: greylag up --port 9000 --data ~/greylag
     """
-    from greylag import programs
+    with loading():
+        from greylag import programs
 
     _run(programs.up, host=host, port=port, data=data)
 
@@ -63,7 +65,8 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 
     It writes what is wanted; a `greylag worker` on the same store makes it so.
     """
-    from greylag import programs
+    with loading():
+        from greylag import programs
 
     _run(programs.serve, host=host, port=port, data=data)
 
@@ -72,7 +75,8 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 @data_option
 def worker(data: Path | None) -> None:
     """Run the worker alone: it makes environments match their records."""
-    from greylag import programs
+    with loading():
+        from greylag import programs
 
     _run(programs.work, data=data)
 
@@ -84,8 +88,9 @@ def agentd() -> int:
     Greylag starts this itself, in each environment. It reads its settings from environment
     variables (GREYLAG_AGENT_FOLDER, GOOSE_API_PORT, ...).
     """
-    from greylag.agentd.config import AgentdConfigError, AgentdSettings
-    from greylag.agentd.main import run
+    with loading():
+        from greylag.agentd.config import AgentdConfigError, AgentdSettings
+        from greylag.agentd.main import run
 
     try:
         settings = AgentdSettings.from_env(os.environ)

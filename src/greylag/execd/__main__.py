@@ -19,6 +19,7 @@ in each user namespace, so that is for a sandbox which has one of its own.
 
 import argparse
 import asyncio
+import gc
 import os
 import resource
 import secrets
@@ -140,6 +141,7 @@ def _report(error: OSError) -> None:
 
 def main() -> None:
     """Serve until told to end."""
+    gc.freeze()  # what is loaded stays: nobody goes through it for garbage, nor at the end
     parser = argparse.ArgumentParser(prog="greylag-execd", description="Run an agent's processes.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--sent", action="store_true", help="take a listening socket from stdin")
