@@ -1,11 +1,13 @@
 """What holds for every test."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 from tests.identity.people import Provider, running_provider
+
+from greylag.common.loading import loading
 
 CLUSTER_SECONDS = 420
 
@@ -17,6 +19,13 @@ settings.load_profile("patient")
 # programs that tests start would inherit it too; Ctrl-C tests need the ordinary state.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All tests and what they import stay: nobody goes through them for garbage again and again."""
+    with loading():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
