@@ -16,6 +16,7 @@ from greylag.cli.client import ApiClient, ProjectJson
 from greylag.cli.errors import CliError, Exit, error_of_settings, starting
 from greylag.cli.output import Output, confirm, json_option, moment
 from greylag.cli.programs import data_option
+from greylag.common.loading import loading
 from greylag.domain.errors import ErrorInfo, GreylagError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def manifests(user: str, project: str, template: str | None, *, stopped: bool) -
 
     Example: ACR_IMAGE=goose-api-server:1 greylag manifests alice search
     """
-    from greylag.clusters import printed_manifests
+    with loading():
+        from greylag.clusters import printed_manifests
 
     replicas = 0 if stopped else 1
     with starting():
@@ -126,7 +128,8 @@ def orphans(  # noqa: PLR0913 - as many as the command has options
 
 
 async def _run(settings: "Settings", output: Output, wish: OrphanWish) -> Exit:
-    from greylag.wiring import assembled_orphans
+    with loading():
+        from greylag.wiring import assembled_orphans
 
     async with assembled_orphans(settings) as use_case:
         with output.busy("Comparing environments and records ..."):

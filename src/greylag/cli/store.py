@@ -23,6 +23,7 @@ from greylag.cli.errors import (
     starting,
 )
 from greylag.cli.output import Output, counted, json_option, output_lost
+from greylag.common.loading import loading
 from greylag.domain.errors import GreylagError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def export_(file: str, data: Path | None, *, as_json: bool) -> int:
       greylag export backup.jsonl
       greylag export - | gzip > backup.jsonl.gz
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    from greylag.archives import export_records, place_of
+    with loading():
+        from greylag.archives import export_records, place_of
 
     if as_json and file == STREAM:
         raise click.UsageError("With --json, standard output is for the summary: name a FILE.")
@@ -97,7 +99,8 @@ def import_(file: str, data: Path | None, *, replace: bool, as_json: bool) -> No
       greylag import backup.jsonl
       MONGODB_URI=mongodb://db.example greylag import backup.jsonl
     """  # noqa: D301 - \b is click's mark: do not wrap this paragraph
-    from greylag.archives import import_records, place_of
+    with loading():
+        from greylag.archives import import_records, place_of
 
     output = Output(as_json=as_json)
     settings = _settings(data)
