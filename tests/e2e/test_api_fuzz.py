@@ -38,6 +38,8 @@ OF_THE_WORKSPACE = ("/files", "/changes", "/diff", "/undo", "/extensions/", "/se
 OF_PEOPLE = frozenset(
     {"/api/users", "/api/tokens", "/api/device-logins", "/api/device-logins/token"}
 )
+# These may take a project away: for each of their cases it is made again.
+TAKING = ("/projects/{project}", "/hand-over")
 REPLACED = (ParameterLocation.PATH, ParameterLocation.HEADER)
 
 
@@ -115,6 +117,8 @@ def fuzz(operation: str, test: Callable[["schemathesis.Case[Any]"], None]) -> No
 def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
     operation: str, address: str
 ) -> None:
+    there: set[str] = set()
+
     @settings(
         max_examples=EXAMPLES,
         derandomize=True,
@@ -127,7 +131,7 @@ def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
         told = case.meta.components if case.meta else {}
         aimed = all(told[one].mode.is_positive for one in REPLACED if one in told)
         if aimed:
-            aim(case, address)
+            aim(case, address, there)
         answer = case.call(base_url=address, headers=BEARER, timeout=20)
         # Twenty wrong tokens are followed by 429, which is tested with the sign-in.
         without = [ignored_auth] if aimed else [ignored_auth, negative_data_rejection]
@@ -142,8 +146,11 @@ def test_nothing_makes_a_500_and_every_error_is_a_problem_document(
     fuzz(operation, answered_well)
 
 
-def aim(case: "schemathesis.Case[Any]", address: str) -> None:
-    """Let most cases meet a user and a project that exist, and none an endless stream."""
+def aim(case: "schemathesis.Case[Any]", address: str, there: set[str]) -> None:
+    """Let most cases meet a user and a project that exist, and none an endless stream.
+
+    ``there`` is kept for an operation's cases: the projects that exist, and are awake if need be.
+    """
     parameters = case.path_parameters
     if not parameters:
         return
@@ -151,18 +158,22 @@ def aim(case: "schemathesis.Case[Any]", address: str) -> None:
     if choice % 4 and "user" in parameters:
         parameters["user"] = "ada"
     if choice % 4 and "project" in parameters:
-        body = {"name": "Notes", "project_id": "notes"}  # again, when a case has deleted it
-        made = requests.post(
-            f"{address}/api/users/ada/projects", json=body, headers=BEARER, timeout=20
-        )
-        assert made.status_code in {201, 409}, made.text
-        if any(part in case.path for part in OF_THE_AGENT):
-            requests.post(
-                f"{address}/api/users/ada/projects/notes/activate", headers=BEARER, timeout=20
-            )
+        if "notes" not in there or case.path.endswith(TAKING):
+            wake(address, active=any(part in case.path for part in OF_THE_AGENT))
+            there.add("notes")
         parameters["project"] = "notes"
     if case.path.endswith(ENDLESS):
         parameters["project"] = "gone"
+
+
+def wake(address: str, *, active: bool) -> None:
+    """Make the project, unless it is there, and activate it."""
+    projects = f"{address}/api/users/ada/projects"
+    body = {"name": "Notes", "project_id": "notes"}
+    made = requests.post(projects, json=body, headers=BEARER, timeout=20)
+    assert made.status_code in {201, 409}, made.text
+    if active:
+        requests.post(f"{projects}/notes/activate", headers=BEARER, timeout=20)
 
 
 def check_problem(answer: Response) -> None:
