@@ -1,7 +1,6 @@
 """Starts agentd and ends it: the one place where its parts are put together."""
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -82,7 +81,6 @@ def run(settings: AgentdSettings) -> int:
     except (AgentdConfigError, AgentUnavailableError) as error:
         _log.error("cannot_start", error=str(error))
         return EXIT_CONFIG
-    gc.freeze()  # what was imported lasts: collections would stop all to go through it
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, command, volume, listener))

@@ -1,6 +1,5 @@
 """`greylag up`, `serve`, `worker` and `agentd`, which run until they are stopped, and `version`."""
 
-import gc
 import os
 import platform
 from collections.abc import Callable, Coroutine
@@ -119,7 +118,6 @@ def _run(program: Program, **arguments: object) -> None:
     try:
         settings = load_settings(**arguments)
         configure_logging(settings.log_format, settings.log_level)
-        gc.freeze()  # what was imported lasts: collections would stop all to go through it
         uvloop.run(program(settings, _announce))
     except* GreylagError as group:
         first = _first(group)
