@@ -143,7 +143,7 @@ def _world(
         warnings=lambda: _warnings(use_cases.platform.model),
         git=use_cases.secrets.setup,
         must_sleep=use_cases.accounts.must_sleep,
-        sleep=use_cases.projects.sleep,
+        sleep=use_cases.projects.sleep_unused,
         wake=use_cases.projects.wake,
         transcripts=settings.transcripts == "on",
     )

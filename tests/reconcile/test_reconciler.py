@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -775,7 +777,7 @@ async def _unused(idle_seconds: float | None, longest: float | None = 3600) -> B
     await bench.loop.drain()
     await bench.reach(Desired.ACTIVE)
     bench.gateway.idle_seconds = idle_seconds
-    bench.clock.advance(PACE.resync * 2)
+    bench.clock.advance(3600)
     await bench.loop.drain()
     return bench
 
@@ -811,16 +813,89 @@ async def test_whoever_comes_while_it_is_put_to_sleep_keeps_it_awake(
     await bench.loop.drain()
     await bench.reach(Desired.ACTIVE)
     starts = bench.verbs()
-    asked = iter([3600.0, 0.0, 0.0])
+    asked = iter([3600.0, 0.0])
     status = bench.gateway.status
 
     async def used_between(at: AgentAddress) -> AgentStatus:
         return replace(await status(at), idle_seconds=next(asked))
 
     monkeypatch.setattr(bench.gateway, "status", used_between)
-    bench.clock.advance(PACE.resync * 2)
+    bench.clock.advance(3600)
     await bench.loop.drain()
+    assert next(asked, None) is None
     project = await bench.project()
     assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
     assert project.settled
     assert bench.verbs() == starts
+
+
+async def test_a_wish_for_it_is_use_whatever_the_agent_has_heard_of() -> None:
+    bench = await _unused(0)
+    bench.gateway.idle_seconds = 1e6
+    await bench.reach(Desired.INACTIVE)
+    assert (await bench.reach(Desired.ACTIVE)).status is Status.ACTIVE
+    bench.clock.advance(3599)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
+
+
+async def _put_to_sleep_as(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, then: Callable[[], Awaitable[None]]
+) -> Project:
+    """Return what becomes of an unused project of which ``then`` is so once its sleep is wished."""
+    change = bench.store.change
+
+    async def changed(*given: Any) -> Project:
+        monkeypatch.undo()
+        project = await change(*given)
+        await then()
+        return project
+
+    monkeypatch.setattr(bench.store, "change", changed)
+    bench.gateway.idle_seconds = 3600
+    bench.clock.advance(3600)
+    await bench.loop.drain()
+    return await bench.project()
+
+
+async def test_whoever_wakes_it_while_it_is_put_to_sleep_has_it_stay_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await _unused(0)
+
+    async def woken() -> None:
+        await bench.want(Desired.ACTIVE)
+
+    project = await _put_to_sleep_as(bench, monkeypatch, woken)
+    assert (project.status, project.settled) == (Status.ACTIVE, True)
+    assert (await bench.told()).count("unused") == 1
+
+
+async def test_one_that_cannot_be_asked_again_stays_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = await _unused(0)
+
+    async def unknown() -> None:
+        bench.cluster.lose(REF)
+
+    project = await _put_to_sleep_as(bench, monkeypatch, unknown)
+    assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
+    assert bench.verbs() == [Verb.PREPARE, Verb.START]
+
+
+async def test_it_is_not_put_to_sleep_where_more_was_wanted_while_its_agent_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await _unused(0)
+    status, questions = bench.gateway.status, itertools.count(1)
+
+    async def asked(at: AgentAddress) -> AgentStatus:
+        if next(questions) == 2:  # what was said has been copied
+            await bench.want(Desired.INACTIVE)
+            await bench.want(Desired.ACTIVE)
+        return replace(await status(at), idle_seconds=3600)
+
+    monkeypatch.setattr(bench.gateway, "status", asked)
+    bench.clock.advance(3600)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.generation) == (Status.ACTIVE, 4)

@@ -107,3 +107,12 @@ async def test_a_stream_is_in_progress_until_it_ends_and_counts_by_its_beginning
         while in_progress() > before:  # noqa: ASYNC110 - a number has no event
             await asyncio.sleep(0)
     assert _answers("GET", route, 200) == counted + 1
+
+
+async def test_what_a_client_makes_up_has_no_number_of_its_own(running: Site) -> None:
+    before = _answers("(other)", "(none)", 405)
+    path = await running.project()
+    for method in ("PROPFIND", "MKCOL", "PUT"):
+        status, _ = await running.ask(method, path)
+        assert status == 405
+    assert _answers("(other)", "(none)", 405) == before + 3

@@ -276,8 +276,7 @@ class _Pass:
                 await self._wait(news, working=seen.working)
                 return False
             case Settle(Status.ACTIVE) if await self._is_unused(seen):
-                await self._write(outcomes.unchanged(self.project, [outcomes.UNUSED]))
-                self.slept = await self.world.sleep(self.project)
+                await self._put_to_sleep(seen)
                 return False
             case Settle(status):
                 outcome = await self._settled(status, seen, now)
@@ -328,16 +327,17 @@ class _Pass:
         """Do what comes before a stop, and tell whether that was a step of its own: with a lease
         renewed after it, it takes nothing from the stop.
         """
-        if self._is_to_be_copied(seen):
-            self.copied = True
-            await self.transcripts.look(self.claim, last=True)
+        if self.project.desired is Desired.INACTIVE and await self._is_copied_now(seen):
             return True
         return await self._is_used_after_all(seen)
 
-    def _is_to_be_copied(self, seen: Observation) -> bool:
-        sleeps = self.project.desired is Desired.INACTIVE
-        fresh = self.transcripts.wanted and not self.copied
-        return sleeps and fresh and seen.state is Observed.READY
+    async def _is_copied_now(self, seen: Observation) -> bool:
+        """Copy what was said before the environment ends, and tell whether that was yet to do."""
+        if self.copied or not self.transcripts.wanted or seen.state is not Observed.READY:
+            return False
+        self.copied = True
+        await self.transcripts.look(self.claim, last=True)
+        return True
 
     async def _copy_news(self, status: Status) -> None:
         """Keep what was said in an environment since the last look at it."""
@@ -366,18 +366,38 @@ class _Pass:
         longest = self.world.pace.idle
         if longest is None or seen.state is not Observed.READY or seen.working:
             return False
+        wished = self.world.clock.now() - self.project.updated_at
+        if self.project.desired is Desired.ACTIVE and wished.total_seconds() < longest:
+            return False  # it is wanted for what is still on its way to the agent
         status = await self._status()
         if status is None or status.busy or status.idle_seconds is None:
             return False
         return status.idle_seconds >= longest
 
+    async def _put_to_sleep(self, seen: Observation) -> None:
+        """Want it inactive, unless more was wanted meanwhile.
+
+        What was said is copied before, so that it is soon asked once more, and stopped.
+        """
+        if await self._is_copied_now(seen):
+            return
+        self.slept = await self.world.sleep(self.project)
+        if self.slept is not None:
+            await self._write(outcomes.unchanged(self.project, [outcomes.UNUSED]))
+
     async def _is_used_after_all(self, seen: Observation) -> bool:
         """Have it go on, and tell so, if somebody came while this pass put it to sleep."""
-        slept, self.slept = self.slept, None
-        if slept is None or seen.state is not Observed.READY or await self._is_unused(seen):
+        if seen.state is not Observed.READY or self.slept is None or await self._is_unused(seen):
+            self.slept = None
             return False
-        await self.world.wake(slept)
+        await self._wake()
         return True
+
+    async def _wake(self) -> None:
+        """Take the wish back that this pass has made and not asked about again."""
+        if self.slept is not None:
+            await self.world.wake(self.slept)
+            self.slept = None
 
     async def _act(self, seen: Observation, verb: Verb) -> bool:
         again = verb is Verb.START and seen.state is Observed.FAILED
@@ -513,6 +533,7 @@ class _Pass:
         self.claim = Claim(await self.world.store.record(self.claim, outcome, now, release=False))
 
     async def _rest(self, outcome: Outcome) -> bool:
+        await self._wake()
         now = self.world.clock.now()
         await _finish(self.world.store.record(self.claim, outcome, now, release=True))
         self._count(outcome, now)
@@ -533,6 +554,7 @@ class _Pass:
         now = self.world.clock.now()
         outcome = replace(outcomes.unchanged(self.project), due_at=now)
         try:
+            await self._wake()
             await self.world.store.record(self.claim, outcome, now, release=True)
         except (LeaseLostError, StoreUnavailableError) as error:
             _log.warning("claim_not_handed_back", error=str(error))

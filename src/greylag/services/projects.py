@@ -408,16 +408,23 @@ class Projects:
         project = await self.get(principal, ref)
         return self._following(project, await self._events(ref, after), after, live=live)
 
-    async def sleep(self, project: Project) -> Project | None:
-        """Want a project inactive, by nobody's wish, and return it; one that is gone or going is
-        left alone.
+    async def sleep(self, project: Project) -> None:
+        """Want a project inactive, by nobody's wish; one that is gone or going is left alone."""
+        with suppress(ProjectNotFoundError, ProjectDeletingError):
+            await self._want(SYSTEM, project.ref, Desired.INACTIVE)
+
+    async def sleep_unused(self, project: Project) -> Project | None:
+        """Want a project inactive that nobody uses, and return it; ``None`` if more was wanted
+        than ``project`` knows of, or it is going.
         """
         with suppress(ProjectNotFoundError, ProjectDeletingError):
-            return await self._want(SYSTEM, project.ref, Desired.INACTIVE)
+            now = project.generation
+            slept = await self._want(SYSTEM, project.ref, Desired.INACTIVE, since=now)
+            return slept if slept.generation == now + 1 else None
         return None
 
     async def wake(self, project: Project) -> None:
-        """Want a project active that ``sleep`` has returned, unless more was wanted since then."""
+        """Want a project active that ``sleep_unused`` returned, unless more was wanted since."""
         with suppress(ProjectNotFoundError, ProjectDeletingError):
             await self._want(SYSTEM, project.ref, Desired.ACTIVE, since=project.generation)
 

@@ -4,6 +4,7 @@ how it counts.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,8 @@ from greylag.domain.users import Principal
 from greylag.web import errors
 
 _QUIET = frozenset({"/healthz", "/readyz"})
+_NO_ROUTE = "(none)"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 POLICY = "content-security-policy"
 CONTENT_POLICY = (
@@ -95,16 +98,20 @@ class RequestLogger:
                 await answer(scope, receive, send_with_headers)
         finally:
             # The template, not the path: lines are counted by it, and paths may hold anything.
-            path = getattr(scope.get("route"), "path", None) or "(none)"
+            path = getattr(scope.get("route"), "path", None) or _NO_ROUTE
             exchange.write_line(path, _QUIET)
             _count(exchange, path)
 
 
 def _count(exchange: WebExchange, path: str) -> None:
     metrics.IN_PROGRESS.dec()
-    if exchange.status is not None:  # else its client left first
-        labels = exchange.scope.get("method", "GET"), path, exchange.status
-        metrics.REQUESTS.labels(*labels).observe(exchange.begun - exchange.started)
+    if exchange.status is None:  # its client left first
+        return
+    method = exchange.scope.get("method", "GET")
+    if method not in _METHODS or exchange.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        method, path = "(other)", _NO_ROUTE  # the client's own word for it
+    seconds = exchange.begun - exchange.started
+    metrics.REQUESTS.labels(method, path, exchange.status).observe(seconds)
 
 
 def _completed(headers: Iterable[_Header], added: Iterable[_Header]) -> list[_Header]:

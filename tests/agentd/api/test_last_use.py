@@ -40,6 +40,8 @@ async def _asked(clock: FakeClock, **scope: Any) -> float:
         {"method": "POST", "path": "/api/v1/sessions"},
         {"method": "PUT", "path": "/api/v1/files/content"},
         {"method": "GET", "path": "/api/v1/preview/8000/index.html"},
+        {"method": "GET", "path": "/api/v1/files/content"},
+        {"method": "GET", "path": "/api/v1/files/archive"},
         {"type": "websocket", "path": "/api/v1/terminals/1"},
     ],
 )

@@ -47,7 +47,10 @@ from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP
 
 _QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
-_PREVIEWS = f"{agent_api.ROOT}{agent_api.PREVIEW}/"
+_USED = (
+    f"{agent_api.ROOT}{agent_api.PREVIEW}/",
+    *(agent_api.ROOT + one.path for one in (agent_api.READ_FILE, agent_api.READ_ARCHIVE)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class LastUse:
     """For how long nobody has used the environment.
 
     Used it is by a turn, by a watched terminal and by what one says, and by each request that
-    changes something, to a preview, or for a WebSocket, as long as it lasts. Others count for
-    nothing: pages and the platform read by themselves.
+    changes something, for a file's bytes, to a preview, or for a WebSocket, as long as it lasts.
+    Others count for nothing: pages and the platform read by themselves.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -118,7 +121,7 @@ class CountUse:
 
 def _uses(scope: Scope) -> bool:
     reads = scope["type"] != "websocket" and scope.get("method") in {"GET", "HEAD"}
-    return scope["path"].startswith(_PREVIEWS) or not (reads or scope["path"] in _QUIET_PATHS)
+    return scope["path"].startswith(_USED) or not (reads or scope["path"] in _QUIET_PATHS)
 
 
 class HealthRoutes:
