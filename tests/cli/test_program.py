@@ -208,6 +208,9 @@ async def test_a_server_goes_on_where_its_address_cannot_be_printed(tmp_path: Pa
         while b"not_announced" not in (line := await server.stderr.readline()):
             assert line, "it has ended"
     assert "No space left on device" in line.decode()
+    # What is written there later, as the copy of the audit trail, is to be told when it is lost.
+    written_to = Path(f"/proc/{server.pid}/fd/1").readlink()  # noqa: ASYNC240 - a moment
+    assert written_to == Path("/dev/full")
     server.send_signal(signal.SIGTERM)
     await server.communicate()
     assert server.returncode == 0

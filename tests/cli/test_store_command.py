@@ -197,6 +197,7 @@ async def test_what_sqlite_cannot_keep_is_said(sites: Sites, tmp_path: Path) -> 
         ("mongodb://u:s3/cret@127.0.0.1:1/x", 2, "MONGODB_URI is not one"),
         ("mongodb://u:s3cret@127.0.0.1:1/?nonsense=s3cret", 2, "can be used (UserWarning)"),
         ("mongodb://u:s3cret@127.0.0.1:1/?tls=true&tlsCAFile=/none/ca", 2, "/none/ca, which"),
+        ("mongodb://u:s3cret@127.0.0.1:1/?tls=true&tlsCAFile=/etc/passwd", 2, "cannot be used: "),
     ],
 )
 async def test_a_store_that_cannot_be_had_ends_with_its_own_code_and_no_password(

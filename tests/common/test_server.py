@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -119,13 +120,14 @@ async def test_a_server_without_connections_rests_and_tells_the_time_when_one_co
 
         monkeypatch.setattr(one.server, "look", look)
         await one.heard(0)
-        for _ in range(2):
-            one.server.server_state.default_headers = [(b"date", b"long ago")]
+        for now in (1_700_000_000, 1_700_003_600):
+            # At once, however long ago the last look was.
+            monkeypatch.setattr("greylag.common.server.time.time", lambda now=now: now)
             rested = looks
             await one.heard(0)
             assert looks == rested
             reader, writer = await one.ask(GET + b"\r\n")
-            assert b"\r\ndate: long ago" not in await reader.readuntil(b"\r\n\r\n")
+            assert formatdate(now, usegmt=True).encode() in await reader.readuntil(b"\r\n\r\n")
             await one.heard(1)
             assert looks > rested + 1
             writer.close()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from greylag import __version__
 from greylag.cli.errors import StartError
-from greylag.cli.output import Output, drop_output, json_option
+from greylag.cli.output import Output, json_option
 from greylag.common.loading import loading
 from greylag.domain.errors import GreylagError, StoreUnavailableError
 
@@ -138,11 +139,11 @@ def _announce(address: str, *others: str, link: str | None = None) -> None:
     if link is not None:
         lines.append(f"Open it in your browser (the link works once): {link}")
     try:
-        click.echo("\n".join(lines))
+        # Not by Python's buffer, which would try again at the end.
+        os.write(sys.stdout.fileno(), "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:  # a full disk, or nobody reads it: that ends no server
         import structlog
 
-        drop_output()
         structlog.get_logger(__name__).warning(
             "not_announced", address=address, error=error.strerror
         )

@@ -14,9 +14,11 @@ import resource
 import select
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -239,6 +241,8 @@ class _Connections(ServerState):
     def __init__(self, limits: ServerLimits) -> None:
         super().__init__()
         self.limits = limits
+        self._dated_at = 0
+        self._date: list[tuple[bytes, bytes]] = []
         self.of_address: Counter[str] = Counter()
         self.refused = 0
         self.news = asyncio.Event()
@@ -249,6 +253,18 @@ class _Connections(ServerState):
         self.most = limits.connections
         if files != resource.RLIM_INFINITY:
             self.most = min(self.most, possible)
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """The header Date, as of now: what uvicorn writes here is as old as the last look."""
+        now = int(time.time())
+        if now != self._dated_at:
+            self._dated_at, self._date = now, [(b"date", formatdate(now, usegmt=True).encode())]
+        return self._date
+
+    @default_headers.setter
+    def default_headers(self, _: list[tuple[bytes, bytes]]) -> None:
+        pass
 
     def admit(self, came: "_LimitedProtocol") -> _Refusal | None:
         """Count a connection that is among ``connections`` already; return why it may not stay."""
@@ -719,7 +735,7 @@ class HttpServer(uvicorn.Server):
 
         uvicorn's own wakes ten times a second, in each environment, for nobody.
         """
-        while not await self.on_tick(0):  # which makes the header Date anew
+        while not self.should_exit:
             self.look(asyncio.get_running_loop().time())
             pause = _LOOK_SECONDS if self._connections.connections else None
             with contextlib.suppress(TimeoutError):

@@ -223,6 +223,8 @@ class Streams:
         """
         key = (by, ref, preview)
         if self._open[key] >= self._limit:
+            if preview:
+                raise LimitExceededError(f"This preview has {self._limit} open WebSockets already.")
             kind = "streams" if preview is None else "WebSockets"
             of = f"project {ref.project_id}" if ref.project_id else "this list"
             raise LimitExceededError(f"You already have {self._limit} open {kind} of {of}.")

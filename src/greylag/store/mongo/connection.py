@@ -85,8 +85,8 @@ def connect(uri: str, limits: MongoLimits) -> Client:
         # The cause is left out, because it may quote the URI.
         raise _wrong_uri(type(error).__name__) from None
     except OSError as error:  # as of tlsCAFile
-        why = f"it names {error.filename}, which cannot be read: {error.strerror}"
-        raise _wrong_uri(why) from None
+        which = error.filename or "a file with certificates"
+        raise _wrong_uri(f"it names {which}, which cannot be used: {error.strerror}") from None
 
 
 OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
