@@ -1,7 +1,10 @@
 # `make up` sets everything up and runs Greylag; `make test` sets everything up and tests it.
 # HOST, PORT and DATA may be given: make up PORT=9000
 BIN := .venv/bin
-UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(subst $() ,\ ,$(DATA)))
+# Blanks in its name are escaped, unless whoever gave it has quoted them already.
+QUOTED := $(findstring \,$(DATA))$(findstring ',$(DATA))$(findstring ",$(DATA))
+FOLDER := $(if $(QUOTED),$(DATA),$(subst $() ,\ ,$(DATA)))
+UP_ARGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data $(FOLDER))
 TEST_ARGS ?=
 
 .PHONY: up setup test setup-dev lint typecheck pytest format bench lighthouse lock image greylag-image judges sbom css clean

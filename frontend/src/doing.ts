@@ -5,7 +5,8 @@ import { SILENCE_MS, Silence } from "./sse";
 /** The turns that run, by their ids, with their states. */
 export type Doing = Record<string, string>;
 
-const channel = new BroadcastChannel("greylag-doing");
+// Of one user at one site: what a live page tells is of all of that user's turns, and of nobody else's.
+const channel = new BroadcastChannel(`greylag-doing ${location.pathname.split("/projects")[0]}`);
 const news = new EventTarget();
 let told: Doing | null = {}; // by other pages; null: one has become live, and is about to tell
 let silence = new Silence(); // whoever tells may be closed, or have died
@@ -33,6 +34,7 @@ export function tellDoing(doing: Doing): void {
 
 /** Tell the other pages that this one is live from now on. */
 export function tellLive(): void {
+  take({}); // what the one before told is as old as that
   channel.postMessage({ live: true });
 }
 
@@ -70,11 +72,13 @@ export class Rest {
     return look;
   }
 
-  /** Wait until its stream is needed. */
-  async over(): Promise<void> {
-    while (this.#may) {
+  /** Wait until its stream is needed; return whether it rested till then. */
+  async over(): Promise<boolean> {
+    let rested = false;
+    for (; this.#may; rested = true) {
       channel.postMessage({ rests: true });
       await new Promise((done) => news.addEventListener("doing", done, { once: true }));
     }
+    return rested;
   }
 }

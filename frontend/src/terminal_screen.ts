@@ -88,10 +88,11 @@ export class Screen {
     let attached = false;
     return new Promise((resolve) => {
       const over = () => {
+        resolve(attached);
+        if (this.#socket !== socket) return; // given up before, and another is attached
         this.#pulse?.over();
         this.#pulse = null;
         socket.close(); // of one that is dead the browser tells the end much later
-        resolve(attached);
       };
       socket.addEventListener("message", ({ data }) => {
         attached = true;

@@ -54,7 +54,7 @@ export class TurnStream {
     const rest = new Rest(() => this.turnId, handlers.state);
     let refusedSince: number | null = null;
     for (;;) {
-      await rest.over();
+      if (await rest.over()) refusedSince = null; // nobody was asked meanwhile
       const silence = new Silence();
       const rests = new AbortController();
       const look = rest.begin(() => rests.abort(), rests.signal);

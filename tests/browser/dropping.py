@@ -35,6 +35,12 @@ class DroppingProxy:
         """Carry nothing more on the connections that are open now, and tell neither side."""
         self._dead |= self._open
 
+    def end_forgotten(self) -> None:
+        """Have both sides hear that what was forgotten has ended."""
+        for writer in self._dead:
+            writer.transport.abort()
+        self._dead.clear()
+
     async def _serve(self, down: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         answers, up = await asyncio.open_connection("127.0.0.1", self._port)
         writers = {back, up}

@@ -73,10 +73,13 @@ def assert_made_anew(folder: Path, version: str) -> None:
     assert MADE not in set_up(folder, version)
 
 
-def test_make_up_takes_a_data_folder_with_blanks_in_its_name() -> None:
+@pytest.mark.parametrize(
+    "given", ["my own data", "'my own data'", '"my own data"', r"my\ own\ data"]
+)
+def test_make_up_takes_a_data_folder_with_blanks_in_its_name(given: str) -> None:
     make = shutil.which("make")
     assert make is not None
-    command = [make, "--no-print-directory", "-n", "up", "PORT=9000", "DATA=my own data"]
+    command = [make, "--no-print-directory", "-n", "up", "PORT=9000", f"DATA={given}"]
     told = subprocess.check_output(command, cwd=ROOT, text=True)  # noqa: S603 - a dry run
     started = shlex.split(told.splitlines()[-1])
     assert started[1:] == ["up", "--port", "9000", "--data", "my own data"]
