@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from greylag.agentd.agent import acp
 from greylag.agentd.agent.acp import AcpPeer
@@ -23,9 +24,13 @@ class Collecting:
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
         await self.gate.wait()
+        if method == "bad":
+            raise TypeError("cannot use 'dict' as a set element")
         self.got.append((method, params))
 
     async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
+        if method == "bad":
+            raise RecursionError
         self.got.append((request_id, method, params))
 
 
@@ -240,6 +245,27 @@ async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> Non
     await wire.hang_up()
     assert wire.handler.got == [("u", {})]
     assert wire.running.exception() is None
+
+
+async def test_a_message_that_cannot_be_handled_is_dropped_and_a_question_is_refused(
+    wire: Wire,
+) -> None:
+    with capture_logs() as logs:
+        wire.say({"method": "bad"}, {"id": "q", "method": "bad"}, {"method": "u"})
+        heard = await wire.hear()
+        await wire.hang_up()
+    assert (heard["id"], heard["error"]["code"]) == ("q", -32603)
+    assert wire.handler.got == [("u", {})]
+    assert wire.running.exception() is None
+    assert [one["event"] for one in logs] == ["acp_message_not_handled"] * 2
+
+
+async def test_an_error_without_words_is_refused_all_the_same(wire: Wire) -> None:
+    request = asyncio.create_task(wire.peer.request("a", {}))
+    asked = await wire.hear()
+    wire.say({"id": asked["id"], "error": {"code": "x", "message": [[]]}})
+    with pytest.raises(AgentRefusedError, match="gave no reason"):
+        await request
 
 
 async def test_a_torn_last_line_is_dropped(wire: Wire) -> None:

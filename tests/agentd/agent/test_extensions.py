@@ -48,6 +48,14 @@ async def rounds() -> None:
         await asyncio.sleep(0)
 
 
+def test_of_what_a_turn_tells_only_what_can_be_a_call_and_a_name_is_kept() -> None:
+    starter = ExtensionStarter(lambda _: nullcontext())
+    for call, name in (("c" * 100_000, "x"), ("c", "x" * 100_000), (["c"], "x"), ("c", ["x"])):
+        meta = {"goose": {"toolCall": {"extensionName": name}}}
+        starter.note("s", {"sessionUpdate": "tool_call", "toolCallId": call, "_meta": meta})
+    assert starter._calls == {}
+
+
 async def test_a_session_keeps_each_of_the_extensions_that_started_at_once() -> None:
     goose, starter = Goose("a", "b", "c"), ExtensionStarter(lambda _: nullcontext())
     await starter.open(Mock(request=goose.request), AsyncMock(return_value=("s", {})))

@@ -51,6 +51,16 @@ for line in sys.stdin:
 """
 ENDING = AGENT.replace('prompt = message["id"]', 'say(id=message["id"], result=OPTIONS); continue')
 """The same, which asks nothing: its prompts end as they are to."""
+TELLING = AGENT.replace(
+    'prompt = message["id"]',
+    """
+            for params in OPTIONS:
+                say(method="session/update", params=params)
+            say(id=message["id"], result={})
+            continue
+""".strip(),
+)
+"""The same, which asks nothing, and tells all that it is to."""
 STARTING = """
 import json, sys
 
@@ -105,6 +115,38 @@ async def test_an_answer_names_the_option_that_the_agent_offered(
     sink = make_sink(decision)
     await agent.prompt(await agent.new_session("A test"), "hello", sink)
     assert json.loads(sink.text()) == outcome
+
+
+FORMS: list[Any] = [None, True, 3, "x", "completed", [], [[]], {}, {"message": "x"}]
+"""What may stand in a message where something else is looked for."""
+
+
+async def test_an_update_may_hold_anything_and_ends_neither_its_turn_nor_the_agent(
+    start_agent: Callable[..., Awaitable[Agent]], make_sink: type
+) -> None:
+    kinds = ("tool_call", "tool_call_update", "status_message", "agent_message_chunk")
+    places = ("sessionUpdate", "toolCallId", "status", "content", "_meta")
+    whole = {
+        "toolCallId": "c",
+        "status": "completed",
+        "content": [{"type": "content", "content": {"type": "text", "text": "Transport closed"}}],
+        "_meta": {"goose": {"toolCall": {"extensionName": "x"}}},
+    }
+    updates = [
+        {**whole, "sessionUpdate": kind, place: form}
+        for kind in kinds
+        for place in places
+        for form in FORMS
+    ]
+    told: list[Any] = [{"sessionId": "s", "update": one} for one in updates]
+    told += [{"sessionId": form, "update": form} for form in FORMS]
+    program = (sys.executable, "-I", "-c", TELLING, json.dumps(told))
+    agent = await start_agent(AgentCommand("scripted", program))
+    session, sink = await agent.new_session("A test"), make_sink()
+    async with asyncio.timeout(30):
+        await agent.prompt(session, "hello", sink)
+    assert sink.updates == updates
+    assert agent.state.status == "ready"
 
 
 class Silent(AcpPeer):

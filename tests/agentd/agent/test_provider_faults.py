@@ -1,10 +1,12 @@
 """How the real goose ends a turn when the provider fails, and what the relay says of it."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.types import AgentCommand, AgentRefusedError, ModelProvider
@@ -138,3 +140,36 @@ async def test_goose_asks_a_silent_provider_once_and_its_turn_is_told_of_the_wai
     told = sink.of("status_message", lambda update: update["status"]["message"])
     assert len([words for words in told if "until the model provider answers" in words]) == 1
     assert sink.text().startswith("Ran into this error: ")
+
+
+async def test_a_full_context_is_summarised_and_the_turn_goes_on(
+    start_agent: StartAgent, goose_command: AgentCommand, serve_app: Any, make_sink: Any
+) -> None:
+    full = {"error": {"message": "context_length_exceeded", "code": "context_length_exceeded"}}
+    asked = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        body = await request.json()
+        if "the long one" in json.dumps(body["messages"]):
+            asked += 1
+            if asked == 1:
+                return web.json_response(full, status=400)
+        said = {"role": "assistant", "content": "well said"}
+        whole = {"index": 0, "message": said, "finish_reason": "stop"}
+        if not body.get("stream"):
+            return web.json_response({"id": "c", "model": "m", "choices": [whole]})
+        piece = {"id": "c", "model": "m", "choices": [{**whole, "delta": said}]}
+        text = f"data: {json.dumps(piece)}\n\ndata: [DONE]\n\n"
+        return web.Response(text=text, content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with serve_app(app) as url:
+        agent = await start_agent(goose_command, provider=ModelProvider(url))
+        session, sink = await agent.new_session("A test"), make_sink()
+        await agent.prompt(session, "hello", make_sink())
+        await agent.prompt(session, "the long one", sink)
+        assert sink.of("status_message", lambda update: update["status"])
+        assert "well said" in sink.text()
+        assert agent.state.status == "ready"

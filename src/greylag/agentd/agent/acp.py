@@ -22,6 +22,7 @@ LINE_LIMIT = 32 * 1024 * 1024
 """Bytes of a line from which on its texts are shortened, and that it may have at most then."""
 MOST_VALUES = 1_000_000
 """Texts, lists, objects and commas that a line may have: a tenth of a second, 60 MB."""
+_INTERNAL_ERROR = -32603
 _READ_SIZE = 64 * 1024
 _HEAD = 4096
 _ANSWER = re.compile(rb'\A.{0,40}"id":(\d{1,15}),"result":')
@@ -58,6 +59,7 @@ class MessageHandler(Protocol):
     """Takes what the other side sends unasked.
 
     Neither method may wait for an answer of the same peer: the answer is behind it in the queue.
+    What one raises is logged, and its message is dropped; a question is refused.
     """
 
     async def notification(self, method: str, params: dict[str, Any]) -> None:
@@ -160,10 +162,18 @@ class AcpPeer:
             return
         params = message.get("params")
         params = params if isinstance(params, dict) else {}
-        if isinstance(request_id, str | int):
-            await handler.request(request_id, method, params)
-        else:
-            await handler.notification(method, params)
+        asked = request_id if isinstance(request_id, str | int) else None
+        try:
+            if asked is None:
+                await handler.notification(method, params)
+            else:
+                await handler.request(asked, method, params)
+        except AgentDiedError:
+            raise
+        except Exception:  # noqa: BLE001 - a defect of ours, of which the log has all; what the other side says must not end us
+            _log.exception("acp_message_not_handled", method=method[:_HEAD])
+            if asked is not None:
+                await self.refuse(asked, _INTERNAL_ERROR, "it could not be handled")
 
     def _settle(self, request_id: Any, message: dict[str, Any]) -> None:
         """Give an answer to whoever waits; one that nobody waits for any more is dropped."""
@@ -172,10 +182,10 @@ class AcpPeer:
             return
         error = message.get("error")
         if isinstance(error, dict):
-            code = error.get("code")
+            code, words = error.get("code"), error.get("message")
             refusal = AgentRefusedError(
                 code if isinstance(code, int) else 0,
-                str(error.get("message", "the agent gave no reason")),
+                words if isinstance(words, str) else "the agent gave no reason",
                 error.get("data"),
             )
             answer.set_exception(refusal)

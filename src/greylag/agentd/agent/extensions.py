@@ -35,7 +35,8 @@ _NEW_SECONDS = 5.0
 """How long a creation waits for its trial; a turn for what has started before, and for others."""
 _ENDED = "Transport closed"
 """What goose (1.52) answers a call with whose server has ended."""
-_MOST_CALLS = 1000
+_MOST_CALLS, _LONGEST_CALL = 1000, 1000
+"""How many calls are noted at once, and how long the id of one and a name may be together."""
 
 _log = structlog.get_logger(__name__)
 
@@ -126,12 +127,17 @@ class ExtensionStarter:
         """Take note of what a turn tells of its tools: goose starts no server again that has ended,
         and answers each further call of it as the one that met its end.
         """
-        call = (session, str(update.get("toolCallId")))
-        if update.get("sessionUpdate") == "tool_call":
+        kind, called = update.get("sessionUpdate"), update.get("toolCallId")
+        if not isinstance(called, str):
+            return
+        call = (session, called)
+        if kind == "tool_call":
             name = dig(update, "_meta", "goose", "toolCall").get("extensionName")
-            if isinstance(name, str) and len(self._calls) < _MOST_CALLS:
+            if not isinstance(name, str) or len(called) + len(name) > _LONGEST_CALL:
+                return
+            if len(self._calls) < _MOST_CALLS:
                 self._calls[call] = "".join(name.split()).lower()
-        elif update.get("status") in {"completed", "failed"}:
+        elif kind == "tool_call_update" and update.get("status") in ("completed", "failed"):
             key, told = self._calls.pop(call, None), update.get("content")
             first = told[0] if isinstance(told, list) and told else None
             if key is not None and dig(first, "content").get("text") == _ENDED:

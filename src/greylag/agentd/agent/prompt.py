@@ -142,11 +142,11 @@ class AgentTurn:
             self._end.set_result(None)
 
     async def _ask(self, request_id: str | int, params: dict[str, Any]) -> None:
-        permission = self._sink.permission(_question(params))
         options = _options(params)
-        del params  # as large as a line of the agent's may be, and an answer may take long
         name, decision = f"decision-{request_id}", None
         try:
+            permission = self._sink.permission(_question(params))
+            del params  # as large as a line of the agent's may be, and an answer may take long
             decision = await self.until_cancelled(permission, name)
         except Exception as error:  # noqa: BLE001 - kept, and raised by ``run`` to whoever prompted
             self._fail(error)
