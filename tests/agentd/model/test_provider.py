@@ -218,6 +218,18 @@ ENDED = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
 FILTERED = b'data: {"choices": [{"delta": {}, "finish_reason": "content_filter"}]}\n\n'
 
 
+def response(kind: str, **members: Any) -> bytes:
+    """Return an event of OpenAI's newer API of answers (``/v1/responses``)."""
+    data = json.dumps({"type": f"response.{kind}", "response": {"id": "r", **members}})
+    return f"event: response.{kind}\ndata: {data}\n\n".encode()
+
+
+BEGUN = response("created", incomplete_details=None)
+LONG = response("completed", output="x" * 1_200_000)
+FILTERED_RESPONSE = response("incomplete", incomplete_details={"reason": "content_filter"})
+CUT_SHORT = response("incomplete", incomplete_details={"reason": "max_output_tokens"})
+
+
 def streaming(content: bytes) -> web.Application:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=content, content_type="text/event-stream")
@@ -225,11 +237,17 @@ def streaming(content: bytes) -> web.Application:
     return provider_app(answer)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        SAID + b'data: {"choices": [{"delta": {"content": "\\"finish_reason\\": \\"',
+        BEGUN + b'data: {"type": "response.output_text.delta", "delta": "response.completed"}\n\n',
+    ],
+)
 async def test_an_answer_that_stops_without_saying_that_it_is_whole_is_broken_off(
-    serve_app: Serve,
+    serve_app: Serve, content: bytes
 ) -> None:
-    app = streaming(SAID + b'data: {"choices": [{"delta": {"content": "\\"finish_reason\\": \\"')
-    async with serve_app(app) as url, asking(ModelProvider(url)) as agent:
+    async with serve_app(streaming(content)) as url, asking(ModelProvider(url)) as agent:
         with pytest.raises(aiohttp.ClientPayloadError):
             await agent.ask()
         assert agent.words.startswith("The model provider broke its answer off: ")
@@ -242,7 +260,11 @@ async def test_an_answer_that_stops_without_saying_that_it_is_whole_is_broken_of
         SAID + ENDED.rstrip(),
         SAID + b"data: [DONE]\n\n",
         SAID + b"data:[DONE]",
-        b'event: response.created\ndata: {"type": "response.created"}\n\n',
+        SAID + ENDED.replace(b"stop", b"tool-calls"),
+        BEGUN + response("completed"),
+        BEGUN + CUT_SHORT,
+        BEGUN + LONG,
+        b'event: message_start\ndata: {"type": "message_start"}\n\n',
     ],
 )
 async def test_an_answer_that_says_so_or_is_of_another_kind_is_whole(
@@ -253,14 +275,38 @@ async def test_an_answer_that_says_so_or_is_of_another_kind_is_whole(
         assert agent.relay.failure("s1") is None
 
 
-async def test_an_answer_that_a_content_filter_ends_says_so(serve_app: Serve) -> None:
-    async with serve_app(streaming(SAID + FILTERED)) as url, asking(ModelProvider(url)) as agent:
+@pytest.mark.parametrize(
+    "content",
+    [SAID + FILTERED, SAID + FILTERED.replace(b"t_f", b"t-f"), BEGUN + FILTERED_RESPONSE],
+)
+async def test_an_answer_that_a_content_filter_ends_says_so(
+    serve_app: Serve, content: bytes
+) -> None:
+    async with serve_app(streaming(content)) as url, asking(ModelProvider(url)) as agent:
         with pytest.raises(aiohttp.ClientPayloadError):
             await agent.ask()
         assert "content filter" in agent.words
     async with serve_app(streaming(FILTERED)) as url, asking(ModelProvider(url)) as agent:
         status, body = await agent.ask()
         assert (status, agent.words) == (400, json.loads(body)["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        response("failed", error={"code": "server_error", "message": "overheated"}),
+        b'data: {"type": "error", "code": "server_error", "message": "overheated"}\n\n',
+    ],
+)
+async def test_a_response_that_failed_says_why_in_the_provider_s_words(
+    serve_app: Serve, told: bytes
+) -> None:
+    async with serve_app(streaming(BEGUN + told)) as url, asking(ModelProvider(url)) as agent:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await agent.ask()
+        failure = agent.relay.failure("s1")
+        assert failure is not None
+        assert (failure.status, failure.message) == (500, "overheated")
 
 
 @pytest.mark.parametrize(("size", "fine"), [(60 * 1024, True), (80 * 1024, False)])

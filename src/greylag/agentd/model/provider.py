@@ -7,6 +7,7 @@ stream, becomes a ``ModelFailure`` in words for people.
 """
 
 import asyncio
+import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +23,7 @@ from yarl import URL
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
 from greylag.agentd.model.bodies import Body
 from greylag.common.net import Proxy, beginning, end_to_end, proxy_for
-from greylag.common.typed import parse_encodable, parse_json
+from greylag.common.typed import dig, parse_encodable, parse_json
 
 SESSION_HEADER = "agent-session-id"
 
@@ -46,7 +47,14 @@ _FILTERED = (
     b'{"error": {"message": "The model provider\'s content filter ended the answer. Ask in other '
     b'words, or choose another model.", "code": "content_filter"}}'
 )
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"(\w+)"')
+_BEGINNINGS = (b'"choices"', b'"response.created"')
+_END = re.compile(
+    rb'"finish_reason"\s*:\s*"[^"]|"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'
+)
+_FILTER = re.compile(
+    rb'"(?:finish_reason|incomplete_details"\s*:\s*\{\s*"reason)"\s*:\s*"content[_-]filter"'
+)
+"""How an answer begins and ends, of /v1/chat/completions and of /v1/responses."""
 _SILENCE = "The model provider said nothing for {seconds:g} seconds (GREYLAG_MODEL_TIMEOUT)."
 
 CallOutcome = tuple[web.StreamResponse, ModelFailure | None]
@@ -217,10 +225,10 @@ class ProviderClient:
         heard: Callable[[], None],
         first: bytes,
     ) -> CallOutcome:
-        response = web.StreamResponse(
-            status=answer.status, headers=CIMultiDict(end_to_end(answer.headers))
-        )
         events = _Events() if answer.content_type == _EVENTS else None
+        # Without a length, or one that stops too soon would look whole all the same.
+        headers = end_to_end(answer.headers, without={"content-length"} if events else ())
+        response = web.StreamResponse(status=answer.status, headers=CIMultiDict(headers))
         try:
             async for chunk in _chunks(first, answer):
                 heard()
@@ -289,7 +297,7 @@ class _Events:
     """Looks into server-sent events as they pass, a line at a time.
 
     Attributes:
-        error: the data of an event that tells of an error, None as long as there was none.
+        error: the error that an event has told of, as JSON; None as long as there was none.
         rest: what has come of a line that is not whole yet.
     """
 
@@ -302,8 +310,8 @@ class _Events:
         """Return what is left to be passed on of a stream that has ended.
 
         Raises:
-            aiohttp.ClientPayloadError: it is the answer of a chat, of which no end has come: what
-                lies on the way often ends a stream properly that has broken off before.
+            aiohttp.ClientPayloadError: it is an answer of which no end has come: what lies on the
+                way often ends a stream properly that has broken off before.
         """
         self._note_end(self.rest)
         if self._begun and not self._finished:
@@ -315,6 +323,7 @@ class _Events:
         whole, newline, self.rest = (self.rest + chunk).rpartition(b"\n")
         if len(self.rest) > _LINE_LIMIT:  # no error is as long as that
             passed, self.rest = whole + newline + self.rest, b""
+            self._note_end(passed)
             return passed
         passed, name = b"", b""
         for line in (whole + newline).splitlines(keepends=True):
@@ -322,24 +331,23 @@ class _Events:
                 name = line
                 continue
             if line.startswith(b"data:") and b'"error"' in line:
-                data = line.removeprefix(b"data:").strip()
-                if error_in(data) is not None:
-                    self.error = data
+                error = error_in(line.removeprefix(b"data:").strip())
+                if error is not None:
+                    self.error = json.dumps({"error": error}).encode()
                     return passed
-            if self._note_end(line) == b"content_filter":
+            self._note_end(line)
+            if _FILTER.search(line) is not None:
                 self.error = _FILTERED
                 return passed
             passed, name = passed + name + line, b""
         self.rest = name + self.rest
         return passed
 
-    def _note_end(self, line: bytes) -> bytes | None:
-        """Note whether a line begins or ends an answer, and return how it ends one."""
-        self._begun = self._begun or b'"choices"' in line
-        found = _FINISH.search(line)
+    def _note_end(self, line: bytes) -> None:
+        """Note whether a line begins or ends an answer."""
+        self._begun = self._begun or any(one in line for one in _BEGINNINGS)
         done = line.removeprefix(b"data:").strip() == b"[DONE]"
-        self._finished = self._finished or done or found is not None
-        return None if found is None else found[1]
+        self._finished = self._finished or done or _END.search(line) is not None
 
 
 # What a provider's words and faults mean.
@@ -352,7 +360,11 @@ def error_in(body: bytes) -> Any:
     except ValueError:
         return None
     said = said[0] if isinstance(said, list) and said else said  # as Google does
-    return said.get("error") or None if isinstance(said, dict) and "choices" not in said else None
+    if not isinstance(said, dict) or "choices" in said:
+        return None
+    if said.get("type") == "response.failed":
+        said = dig(said, "response")
+    return said.get("error") or (said if said.get("type") == "error" else None)
 
 
 def words_in(body: bytes, content_type: str) -> str | None:
