@@ -15,6 +15,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 from tests.agentd.doubles import eventually, recording_model
 
+from greylag.agentd.agent import history
 from greylag.agentd.agent.agent import Agent
 from greylag.agentd.agent.extensions import CONFIGURED
 from greylag.agentd.agent.process import AgentProcess
@@ -71,11 +72,11 @@ async def session(agent: Agent) -> str:
     return await agent.new_session("A test")
 
 
-async def add_server(agent: Agent) -> None:
+async def add_server(agent: Agent, seconds: int = 20) -> None:
     """Let new sessions have a server; its process has 98765 among its arguments."""
     argument = {"command": sys.executable, "args": ["-c", SERVER, "98765"], "env": []}
     extension = {"type": "mcp", "server": {"name": "pong", **argument}, "envKeys": []}
-    added = {"extension": {**extension, "description": "", "timeout": 20}, "enabled": True}
+    added = {"extension": {**extension, "description": "", "timeout": seconds}, "enabled": True}
     await agent.call(f"{CONFIGURED}/add", added)
 
 
@@ -645,6 +646,44 @@ async def test_a_session_whose_extension_hangs_when_it_is_opened_again_goes_on_i
     sink = make_sink()
     await agent.prompt(new, "[[text as ever]]", sink)
     assert sink.text() == "as ever"
+
+
+async def test_of_sessions_that_hang_each_keeps_its_list_and_only_the_first_starts_the_cause_again(
+    start_agent: StartAgent,
+    goose_command: AgentCommand,
+    make_sink: Any,
+    count_processes: Count,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = await start_agent(goose_command, settings={"GOOSE_MODE": "auto"})
+    await add_server(agent, seconds=1)
+    listed = (await agent.call(f"{CONFIGURED}/list", {}))["extensions"]
+    [todo] = [one["extension"] for one in listed if one["configKey"] == "todo"]
+    await agent.call(f"{CONFIGURED}/add", {"extension": todo, "enabled": True})
+    note = '[[call todo__todo_write {"content": "- [ ] buy milk"}]]'
+    old = [await agent.new_session(name) for name in ("First", "Second")]
+    for session in old:
+        await agent.prompt(session, f"[[call pong__ping {{}}]] {note}", make_sink())
+    (agent._setup.workspace / "hung").touch()
+    os.kill(goose_pid(agent), signal.SIGKILL)
+    await eventually(lambda: agent.state.status == "failed")
+    await agent.wait_ready(20)
+    monkeypatch.setattr("greylag.agentd.agent.agent._OPEN_SECONDS", 0.5)
+
+    def is_hung() -> bool:
+        state = agent.extension_state("pong")
+        return state is not None and state.hung
+
+    for session, more in zip(old, (1, 0), strict=True):
+        with pytest.raises(SessionStuckError, match="pong"):
+            await agent.configure(session, {"mode": "auto"})
+        before = count_processes("98765")
+        new = await agent.reopen_session(session)
+        await agent.replace_session(session, new)
+        await eventually(is_hung)
+        assert count_processes("98765") == before + more
+        exported = await history.whole(agent._living().peer, new)
+        assert "buy milk" in json.dumps(exported["extension_data"])
 
 
 async def test_an_extension_that_ended_in_a_turn_is_started_again_before_the_next(

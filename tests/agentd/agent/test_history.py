@@ -35,7 +35,8 @@ class Goose:
 
     def __init__(self, *messages: dict[str, Any], **answers: Any) -> None:
         shown = sum(one["metadata"]["userVisible"] for one in messages)
-        data = json.dumps({"conversation": messages, "usage": {"total_tokens": 9}, "name": "t"})
+        beside = {"usage": {"total_tokens": 9}, "extension_data": {"todo.v0": {}}, "name": "t"}
+        data = json.dumps({"conversation": messages, **beside})
         self.answers: dict[str, Any] = {
             "info": {"session": {"_meta": {"messageCount": shown}}},
             "export": {"data": data},
@@ -52,7 +53,7 @@ async def cut(goose: Goose, kept: int) -> list[str] | None:
     exported = await beginning(goose, "s", kept)  # type: ignore[arg-type] # all that it calls
     if exported is None:
         return None
-    assert "usage" not in exported
+    assert not {"usage", "extension_data"} & exported.keys()
     assert exported["name"] == "t"
     texts = [one["content"][0]["text"] for one in exported["conversation"]]
     assert texts.count("<turn-context>") == sum(text.isdigit() for text in texts)
@@ -104,6 +105,18 @@ async def test_a_history_that_another_wrote_is_not_cut() -> None:
     messages = [*turn("1"), said("assistant", "not asked"), *turn("2")]
     with pytest.raises(HistoryFixedError, match="not as it was when this turn began"):
         await cut(Goose(*messages), 2)
+
+
+async def test_what_extensions_keep_of_a_session_is_restored_but_not_which_they_are() -> None:
+    goose = AsyncMock()
+    goose.request.return_value = {"sessionId": "new"}
+    kept = {"todo.v0": {"content": "milk"}, "enabled_extensions.v0": {"extensions": ["a"]}}
+    entry = {"extension": {"name": "todo"}}
+    setup = AgentSetup(Path(), Path(), Path())
+    await restore(goose, setup, {"extension_data": kept}, [entry])
+    said = json.loads(goose.request.call_args_list[0].args[1]["input"])
+    now = {"enabled_extensions.v0": {"extensions": [{"name": "todo"}]}}
+    assert said["extension_data"] == kept | now
 
 
 async def test_an_import_that_cannot_be_loaded_is_archived() -> None:

@@ -179,7 +179,7 @@ class Agent:
         async with _patience():
             peer = self._living().peer
             for key in await self._extensions.servers(peer, agent_session_id):
-                self._extensions.forget(key)  # that it has started before says nothing now
+                self._extensions.doubt(key)
             exported = await history.whole(peer, agent_session_id)
             await make_folders(self._execution, self._setup)
             return await self._opened(peer, partial(history.restore, peer, self._setup, exported))

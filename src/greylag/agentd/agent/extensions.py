@@ -114,6 +114,11 @@ class ExtensionStarter:
         """Forget how an extension has fared: it is another now, or gone."""
         self._states.pop(key, None)
 
+    def doubt(self, key: str) -> None:
+        """Forget how an extension has fared, as it may hang by now; but not that one hung."""
+        if not self._is_hung(key):
+            self.forget(key)
+
     async def open(self, peer: AcpPeer, make: Make) -> str:
         """Make a session with all that is enabled; servers are still starting on return."""
         listed = await peer.request(f"{CONFIGURED}/list", {})

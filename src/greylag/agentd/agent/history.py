@@ -14,9 +14,10 @@ from typing import Any
 from greylag.agentd.agent.acp import AcpPeer
 from greylag.agentd.agent.extensions import Entry, failures_of
 from greylag.agentd.agent.types import AgentError, AgentSetup, HistoryFixedError
-from greylag.common.typed import parse_json
+from greylag.common.typed import dig, parse_json
 
 _SESSION = "_goose/unstable/session"
+_BESIDE = "extension_data"
 _EXTENSIONS = "enabled_extensions.v0"
 _MODEL = "model"
 _MOST_MESSAGES = 2**31
@@ -89,8 +90,9 @@ def _cut(answer: Any, kept: int) -> dict[str, Any] | None:
             "there any more."
         )
     session["conversation"] = before
-    # How full the model's context was; goose counts anew.
+    # How full the model's context was, which goose counts anew, and what extensions kept since.
     session.pop("usage", None)
+    session.pop(_BESIDE, None)
     return session
 
 
@@ -103,7 +105,8 @@ async def restore(
     peer: AcpPeer, setup: AgentSetup, exported: dict[str, Any], inside: Sequence[Entry]
 ) -> tuple[str, dict[str, str]]:
     """Make a session of an export, with the extensions ``inside`` goose; as ``new_session``."""
-    exported["extension_data"] = {_EXTENSIONS: {"extensions": [one["extension"] for one in inside]}}
+    extensions = {"extensions": [one["extension"] for one in inside]}
+    exported[_BESIDE] = {**dig(exported, _BESIDE), _EXTENSIONS: extensions}
     text = await asyncio.to_thread(json.dumps, exported)
     answer = await peer.request(f"{_SESSION}/import", {"input": text, "source": "json"})
     session = str(answer["sessionId"])
