@@ -77,6 +77,24 @@ async def test_who_asks_whether_a_terminal_is_there_is_answered(tmp_path: Path) 
         assert json.loads(came.data) == {"pong": True}
 
 
+async def test_a_terminal_shows_that_it_is_there_while_its_program_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greylag.agentd.api.terminals._LIFE_SECONDS", 0.05)
+    async with site(tmp_path) as api, connected(api, f"{TERMINALS}/{await started(api)}") as socket:
+        await told(socket)
+        await socket.send_bytes(b"stty raw -echo; echo RE''ADY; read -r _ < go; wc -c < /dev/tty\n")
+        os.mkfifo(tmp_path / "workspace/go")
+        await until(socket, b"READY")
+        for _ in range(16):
+            await socket.send_bytes(b"x" * 32_768)
+        await socket.send_str(json.dumps({"ping": True}))  # it waits behind what nobody reads
+        for _ in range(3):
+            while (came := await socket.receive(timeout=20)).type is WSMsgType.BINARY:
+                pass
+            assert json.loads(came.data) == {"pong": True}
+
+
 async def test_a_shell_outlives_its_connections_and_ends_with_its_code(tmp_path: Path) -> None:
     async with site(tmp_path) as api:
         one = await started(api)

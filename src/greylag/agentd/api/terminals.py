@@ -16,7 +16,7 @@ from greylag.agentd.execution import ExecutionError, RemoteOutput, RemoteProcess
 from greylag.agentd.problems import RequestError, invalid
 from greylag.agentd.terminals import RunningTerminal, TerminalReader, Terminals
 from greylag.common import agent_api, sockets
-from greylag.common.concurrent import until_one_ends
+from greylag.common.concurrent import beside, until_one_ends
 from greylag.common.typed import parse_json
 from greylag.execd.protocol import MOST_DATA
 
@@ -24,6 +24,8 @@ _SMALL_BODY = 4096
 _SIDES = range(1, agent_api.MOST_SIZE + 1)
 _MOST_SIGNAL = 64
 _FIRST_MESSAGE_SECONDS = 30.0
+_LIFE_SECONDS = 5.0
+"""Half of what a page waits for an answer before it takes the connection for dead."""
 _STDOUT, _STDERR = b"\x01", b"\x02"
 _PIECE = MOST_DATA - 1  # with the byte that says whose it is, a message
 
@@ -142,14 +144,23 @@ async def _show(socket: WebSocket, terminal: RunningTerminal, reader: TerminalRe
 async def _type(socket: WebSocket, terminal: RunningTerminal) -> None:
     while True:
         came = await sockets.received(socket)
-        if isinstance(came, bytes):
-            await terminal.write(came)
-        else:
+        async with beside(_show_life(socket), "life of a terminal"):
+            if isinstance(came, bytes):
+                await terminal.write(came)
+                continue
             match _control(came, "resize", "ping"):
                 case {"resize": size}:
                     await terminal.resize(*_size(_object(size, "rows", "columns")))
                 case _:
                     await _tell(socket, pong=True)
+
+
+async def _show_life(socket: WebSocket) -> None:
+    """Answer the ping that waits behind input which its program does not read."""
+    with suppress(sockets.SocketClosedError):
+        while True:
+            await asyncio.sleep(_LIFE_SECONDS)
+            await _tell(socket, pong=True)
 
 
 # A command.
