@@ -153,3 +153,15 @@ async def test_an_answer_that_does_not_come_is_given_up_with_its_reason(
         with pytest.raises(RequestError, match="cannot be reached: it took too long") as failed:
             await files.write("file", None, content())
         assert failed.value.code == "agent_unavailable"
+
+
+async def test_an_execd_of_an_older_version_is_asked_for_a_sync_in_vain_and_hinders_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as made:
+        files = WorkspaceFiles(Execution(tmp_path / "execd"), made.root)
+        gone = WorkspaceFiles(Execution(tmp_path / "execd"), tmp_path / "nowhere")
+        with pytest.raises(RequestError):
+            await gone.sync()
+        monkeypatch.delitem(file_server._VERBS, "sync")
+        await files.sync()

@@ -31,6 +31,7 @@ _CODES = frozenset({"outside_workspace", "invalid_archive", *(code for code, _ i
 _KINDS = frozenset({"file", "folder", "link", "other"})
 _TAG = re.compile(r"[0-9a-f-]{5,80}")
 _MOST_TEXT = 16 * 1024
+_UNKNOWN = "unknown_operation"
 
 
 Touched = Callable[..., Awaitable[None]]
@@ -96,8 +97,15 @@ class WorkspaceFiles:
         await self._ask("remove", _LONG_SECONDS, path=path, recursive=recursive)
 
     async def sync(self) -> None:
-        """Return when all that anybody has written there is on the disk."""
-        await self._ask("sync", _LONG_SECONDS)
+        """Return when all that anybody has written there is on the disk, which an execd of an older
+        version sees to for nobody.
+        """
+        try:
+            await self._ask("sync", _LONG_SECONDS)
+        except RequestError as error:
+            refused = error.__cause__
+            if not isinstance(refused, ExecutionRefusedError) or refused.code != _UNKNOWN:
+                raise
 
     async def search(self, path: str, text: str, most: int) -> FileMatches:
         """Return names and lines that hold a text."""
