@@ -242,6 +242,7 @@ async def test_others_run_while_a_long_line_is_taken_and_what_it_has_too_many_of
 async def test_garbage_and_answers_to_nothing_are_passed_over(wire: Wire) -> None:
     wire.writer.write(b"garbage\n[1]\n\n3\n" + b"[" * 100_000 + b"\n")
     wire.say({"id": 99, "result": 1}, {"id": None, "error": {}}, {"method": "u"})
+    wire.say({"id": "x" * 10_000, "method": "an id that would be kept as long as it is open"})
     await wire.hang_up()
     assert wire.handler.got == [("u", {})]
     assert wire.running.exception() is None

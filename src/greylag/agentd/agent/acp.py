@@ -23,6 +23,7 @@ LINE_LIMIT = 32 * 1024 * 1024
 MOST_VALUES = 1_000_000
 """Texts, lists, objects and commas that a line may have: a tenth of a second, 60 MB."""
 _INTERNAL_ERROR = -32603
+_LONGEST_ID = 200  # of a question's, which is kept until it is answered
 _READ_SIZE = 64 * 1024
 _HEAD = 4096
 _ANSWER = re.compile(rb'\A.{0,40}"id":(\d{1,15}),"result":')
@@ -159,6 +160,9 @@ class AcpPeer:
         request_id = message.get("id")
         if not isinstance(method, str):
             self._settle(request_id, message)
+            return
+        if isinstance(request_id, str) and len(request_id) > _LONGEST_ID:
+            _log.warning("acp_line_ignored", reason="its id is too long", size=len(line))
             return
         params = message.get("params")
         params = params if isinstance(params, dict) else {}
