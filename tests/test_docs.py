@@ -161,6 +161,14 @@ def command_of(words: list[str]) -> tuple[tuple[str, ...], click.Command]:
     return tuple(words[:depth]), COMMANDS[tuple(words[:depth])]
 
 
+@pytest.mark.parametrize("words", list(COMMANDS), ids=" ".join)
+def test_no_two_options_of_a_command_go_by_one_name(words: tuple[str, ...]) -> None:
+    """One of them would count for nothing."""
+    command = COMMANDS[words]
+    names = [option.name for option in command.get_params(click.Context(command))]
+    assert len(names) == len(set(names))
+
+
 def options_of(command: click.Command) -> set[str]:
     return {
         one for given in command.params if isinstance(given, click.Option) for one in given.opts

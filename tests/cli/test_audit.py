@@ -53,3 +53,10 @@ async def test_it_is_listed_written_out_and_checked(stack: Stack, tmp_path: Path
     del stack.store._tables.audit[1]
     cut = await call("audit", "verify", env=stack.env)
     assert "The entry 2 is missing." in cut.err
+
+
+async def test_by_leaves_out_what_others_did(stack: Stack) -> None:
+    assert (await call("projects", "create", "One", env=stack.env)).code == 0  # by the operator
+    listed = await call("audit", "list", "--by", "ada", "--json", env=stack.env)
+    written = await call("audit", "export", "--by", "ada", env=stack.env)
+    assert (listed.document["entries"], written.out) == ([], "")

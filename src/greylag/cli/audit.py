@@ -25,7 +25,7 @@ def filters(command: _C) -> _C:
         click.option("--result", type=click.Choice([*map(str, Result)]), help="What came of it."),
         click.option("--object", metavar="PATH", help="As project/ada/notes, or below it."),
         click.option("--action", metavar="NAME", help="As projects.edit."),
-        click.option("--by", "user", metavar="ID", help="What this user did."),
+        click.option("--by", metavar="ID", help="What this user did."),
     ):
         command = option(command)
     return command
@@ -191,4 +191,6 @@ def _verify_file(file: BinaryIO, known: Link | None) -> KnownCheck:
 
 
 def _given(asked: dict[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in asked.items() if value}
+    # Not an option named "user": that of all commands, for whom they act, would take its place.
+    named = {"user" if name == "by" else name: value for name, value in asked.items()}
+    return {name: value for name, value in named.items() if value}
