@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 from tests.harness import BEARER
 from tests.web.server import Site, site
 
@@ -263,6 +264,24 @@ async def test_a_token_comes_in_as_its_user_as_far_as_its_scopes_go_until_it_is_
             async with asyncio.timeout(30):
                 assert "does not count any more" in await stream.text()
         assert (await ask("GET", "/api/me", headers=bearer))[0] == 401
+
+
+async def test_each_request_s_line_in_the_log_says_who_asked_and_from_where() -> None:
+    async with people_at_work() as (running, who):
+        new = {"name": "nightly", "scopes": ["projects:read"], "expires_in_days": 7}
+        _, made = await running.ask("POST", "/api/tokens", json=new, headers=who["viewer"])
+        path = "/api/users/ada/projects/notes"
+        nobody = {"authorization": "Bearer nonsense"}
+        with capture_logs() as lines:
+            await running.ask("GET", path, headers={"authorization": f"Bearer {made['token']}"})
+            await running.ask("GET", path, headers=BEARER)
+            await running.ask("GET", path, headers=nobody)
+        told = [line for line in lines if line["event"] == "request"]
+    assert [(line.get("actor"), line.get("via"), line["address"]) for line in told] == [
+        ("viewer", f"token {made['id']}", "127.0.0.1"),
+        ("operator", None, "127.0.0.1"),
+        (None, None, "127.0.0.1"),
+    ]
 
 
 async def test_service_accounts_have_tokens_of_administrators_and_people_have_their_own() -> None:

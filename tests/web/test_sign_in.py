@@ -15,6 +15,7 @@ from tests.services.house import House
 from tests.web.server import ADA, Site, site
 from yarl import URL
 
+from greylag.common.net import client_of
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError, LimitExceededError
 from greylag.ports import LONGEST_SIGNED, AuditFilter
@@ -26,7 +27,6 @@ from greylag.web.auth import (
     MAX_FAILURES,
     Signatures,
     WrongTokens,
-    client_of,
 )
 from greylag.web.preview_links import TICKET_SECONDS
 

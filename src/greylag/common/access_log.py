@@ -57,9 +57,13 @@ class Exchange:
     def _begin(self, status: int) -> None:
         self.status, self.begun = status, time.monotonic()
 
-    def write_line(self, path: str, quiet: Container[str]) -> None:
-        """Log the request as one for ``path``; those of a ``quiet`` path only when debugging."""
-        more = {"client_left": True} if self.client_left else {}
+    def write_line(self, path: str, quiet: Container[str], **who: str) -> None:
+        """Log the request as one for ``path``, and who asked, as far as that is known; those of a
+        ``quiet`` path only when debugging.
+        """
+        more: dict[str, str | bool] = {name: said for name, said in who.items() if said}
+        if self.client_left:
+            more["client_left"] = True
         if (b"sec-fetch-site", b"cross-site") in self.scope["headers"]:
             # To be counted. A page that only reads or links here is no news.
             more["cross_site"] = True

@@ -56,6 +56,19 @@ def unmapped(host: str) -> str:
     return host if mapped is None else str(mapped)
 
 
+def client_of(scope: Mapping[str, Any]) -> str:
+    """Return whom a request is told and counted of: an address, of IPv6 its network, since one
+    client has all of that.
+    """
+    try:
+        address = ipaddress.ip_address(unmapped(scope["client"][0]))
+    except (TypeError, ValueError):
+        return "unknown"
+    if address.version == 4:  # noqa: PLR2004 - of IP
+        return str(address)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
+
+
 def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """Return a network, or an address as one of its own; IPv4 as such also where it is written as
     IPv6, as ``unmapped`` has it.

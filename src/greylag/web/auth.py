@@ -8,7 +8,6 @@ runs out, for every process. So signing in writes nothing, and one look by a key
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
 import time
@@ -26,7 +25,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
-from greylag.common.net import unmapped
+from greylag.common.net import client_of
 from greylag.config import Settings
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import ConfigError, GreylagError, LimitExceededError, UnauthorizedError
@@ -332,19 +331,6 @@ def _token_in(header: str) -> str:
     if header[: len(_BEARER)].lower() != _BEARER:
         raise UnauthorizedError("The Authorization header is not of the form `Bearer TOKEN`.")
     return header[len(_BEARER) :].strip()
-
-
-def client_of(scope: Scope) -> str:
-    """Return whom the failures of this request are counted for: an address, of IPv6 its network,
-    since one client has all of that.
-    """
-    try:
-        address = ipaddress.ip_address(unmapped(scope["client"][0]))
-    except (TypeError, ValueError):
-        return "unknown"
-    if address.version == 4:  # noqa: PLR2004 - of IP
-        return str(address)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 @dataclass(frozen=True, slots=True)

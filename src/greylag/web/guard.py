@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from greylag.common.net import ASKED, is_loopback
+from greylag.common.net import ASKED, client_of, is_loopback
 from greylag.config import Settings
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
@@ -25,7 +25,7 @@ from greylag.domain.errors import (
 from greylag.services.audit import Audit
 from greylag.web import errors, oidc
 from greylag.web.addresses import STATIC, address, asked_path
-from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator, client_of
+from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator
 from greylag.web.request_log import exchange_of
 
 MAX_HEADER_BYTES = 65_536

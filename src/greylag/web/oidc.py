@@ -27,6 +27,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from pydantic import SecretStr
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from greylag.common.net import client_of
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     GreylagError,
@@ -49,7 +50,6 @@ from greylag.web.auth import (
     AuthenticatorDep,
     Cookie,
     WrongTokens,
-    client_of,
     is_current,
     own_path,
     sign_in_page,

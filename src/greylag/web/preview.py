@@ -28,7 +28,7 @@ from greylag.common.agent_api import (
     ForwardedRequest,
     Operation,
 )
-from greylag.common.net import ASKED
+from greylag.common.net import ASKED, client_of
 from greylag.domain.audit import AuditAction, anonymous
 from greylag.domain.errors import (
     ConflictError,
@@ -47,7 +47,7 @@ from greylag.services.use_cases import UseCases
 from greylag.web import errors
 from greylag.web.addresses import asked_path
 from greylag.web.api.relay import RelayedAnswer, read_whole, shown_as
-from greylag.web.auth import Authenticator, client_of, cookies
+from greylag.web.auth import Authenticator, cookies
 from greylag.web.preview_links import HINT, OPEN, Preview, PreviewLinks, file_address
 from greylag.web.stream import REFUSALS, Streams
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag.common import metrics
 from greylag.common.access_log import STARTS, Exchange
-from greylag.common.net import ASKED
+from greylag.common.net import ASKED, client_of
 from greylag.domain.users import Principal
 from greylag.web import errors
 
@@ -99,8 +99,16 @@ class RequestLogger:
         finally:
             # The template, not the path: lines are counted by it, and paths may hold anything.
             path = getattr(scope.get("route"), "path", None) or _NO_ROUTE
-            exchange.write_line(path, _QUIET)
+            exchange.write_line(path, _QUIET, **_who(exchange))
             _count(exchange, path)
+
+
+def _who(exchange: WebExchange) -> dict[str, str]:
+    """Return who asked, in the words of the audit trail: a path names whose the project is."""
+    if (known := exchange.principal) is None:
+        return {"address": client_of(exchange.scope)}
+    actor = known.user_id or known.name
+    return {"actor": actor, "via": known.via, "address": known.address}
 
 
 def _count(exchange: WebExchange, path: str) -> None:
