@@ -11,6 +11,8 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from greylag.common.clock import SystemClock
+from greylag.common.sealing import Sealing
+from greylag.common.token_file import SECRET_KEY, ensure_token, read_token
 from greylag.config import Settings
 from greylag.domain.audit import Actor
 from greylag.ports import Archive, Finding, StoreMissingError
@@ -40,6 +42,24 @@ def place_of(settings: Settings) -> str:
 
 def _file(settings: Settings) -> Path:
     return (settings.data / DATABASE).resolve()
+
+
+def sealing_of(settings: Settings, *, make: bool = True) -> Sealing | None:
+    """Return what seals users' secrets; ``None`` where there is no key that all processes share.
+
+    Records that lie in the data folder are sealed by a key beside them, which no export and no
+    backup of the database holds; those of a server by a key of the settings. With ``make`` the
+    folder gets one if there is none.
+    """
+    if settings.secret_key is not None:
+        given = settings.secret_key.get_secret_value().split(",")
+        return Sealing([one.strip() for one in given if one.strip()])
+    if settings.mongodb_uri is not None or not settings.data.is_dir():
+        return None
+    if make:
+        return Sealing([ensure_token(settings.data, SECRET_KEY)])
+    key = read_token(settings.data / SECRET_KEY, private=True)
+    return None if key is None else Sealing([key])
 
 
 async def export_records(
@@ -85,7 +105,7 @@ async def examine_store(settings: Settings) -> StoreReport | None:
     """Check the store of ``settings``; ``None`` when there is none yet. Nothing is changed."""
     try:
         async with open_archive(settings, write=False) as archive:
-            return await check_store(archive, SystemClock().now())
+            return await check_store(archive, SystemClock().now(), sealing_of(settings, make=False))
     except StoreMissingError:
         return None
 

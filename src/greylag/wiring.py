@@ -18,14 +18,12 @@ from greylag.agentd.agent.types import ModelProvider
 from greylag.agentd.config import AgentdConfigError, AgentdSettings
 from greylag.agentd.model.provider import problem_of
 from greylag.agentd.model.relay import provider
-from greylag.archives import DATABASE, place_of, shell
+from greylag.archives import DATABASE, place_of, sealing_of, shell
 from greylag.common.agent_api import LEGACY_API
 from greylag.common.audit_copy import AuditCopy
 from greylag.common.clock import SystemClock
 from greylag.common.concurrent import cancel_all
 from greylag.common.net import proxy_variables
-from greylag.common.sealing import Sealing
-from greylag.common.token_file import SECRET_KEY, ensure_token
 from greylag.config import Settings, agent_environment, authorities, oidc_secret
 from greylag.delivery.http import HttpDelivery
 from greylag.domain.audit import to_json
@@ -171,7 +169,7 @@ def _use_cases(settings: Settings, adapters: Adapters) -> UseCases:
         terminal=settings.terminal == "on",
         transcripts=Transcripts(store) if settings.transcripts == "on" else None,
     )
-    sealing = _sealing(settings)
+    sealing = sealing_of(settings)
     notifications = Notifications(
         recent, gate, clock, adapters.delivery, sealing, settings.notification_contact
     )
@@ -228,6 +226,7 @@ async def assembled(
                 _try_model(tried, greylag.use_cases.platform.model), name="model-provider"
             ),
             asyncio.create_task(audit.run(timedelta(days=settings.audit_days)), name="audit"),
+            asyncio.create_task(greylag.use_cases.secrets.seal_anew(), name="sealing"),
         }
         try:
             yield greylag
@@ -360,20 +359,6 @@ async def identity_provider_fault(settings: Settings) -> str | None:
     finally:
         await provider.close()
     return None
-
-
-def _sealing(settings: Settings) -> Sealing | None:
-    """Return what seals users' secrets; ``None`` where there is no key that all processes share.
-
-    Records that lie in the data folder are sealed by a key beside them, which no export and no
-    backup of the database holds; those of a server by a key of the settings.
-    """
-    if settings.secret_key is not None:
-        given = settings.secret_key.get_secret_value().split(",")
-        return Sealing([one.strip() for one in given if one.strip()])
-    if settings.mongodb_uri is not None or not settings.data.is_dir():
-        return None
-    return Sealing([ensure_token(settings.data, SECRET_KEY)])
 
 
 def _sign_in_limits(settings: Settings) -> SignInLimits:

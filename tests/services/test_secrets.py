@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 from tests.harness import Harness, settings
 
+from greylag.common.logs import hide_secrets
 from greylag.common.sealing import SealError, Sealing
 from greylag.domain.errors import (
     ConflictError,
@@ -15,14 +17,16 @@ from greylag.domain.errors import (
     RefusalError,
 )
 from greylag.domain.project import GitSource
-from greylag.domain.users import OPERATOR
-from greylag.ports import AuditFilter
+from greylag.domain.users import OPERATOR, Principal
+from greylag.ports import AuditFilter, DeliveryResult
 from greylag.services.projects import NewProject
 from greylag.services.secrets import MOST_SECRETS, NewSecret
+from greylag.services.use_cases import UseCases
 from greylag.store.people import to_body
 
 VALUE = "glsecret-5f0b7c1d9e"
 KEY = "k" * 32
+ADA = Principal("Ada", "ada")
 
 
 def house(key: str | None = KEY) -> Harness:
@@ -114,3 +118,36 @@ async def test_without_a_key_nothing_is_kept_and_with_another_nothing_is_read() 
     moved = replace(made, host="evil.example", version=1)
     assert await one.store.put(moved, made.created_at)
     assert not (await replace(secrets, sealing=rotated).setup(project)).credentials
+
+
+async def test_after_a_start_with_a_new_key_the_old_one_can_go() -> None:
+    of, new = house(), "n" * 32
+    await of.use_cases.secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", VALUE))
+    project = (await of.use_cases.projects.create(OPERATOR, "ada", NewProject("x"))).project
+    notifications, hook = of.use_cases.notifications, "https://hook.example/SECRET"
+    _, target = await notifications.add_webhook(ADA, "ada", "Chat", "http://localhost", hook)
+    pushes = await notifications.public_key()
+
+    def keyed(key: str) -> UseCases:
+        of.settings = settings(secret_key=key, data="/nonexistent", users="ada:Ada")
+        return of.build(key).use_cases
+
+    # A key that opens nothing changes nothing: it may be a wrong one.
+    await keyed(f"{new},{'w' * 32}").secrets.seal_anew()
+    await keyed(f"{new},{KEY}").secrets.seal_anew()
+    alone = keyed(new)
+    (one,) = (await alone.secrets.setup(project)).credentials
+    assert one.value == VALUE
+    _, done = await alone.notifications.test(ADA, "ada", target.id)
+    assert done.result is DeliveryResult.DONE
+    assert await alone.notifications.public_key() == pushes
+
+
+async def test_a_secret_that_cannot_be_read_is_named_in_the_log() -> None:
+    of = house()
+    await of.use_cases.secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", VALUE))
+    project = (await of.use_cases.projects.create(OPERATOR, "ada", NewProject("x"))).project
+    other = replace(of.use_cases.secrets, sealing=Sealing(["another key of enough characters"]))
+    with capture_logs([hide_secrets]) as lines:
+        await other.setup(project)
+    assert [(line["event"], line["name"]) for line in lines] == [("secret_unreadable", "hub")]

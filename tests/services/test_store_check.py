@@ -10,9 +10,11 @@ from tests.reconcile.bench import REF, Bench
 from tests.store.sites import KINDS, Site, sites_in
 from tests.store.stored_projects import changed, leased, make_stored
 
+from greylag.common.sealing import Sealing
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
+from greylag.domain.users import UserSecret
 from greylag.ports import StoredProject
 from greylag.services.store_export import check_store, stuck
 
@@ -115,3 +117,25 @@ async def test_what_cannot_be_read_and_the_store_itself_are_told_too(tmp_path: P
         "greylag_keys.record_id_1",
         SOUND.project.id,
     ]
+
+
+async def test_what_no_key_or_only_an_older_one_opens_is_told(site: Site) -> None:
+    sealed = Sealing(["old" * 11]).seal("value", "purpose")
+    async with site.store() as store:
+        for name in ("hub", "lab"):
+            one = UserSecret("ada", name, f"{name}.example", "x", sealed, at(0), at(0))
+            assert await store.put(one, at(0))
+    told = {}
+    async with site.archive(write=False) as archive:
+        for keys in ("old", "new old", "new", ""):
+            sealing = Sealing([key * 11 for key in keys.split()]) if keys else None
+            report = await check_store(archive, NOW, sealing)
+            faults = [one.sentence for one in report.findings if one.place == "sealed"]
+            told[keys] = faults, [one.sentence for one in report.sealed]
+    which = "the secret 'hub' of user 'ada' and 1 more."
+    assert told == {
+        "old": ([], []),
+        "new old": ([], [f"An older key of GREYLAG_SECRET_KEY has sealed {which}"]),
+        "new": ([f"The key that there is does not open {which}"], []),
+        "": ([], [f"There is no key here to open {which}"]),
+    }

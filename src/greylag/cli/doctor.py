@@ -277,6 +277,8 @@ def _store(settings: Settings) -> Iterator[Check]:
     if not report.findings:
         sentence = f"{counted(report.projects, 'project')}, and all can be read."
         yield Check("store", "ok", sentence)
+    for sealed in report.sealed:
+        yield Check("secrets", "warn", sealed.sentence, sealed.hint)
     for failing in report.failing[:FAILING_SHOWN]:
         yield Check("project", "warn", failing.sentence, failing.hint)
     if (others := len(report.failing) - FAILING_SHOWN) > 0:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
+_BY_ANOTHER = "It was sealed by another key."
+
 
 class SealError(Exception):
     """What was to be opened was sealed by another key, for something else, or is no such thing."""
@@ -23,6 +25,7 @@ class Sealing:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = tuple(keys)
+        self.has_old_keys = len(self._keys) > 1
         self._made: MultiFernet | None = None
 
     def seal(self, value: str, purpose: str) -> str:
@@ -42,10 +45,29 @@ class Sealing:
         try:
             found, value = json.loads(self._fernet().decrypt(sealed.encode()))
         except (InvalidToken, ValueError) as error:
-            raise SealError("It was sealed by another key.") from error
+            raise SealError(_BY_ANOTHER) from error
         if found != purpose:
             raise SealError("It was sealed for something else.")
         return str(value)
+
+    def renewed(self, sealed: str) -> str | None:
+        """Return what an older key has sealed, for whatever, sealed by the first one; ``None`` for
+        what that one has sealed.
+
+        Raises:
+            SealError: none of the keys opens it.
+        """
+        from cryptography.fernet import InvalidToken  # noqa: PLC0415
+
+        first, text = Sealing(self._keys[:1]), sealed.encode()
+        try:
+            first._fernet().decrypt(text)
+        except InvalidToken:
+            try:
+                return self._fernet().rotate(text).decode("ascii")
+            except InvalidToken as error:
+                raise SealError(_BY_ANOTHER) from error
+        return None
 
     def _fernet(self) -> "MultiFernet":
         from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415

@@ -6,7 +6,8 @@ on agentd's side, where no tool can see them.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import structlog
 
@@ -19,11 +20,19 @@ from greylag.domain.errors import (
     LimitExceededError,
     MissingError,
     RefusalError,
+    StoreUnavailableError,
     UserNotFoundError,
 )
 from greylag.domain.names import slug
 from greylag.domain.project import Project, check_host
-from greylag.domain.users import Action, Principal, UserSecret, of_user
+from greylag.domain.users import (
+    Action,
+    NotificationTarget,
+    Principal,
+    PushKey,
+    UserSecret,
+    of_user,
+)
 from greylag.ports import Attempts, Clock, PeopleStore
 from greylag.services.access import Gate
 from greylag.services.people import People
@@ -34,6 +43,8 @@ USERNAME_FORM = r"^[!-9;-~]{1,200}$"
 DEFAULT_USERNAME = "x-access-token"
 MAX_VALUE_LENGTH = 4096
 MOST_SECRETS = 50
+_PAUSE = 60.0
+_S = TypeVar("_S", UserSecret, NotificationTarget, PushKey)
 
 _log = structlog.get_logger(__name__)
 
@@ -154,13 +165,49 @@ class Secrets:
             value = self.sealing.open(kept.sealed, purpose)
         except SealError as error:
             _log.warning(
-                "secret_unreadable", user_id=kept.user_id, secret=kept.name, reason=str(error)
+                "secret_unreadable", user_id=kept.user_id, name=kept.name, reason=str(error)
             )
             return None
         return GitCredential(kept.name, kept.host, kept.username, value)
 
+    async def seal_anew(self) -> None:
+        """Seal by the first key whatever an older one has sealed, notifications' addresses too, so
+        that the older one can go. A store that cannot be reached is waited for.
+        """
+        while self.sealing is not None and self.sealing.has_old_keys:
+            try:
+                count = await self._seal_anew(self.sealing, UserSecret)
+                count += await self._seal_anew(self.sealing, NotificationTarget)
+                count += await self._seal_anew(self.sealing, PushKey)
+            except StoreUnavailableError as error:
+                _log.warning("not_sealed_anew", error=str(error), tried_again=True)
+                await self.clock.sleep(_PAUSE)
+            else:
+                _log.info("sealed_anew", count=count)
+                return
+
+    async def _seal_anew(self, sealing: Sealing, kind: type[_S]) -> int:
+        count = 0
+        for kept in await self.people.labelled(kind):
+            anew = _by_first_key(sealing, kept)
+            # What somebody writes at this moment is left to the next start.
+            if anew is not None and await self.people.put(anew, self.clock.now()):
+                count += 1
+        return count
+
     async def _of(self, user_id: str) -> Sequence[UserSecret]:
         return await self.people.labelled(UserSecret, of_user(user_id))
+
+
+def _by_first_key(sealing: Sealing, kept: _S) -> _S | None:
+    """Return what an older key has sealed sealed by the first one, ``None`` for all else: what no
+    key opens stays as it is, since its key may come back.
+    """
+    try:
+        sealed = sealing.renewed(kept.sealed)
+    except SealError:
+        return None
+    return None if sealed is None else replace(kept, sealed=sealed)
 
 
 def _purpose(user_id: str, name: str, host: str) -> str:

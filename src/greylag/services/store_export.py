@@ -4,11 +4,12 @@ of it for faults.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import BinaryIO
 
+from greylag.common.sealing import SealError, Sealing
 from greylag.domain.audit import START, Actor, AuditAction, AuditBounds
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Project, unsettled
@@ -19,6 +20,7 @@ from greylag.ports import (
     Origin,
     Stored,
     StoredEntry,
+    StoredPerson,
     StoredProject,
     StoreIncompleteError,
     StoreInUseError,
@@ -303,15 +305,22 @@ _APART = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """How many records were looked at, what was found, and which projects have an error."""
+    """How many records were looked at, what was found, which projects have an error, and what of
+    the sealed needs another key than the first one.
+    """
 
     projects: int
     findings: Sequence[Finding]
     failing: Sequence[Finding] = ()
+    sealed: Sequence[Finding] = ()
 
 
-async def check_store(archive: Archive, now: datetime) -> StoreReport:
-    """Look at the whole store: whether it is whole, can be read, and gets on."""
+async def check_store(
+    archive: Archive, now: datetime, sealing: Sealing | None = None
+) -> StoreReport:
+    """Look at the whole store: whether it is whole, can be read, gets on, and can be opened by
+    ``sealing`` (``None``: there is no key) where it is sealed.
+    """
     found: list[Finding] = []
     if await archive.incomplete():
         found.append(
@@ -331,9 +340,68 @@ async def check_store(archive: Archive, now: datetime) -> StoreReport:
         failing += [finding for one in projects for finding in failed(one)]
         newest = max([newest, *(one.updated_at for one in projects)])
     found += clock_is_behind(newest, now)
+    seals = _Seals(sealing)
     async for people in archive.people():
         found += [one for one in people if isinstance(one, Finding)]
-    return StoreReport(count, found, failing)
+        for one in people:
+            if isinstance(one, StoredPerson):
+                seals.look(one)
+    return StoreReport(count, [*found, *seals.faults()], failing, list(seals.warnings()))
+
+
+@dataclass(slots=True)
+class _Seals:
+    """Looks which of the sealed a key opens, and by which it was sealed."""
+
+    sealing: Sealing | None
+    lost: list[str] = field(default_factory=list)
+    old: list[str] = field(default_factory=list)
+
+    def look(self, one: StoredPerson) -> None:
+        """Look at one of the people, if it is sealed."""
+        sealed, user = one.body.get("sealed"), one.body.get("user_id")
+        if not isinstance(sealed, str):
+            return
+        what = {"secrets": "secret", "notifications": "notification"}.get(one.kind, "")
+        name = one.body.get("name")
+        told = f"{what} {name!r} of user {user!r}" if what else "key for pushes"
+        try:
+            if self.sealing is None or self.sealing.renewed(sealed) is not None:
+                (self.old if self.sealing else self.lost).append(told)
+        except SealError:
+            self.lost.append(told)
+
+    def faults(self) -> Iterator[Finding]:
+        """Yield what none of the keys opens."""
+        if self.lost and self.sealing is not None:
+            yield Finding(
+                "sealed",
+                f"The key that there is does not open {_counted(self.lost)}.",
+                "Give the one that sealed them too: in GREYLAG_SECRET_KEY (`new,old`), or as the "
+                "data folder's file `secret-key`, from a backup. Where it is lost, their users set "
+                "them anew.",
+            )
+
+    def warnings(self) -> Iterator[Finding]:
+        """Yield what the first key does not open, or what cannot be told."""
+        if self.lost and self.sealing is None:
+            yield Finding(
+                "sealed",
+                f"There is no key here to open {_counted(self.lost)}.",
+                "Ask again with the GREYLAG_SECRET_KEY of web and worker. Where they have none, "
+                "give them the one that it was sealed by.",
+            )
+        if self.old:
+            yield Finding(
+                "sealed",
+                f"An older key of GREYLAG_SECRET_KEY has sealed {_counted(self.old)}.",
+                "Start Greylag anew with `new,old`: it seals by the first, and the old can go.",
+            )
+
+
+def _counted(names: Sequence[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"the {names[0]}{others}"
 
 
 def clock_is_behind(newest: datetime, now: datetime) -> Iterator[Finding]:
