@@ -12,6 +12,7 @@ from tests.fakes.store import MemoryStore
 from tests.harness import served
 from tests.web.server import ADA, Site
 
+from greylag import __version__
 from greylag.domain.project import Desired, Status
 from greylag.ports import Clock, ProjectStore
 from greylag.web.metrics import create_metrics_app
@@ -51,6 +52,7 @@ async def test_how_many_projects_there_are_and_how_late_the_workers_are_is_told(
     assert counted == dict.fromkeys(Status, 0.0) | {Status.INACTIVE: 1.0, Status.ERROR: 1.0}
     assert _number(text, "greylag_overdue_seconds") == 30
     assert _number(text, "greylag_store_up") == 1
+    assert _number(text, "greylag_info", version=__version__) == 1
 
 
 async def test_nobody_is_late_where_all_that_is_due_is_still_to_come() -> None:

@@ -7,6 +7,9 @@ learns nothing else. Where they are told: ``greylag.web.metrics``.
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from greylag import __version__
+
+Gauge("greylag_info", "1, by the version of this program.", ["version"]).labels(__version__).set(1)
 REQUESTS = Histogram(
     "greylag_request_seconds",
     "From a request until its answer began, by the route's template.",
