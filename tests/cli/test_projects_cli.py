@@ -110,7 +110,8 @@ async def test_a_terminal_is_asked_before_deleting(
 ) -> None:
     await cli("projects", "create", "Asked", "--id", "asked")
     async with on_terminal("projects", "delete", "asked", env=env) as terminal:
-        await terminal.until("Delete project Asked and all of its files? [y/N] ")
+        asked = "Delete project Asked for good, with its files and conversations? [y/N] "
+        await terminal.until(asked)
         terminal.type(answer)
         assert await terminal.end() == code
     assert (await cli("projects", "show", "asked")).code == left

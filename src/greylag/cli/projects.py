@@ -190,7 +190,8 @@ async def delete(access: Access, *, project: str, yes: bool, wish: Wish) -> None
     Asks first on a terminal; a script says --yes.
     """
     found = await access.project(project)
-    await confirm(f"Delete project {found['name']} and all of its files?", yes=yes)
+    question = f"Delete project {found['name']} for good, with its files and conversations?"
+    await confirm(question, yes=yes)
     left = await access.api.delete_project(place_of(found), wish)
     stands = "is deleted" if left is None else "is being deleted"
     access.output.done(
