@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.clocks import FakeClock
+from tests.harness import Harness, settings
 from tests.services.house import REF, House
 
 from greylag.domain.errors import (
@@ -141,6 +143,19 @@ async def test_a_wait_that_ends_first_says_that_it_goes_on() -> None:
         with pytest.raises(WaitTimeoutError, match="still becoming active"):
             await projects.settled(wanted, within=0.05)
         assert (await projects.get(OPERATOR, REF)).desired is Desired.ACTIVE
+
+
+async def test_a_wait_for_what_no_worker_has_taken_on_says_so() -> None:
+    clock = FakeClock()
+    projects = Harness(settings(users="ada:Ada"), clock=clock).use_cases.projects
+    await projects.create(OPERATOR, "ada", NewProject("Demo", "demo"))
+    wanted = await _want(projects, Desired.ACTIVE)
+    with pytest.raises(WaitTimeoutError) as at_once:
+        await projects.settled(wanted, within=0)
+    clock.advance(6)
+    with pytest.raises(WaitTimeoutError, match="No worker has taken it on yet"):
+        await projects.settled(wanted, within=0)
+    assert "worker" not in str(at_once.value)
 
 
 async def test_the_log_is_followed_from_a_number_until_the_project_is_gone() -> None:

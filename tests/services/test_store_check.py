@@ -139,3 +139,16 @@ async def test_what_no_key_or_only_an_older_one_opens_is_told(site: Site) -> Non
         "new": ([f"The key that there is does not open {which}"], []),
         "": ([], [f"There is no key here to open {which}"]),
     }
+
+
+async def test_what_no_worker_takes_on_is_told_once_and_soon(tmp_path: Path) -> None:
+    async with sites_in(tmp_path) as sites:
+        due = [make_stored(name) for name in ("one", "two")]
+        site = await sites.filled("sqlite", [*due, leased(make_stored("held"), NOW + DAY)])
+        async with site.archive(write=False) as archive:
+            soon = await check_store(archive, NOW + timedelta(minutes=1))
+            report = await check_store(archive, NOW + timedelta(minutes=2))
+    assert not soon.findings
+    (finding,) = report.findings
+    assert "on project 'one' of user 'ada' and 1 more, since" in finding.sentence
+    assert "greylag worker" in finding.hint

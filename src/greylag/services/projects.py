@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import KW_ONLY, asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,7 @@ KEY_FORM = r"^[!-~]([ -~]*[!-~])?$"
 """What an Idempotency-Key is like: printable ASCII, as headers carry it."""
 EVENTS_AT_ONCE = 100
 _AT_ONCE = 200
+_TAKEN_ON_WITHIN = timedelta(seconds=5)
 _LOOK_SECONDS = 60.0  # changes are told; this is for one that was missed
 FOLLOW_RECHECK_SECONDS = 300.0
 
@@ -357,7 +358,7 @@ class Projects:
                     return
                 left = end - self.clock.monotonic()
                 if left <= 0:
-                    raise WaitTimeoutError(_still(current))
+                    raise WaitTimeoutError(_still(current, self.clock.now()))
                 await news.changed(left)
 
     async def is_another_s(self, project: Project) -> None:
@@ -548,11 +549,14 @@ def _without_error(project: Project) -> Project:
     raise ClusterError(error.message, code=error.code, hint=error.hint)
 
 
-def _still(project: Project) -> str:
+def _still(project: Project, now: datetime) -> str:
     doing = {
         Desired.ACTIVE: "becoming active",
         Desired.INACTIVE: "becoming inactive",
         Desired.DELETED: "being deleted",
     }[project.desired]
     cause = f" {project.error.message}" if project.error else ""
+    due = project.due_at
+    if project.lease is None and due is not None and now - due > _TAKEN_ON_WITHIN:
+        cause = " No worker has taken it on yet: none is running, or all are busy."
     return f"The project is still {doing}.{cause}"

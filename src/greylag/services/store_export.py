@@ -299,6 +299,8 @@ def _arriving(stored: Stored, now: datetime, rested: datetime) -> Stored:
 
 _LONG = timedelta(hours=1)
 """After this time, what should have gone on has stopped."""
+_WAITED = timedelta(minutes=2)
+"""Workers take on what is due within seconds."""
 _APART = timedelta(minutes=1)
 """What clocks may differ by."""
 
@@ -331,15 +333,16 @@ async def check_store(
             )
         )
     found += await archive.findings()
-    count, failing, newest = 0, [], now
+    count, failing, waiting, newest = 0, [], [], now
     async for batch in archive.read():
         count += len(batch)
         projects = [one.project for one in batch if not isinstance(one, Finding)]
         found += [one for one in batch if isinstance(one, Finding)]
         found += [finding for one in projects for finding in stuck(one, now)]
         failing += [finding for one in projects for finding in failed(one)]
+        waiting += [one for one in projects if waits(one, now)]
         newest = max([newest, *(one.updated_at for one in projects)])
-    found += clock_is_behind(newest, now)
+    found += [*nobody_works(waiting), *clock_is_behind(newest, now)]
     seals = _Seals(sealing)
     async for people in archive.people():
         found += [one for one in people if isinstance(one, Finding)]
@@ -376,7 +379,7 @@ class _Seals:
         if self.lost and self.sealing is not None:
             yield Finding(
                 "sealed",
-                f"The key that there is does not open {_counted(self.lost)}.",
+                f"The key that there is does not open the {_counted(self.lost)}.",
                 "Give the one that sealed them too: in GREYLAG_SECRET_KEY (`new,old`), or as the "
                 "data folder's file `secret-key`, from a backup. Where it is lost, their users set "
                 "them anew.",
@@ -387,21 +390,40 @@ class _Seals:
         if self.lost and self.sealing is None:
             yield Finding(
                 "sealed",
-                f"There is no key here to open {_counted(self.lost)}.",
+                f"There is no key here to open the {_counted(self.lost)}.",
                 "Ask again with the GREYLAG_SECRET_KEY of web and worker. Where they have none, "
                 "give them the one that it was sealed by.",
             )
         if self.old:
             yield Finding(
                 "sealed",
-                f"An older key of GREYLAG_SECRET_KEY has sealed {_counted(self.old)}.",
+                f"An older key of GREYLAG_SECRET_KEY has sealed the {_counted(self.old)}.",
                 "Start Greylag anew with `new,old`: it seals by the first, and the old can go.",
             )
 
 
 def _counted(names: Sequence[str]) -> str:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"the {names[0]}{others}"
+    return f"{names[0]}{others}"
+
+
+def waits(project: Project, now: datetime) -> bool:
+    """Tell whether a project has been due for long, and no worker has taken it on."""
+    due = project.due_at
+    return project.lease is None and due is not None and now - due > _WAITED
+
+
+def nobody_works(waiting: Sequence[Project]) -> Iterator[Finding]:
+    """Yield that projects wait for a worker."""
+    if waiting:
+        names = [f"project {one.project_id!r} of user {one.user_id!r}" for one in waiting]
+        since = min(one.due_at for one in waiting if one.due_at is not None)
+        yield Finding(
+            "worker",
+            f"No worker has taken on {_counted(names)}, since {since:%Y-%m-%d %H:%M:%S} (UTC): "
+            "none runs on this store, or all are busy.",
+            "Start a `greylag worker` on this store, or one more; `greylag up` has one.",
+        )
 
 
 def clock_is_behind(newest: datetime, now: datetime) -> Iterator[Finding]:
