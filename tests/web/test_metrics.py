@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import aiohttp
+import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from tests.clocks import FakeClock
@@ -13,8 +14,10 @@ from tests.harness import served
 from tests.web.server import ADA, Site
 
 from greylag import __version__
+from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Status
 from greylag.ports import Clock, ProjectStore
+from greylag.web import metrics
 from greylag.web.metrics import create_metrics_app
 
 
@@ -68,6 +71,20 @@ async def test_what_was_counted_is_told_though_the_store_is_away() -> None:
     assert _number(text, "greylag_store_up") == 0
     assert _number(text, "greylag_projects", status="active") is None
     assert _number(text, "greylag_requests_in_progress") is not None
+
+
+async def test_a_store_that_can_only_be_read_is_not_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused() -> None:
+        raise StoreUnavailableError("The disk is full.")
+
+    async def held() -> None:
+        await asyncio.Event().wait()
+
+    for ping, seconds in ((refused, 60.0), (held, 0.01)):
+        store = MemoryStore()
+        monkeypatch.setattr(store, "ping", ping)
+        monkeypatch.setattr(metrics, "ANSWER_SECONDS", seconds)
+        assert _number((await _told(store, FakeClock()))[1], "greylag_store_up") == 0
 
 
 async def test_who_asks_for_open_metrics_has_them() -> None:

@@ -35,4 +35,4 @@ OVERDUE = Gauge(
     "greylag_overdue_seconds",
     "For how long the project that has waited longest for a worker has been due; 0: none waits.",
 )
-STORE_UP = Gauge("greylag_store_up", "1 when the store answered this question, 0 when it did not.")
+STORE_UP = Gauge("greylag_store_up", "1 when the store could be read and written, else 0.")

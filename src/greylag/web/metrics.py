@@ -4,6 +4,8 @@ The exposition format is Prometheus's own, or OpenMetrics where that is asked fo
 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 """
 
+import asyncio
+
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -15,6 +17,9 @@ from starlette.types import ASGIApp
 from greylag.common import metrics
 from greylag.domain.errors import StoreUnavailableError
 from greylag.ports import Clock, ProjectStore
+
+ANSWER_SECONDS = 5.0
+"""What the store may take; Prometheus waits 10 by default, and would be told nothing."""
 
 
 def create_metrics_app(store: ProjectStore, clock: Clock) -> ASGIApp:
@@ -34,8 +39,11 @@ def create_metrics_app(store: ProjectStore, clock: Clock) -> ASGIApp:
 
 async def _ask(store: ProjectStore, clock: Clock) -> None:
     try:
-        counts, due = await store.count_by_status(), await store.next_due()
-    except StoreUnavailableError:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            counts, due = await store.count_by_status(), await store.next_due()
+            # A full disk, or a lock that somebody holds, lets all be read.
+            await store.ping()
+    except (StoreUnavailableError, TimeoutError):
         metrics.STORE_UP.set(0)
         metrics.PROJECTS.clear()
         return
