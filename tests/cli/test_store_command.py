@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.cli.program import Done, call, on_terminal, run
+from tests.cli.stack import Stack
 from tests.store import mongo_servers
 from tests.store.sites import KilledError, Site, Sites, cut_off, sites_in
 from tests.store.stored_projects import leased, make_stored
 
 from greylag.archives import place_of
+from greylag.cli.errors import Exit
 from greylag.cli.store import _replacing
 from greylag.ports import StoredProject
 
@@ -343,6 +345,18 @@ async def test_doctor_reads_the_store_and_says_what_it_finds(
         await raw["projects"].drop_index("user_id_1_project_id_1")
     ((verdict, detail),) = _store_checks(await call("doctor", "--json", env=remote.env))
     assert (verdict, "user_id_1_project_id_1" in detail) == ("fail", True)
+
+
+async def test_doctor_tells_that_no_worker_runs_where_a_server_does(
+    stack: Stack, source: Site
+) -> None:
+    env = {**stack.env, **source.env, "GREYLAG_TOKEN": stack.token}
+    done = await call("doctor", "--json", env=env)
+    (found,) = [one for one in done.document["checks"] if one["name"] == "worker"]
+    assert (done.code, found["verdict"]) == (Exit.REFUSED, "fail")
+    assert "No worker has taken on project 'one' of user 'ada' and 1 more" in found["detail"]
+    stopped = await call("doctor", "--json", env=source.env)
+    assert "worker" not in {one["name"] for one in stopped.document["checks"]}
 
 
 async def test_doctor_takes_a_database_before_the_first_start_for_no_fault(sites: Sites) -> None:

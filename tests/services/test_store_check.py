@@ -148,7 +148,8 @@ async def test_what_no_worker_takes_on_is_told_once_and_soon(tmp_path: Path) -> 
         async with site.archive(write=False) as archive:
             soon = await check_store(archive, NOW + timedelta(minutes=1))
             report = await check_store(archive, NOW + timedelta(minutes=2))
-    assert not soon.findings
-    (finding,) = report.findings
+    assert not soon.waiting
+    (finding,) = report.waiting
+    assert not report.findings
     assert "on project 'one' of user 'ada' and 1 more, since" in finding.sentence
     assert "greylag worker" in finding.hint

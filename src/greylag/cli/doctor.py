@@ -149,7 +149,7 @@ def _machine(data: Path | None, *, answered: bool) -> Iterator[Check]:
     if mongo is not None:
         yield mongo
     if mongo is None or mongo.verdict == "ok":
-        yield from _store(settings)
+        yield from _store(settings, answered=answered)
     if settings.oidc_issuer:
         yield _identity_provider(settings)
     if settings.model_url or settings.model_key or not answered:
@@ -249,8 +249,11 @@ def _data_folder(folder: Path) -> Check:
     return Check("data folder", "ok", f"{path} can be written.")
 
 
-def _store(settings: Settings) -> Iterator[Check]:
-    """Read all records; nothing is changed."""
+def _store(settings: Settings, *, answered: bool) -> Iterator[Check]:
+    """Read all records; nothing is changed.
+
+    That nobody works on them is no news where no server has ``answered``: Greylag is stopped.
+    """
     from greylag.archives import examine_store
 
     try:
@@ -277,6 +280,8 @@ def _store(settings: Settings) -> Iterator[Check]:
     if not report.findings:
         sentence = f"{counted(report.projects, 'project')}, and all can be read."
         yield Check("store", "ok", sentence)
+    for waiting in report.waiting if answered else ():
+        yield Check("worker", "fail", waiting.sentence, waiting.hint)
     for sealed in report.sealed:
         yield Check("secrets", "warn", sealed.sentence, sealed.hint)
     for failing in report.failing[:FAILING_SHOWN]:

@@ -307,14 +307,16 @@ _APART = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """How many records were looked at, what was found, which projects have an error, and what of
-    the sealed needs another key than the first one.
+    """How many records were looked at, what was found, which projects have an error, what of the
+    sealed needs another key than the first one, and what waits for a worker: of that it is for who
+    knows whether any is to run.
     """
 
     projects: int
     findings: Sequence[Finding]
     failing: Sequence[Finding] = ()
     sealed: Sequence[Finding] = ()
+    waiting: Sequence[Finding] = ()
 
 
 async def check_store(
@@ -342,14 +344,15 @@ async def check_store(
         failing += [finding for one in projects for finding in failed(one)]
         waiting += [one for one in projects if waits(one, now)]
         newest = max([newest, *(one.updated_at for one in projects)])
-    found += [*nobody_works(waiting), *clock_is_behind(newest, now)]
+    found += clock_is_behind(newest, now)
     seals = _Seals(sealing)
     async for people in archive.people():
         found += [one for one in people if isinstance(one, Finding)]
         for one in people:
             if isinstance(one, StoredPerson):
                 seals.look(one)
-    return StoreReport(count, [*found, *seals.faults()], failing, list(seals.warnings()))
+    found += seals.faults()
+    return StoreReport(count, found, failing, list(seals.warnings()), list(nobody_works(waiting)))
 
 
 @dataclass(slots=True)
