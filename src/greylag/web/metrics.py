@@ -18,8 +18,10 @@ from greylag.common import metrics
 from greylag.domain.errors import StoreUnavailableError
 from greylag.ports import Clock, ProjectStore
 
-ANSWER_SECONDS = 5.0
-"""What the store may take; Prometheus waits 10 by default, and would be told nothing."""
+ANSWER_SECONDS = 3.0
+"""What the store has to answer. Whoever scrapes waits for ten, or a few, and what came too late is
+told to nobody: not even that the store is away.
+"""
 
 
 def create_metrics_app(store: ProjectStore, clock: Clock) -> ASGIApp:
