@@ -1,6 +1,7 @@
 """What Greylag's own manifests say, before they are installed anywhere."""
 
 import json
+import os
 import re
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,6 +15,7 @@ from tests.deploy.manifests import (
     BASE,
     CHART,
     EXAMPLE,
+    METRICS,
     Object,
     helm,
     kustomize,
@@ -126,19 +128,23 @@ def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(
         assert told["GREYLAG_PORT"] == "8700" == str(web["ports"][0]["containerPort"])
 
 
-def test_the_chart_has_each_pod_tell_its_numbers_to_those_that_are_named() -> None:
-    objects = helm("--set", "metrics.enabled=true")
-    for thing in of_kind(objects, "Deployment"):
-        (container,) = thing["spec"]["template"]["spec"]["containers"]
-        assert {"name": "metrics", "containerPort": 8702} in container["ports"]
-        assert {"name": "GREYLAG_METRICS_PORT", "value": "8702"} in container["env"]
-    named = {
-        thing["metadata"]["name"]: thing["spec"] for thing in of_kind(objects, "NetworkPolicy")
-    }
-    (ingress,) = named["greylag-metrics"]["ingress"]
-    assert ingress["ports"] == [{"protocol": "TCP", "port": "metrics"}]
-    monitoring = {"kubernetes.io/metadata.name": "monitoring"}
-    assert ingress["from"] == [{"namespaceSelector": {"matchLabels": monitoring}}]
+def test_each_pod_tells_its_numbers_to_those_that_are_named(tmp_path: Path) -> None:
+    folder = overlay(
+        tmp_path / "own", BASE, components=[os.path.relpath(METRICS, tmp_path.resolve() / "own")]
+    )
+    for objects in (kustomize(folder), helm("--set", "metrics.enabled=true")):
+        for thing in of_kind(objects, "Deployment"):
+            (container,) = thing["spec"]["template"]["spec"]["containers"]
+            assert {"name": "metrics", "containerPort": 8702} in container["ports"]
+            assert {"name": "GREYLAG_METRICS_PORT", "value": "8702"} in container["env"]
+        named = {thing["metadata"]["name"]: thing for thing in of_kind(objects, "NetworkPolicy")}
+        policy = named["greylag-metrics"]
+        assert policy["metadata"]["namespace"] == "greylag"
+        assert policy["spec"]["podSelector"] == named["greylag-default-deny"]["spec"]["podSelector"]
+        (ingress,) = policy["spec"]["ingress"]
+        assert ingress["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+        monitoring = {"kubernetes.io/metadata.name": "monitoring"}
+        assert ingress["from"] == [{"namespaceSelector": {"matchLabels": monitoring}}]
     with pytest.raises(AssertionError, match=r"metrics.*from"):  # nobody named would be everybody
         helm("--set", "metrics.enabled=true", "--set-json", "metrics.from=[]")
 
