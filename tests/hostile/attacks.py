@@ -196,6 +196,9 @@ IN_POD = (
     Attack("a token of an account",
            "cat /var/run/secrets/kubernetes.io/serviceaccount/token", GONE),
     Attack("files of the node", "ls /proc/1/root/", DENIED),
+    Attack("the node's disk, outside of what is counted",
+           "find / -regex '/\\(proc\\|sys\\|tmp\\|environment\\)' -prune "
+           "-o -type f -writable -print 2>/dev/null | grep . || echo none found", "none found"),
     # The network, which policies bound
     Attack("another environment's pod", _connect("{other_pod}", "{agentd_port}"), CLOSED),
     Attack("another environment's Service", _connect("{other_service}", "{agentd_port}"), CLOSED),

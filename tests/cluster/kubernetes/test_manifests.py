@@ -404,6 +404,9 @@ def test_what_is_written_outside_of_the_volume_is_bounded() -> None:
     assert [each["limits"]["ephemeral-storage"] for each in both] == ["256Mi", "1792Mi"]
     folders = [one["emptyDir"] for one in pod["volumes"] if "emptyDir" in one]
     assert all("sizeLimit" in one for one in folders)
+    # The node makes a file there that anybody may write to, and bounds it nowhere.
+    _, execd = pod["containers"]
+    assert execd["terminationMessagePath"].startswith("/root/")
 
 
 @pytest.mark.parametrize(

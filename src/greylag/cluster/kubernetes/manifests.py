@@ -64,6 +64,9 @@ _TOOLS = "/opt/greylag"  # execd and goose, where the image has them
 _TOOLS_VOLUME = {"name": "tools", "emptyDir": {"sizeLimit": "1Gi"}}
 _TOOLS_MOUNT = {"name": "tools", "mountPath": _TOOLS, "readOnly": True}
 _MOST_PROCESSES = "2048"
+# The kubelet makes this file on the node's disk, writable for anybody, and counts it nowhere: it
+# lies where only root may enter.
+_LAST_WORDS = "/root/termination-log"
 _THEIRS = ("workspace", "home", "tmp")  # of the volume, for execd alone
 _POD_LIMITS_SINCE = 34  # before, an API server may refuse what it does not know
 
@@ -438,6 +441,7 @@ def _execd(options: Options, template: Template) -> dict[str, Any]:
             {"name": "GIT_CONFIG_VALUE_0", "value": "*"},
         ],
         "resources": _resources(options, template)[1],
+        "terminationMessagePath": _LAST_WORDS,
         "securityContext": _restricted(options.user),
         "volumeMounts": [
             *({"name": "data", "mountPath": f"{FOLDER}/{one}", "subPath": one} for one in _THEIRS),
