@@ -115,6 +115,7 @@ def _before(made: dict[str, Any]) -> dict[str, Any]:
         {"name": "data", "mountPath": "/environment"},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
     ]
+    spec["volumes"] += [{"name": "tmp", "emptyDir": {}}]
     agentd["env"] = [{"name": "GREYLAG_EXECD_SOCKET", "value": ""}]
     agentd["resources"]["limits"] |= {"cpu": "500m", "memory": "1Gi"}
     return {

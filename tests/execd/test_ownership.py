@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greylag.execd.__main__ import _put_back, take_over
+from greylag.execd.__main__ import _put_back, empty, take_over
 
 OLD, NEW, GROUP = 54321, 54322, 54323
 
@@ -88,6 +88,20 @@ def test_what_another_user_left_becomes_ours_as_it_was() -> None:
         with new_user():
             take_over(root)
         assert {path: path.lstat() for path in root.rglob("*")} == before
+
+
+def test_what_an_earlier_start_has_left_is_removed_but_nothing_that_it_links_to() -> None:
+    with left_by_another() as root:
+        folder = root / "private"
+        (folder / "out").symlink_to(root / "script")
+        (folder / "far").symlink_to(root)
+        os.mkfifo(folder / "deep" / "pipe")
+        (folder / "shut").mkdir(mode=0)
+
+        empty(folder)
+
+        assert list(folder.iterdir()) == []
+        assert (root / "script").read_text() == "echo"
 
 
 def test_it_goes_on_wherever_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ and the program ends.
 execd runs is of execd's own, and gets no answer. Both are told to end at the same time, so after a
 SIGTERM it serves on until agentd has let go, some seconds have passed, or a second one has come.
 When something else lies at the path, where tools may write, it ends, to be started again. What lies
-in the folders of ``--own`` is made this user's first (``take_over``).
+in the folders of ``--own`` is made this user's first (``take_over``), and what lies in that of
+``--empty`` is removed.
 
 With ``--memory N`` each process has at most N bytes of its own (``RLIMIT_DATA``), and when the
 machine has none left the system ends one of these before it ends others of its user.
@@ -132,6 +133,16 @@ def _finish(draft: Path, found: os.stat_result) -> None:
     os.utime(draft, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
+def empty(folder: Path) -> None:
+    """Remove what an earlier start has left in ``folder``, as far as we may."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        with suppress(OSError):
+            path.unlink()
+
+
 def _report(error: OSError) -> None:
     sys.stderr.write(f"execd: not taken over: {error}\n")
 
@@ -150,6 +161,7 @@ def main() -> None:
     way.add_argument("--socket", type=Path, help="where to listen")
     parser.add_argument("--client", type=int, help="the only user who may connect to it")
     parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
+    parser.add_argument("--empty", type=Path, help="a folder to empty")
     parser.add_argument("--processes", type=int, help="most processes of this user here")
     parser.add_argument("--memory", type=int, help="most bytes of one process")
     given = parser.parse_args()
@@ -167,6 +179,8 @@ def main() -> None:
         return
     for folder in given.own:
         take_over(folder)
+    if given.empty is not None:
+        empty(given.empty)
     listener = _bound(given.socket)
     asyncio.run(_serve(server, listener, _replaced(given.socket), patience=_PATIENCE_SECONDS))
 

@@ -404,8 +404,20 @@ def test_what_is_written_outside_of_the_volume_is_bounded() -> None:
     assert [each["limits"]["ephemeral-storage"] for each in both] == ["256Mi", "1792Mi"]
     folders = [one["emptyDir"] for one in pod["volumes"] if "emptyDir" in one]
     assert all("sizeLimit" in one for one in folders)
+
+
+def test_a_tool_can_write_nothing_to_the_node_s_disk() -> None:
+    pod = one("Deployment", objects(made(metadata={"template": "large"}), FULL))["spec"]["template"]
+    _, execd = pod["spec"]["containers"]
+    on_disk = {
+        volume["name"]
+        for volume in pod["spec"]["volumes"]
+        if volume.get("emptyDir", {}).get("medium") != "Memory" and volume["name"] != "data"
+    }
+    written = {each["name"] for each in execd["volumeMounts"] if not each.get("readOnly")}
+    assert written == {"data", "socket"}
+    assert not written & on_disk
     # The node makes a file there that anybody may write to, and bounds it nowhere.
-    _, execd = pod["containers"]
     assert execd["terminationMessagePath"].startswith("/root/")
 
 
@@ -441,7 +453,8 @@ def test_what_is_secret_is_in_agentd_s_container_alone() -> None:
         each["name"]: {one.get("subPath") for one in each["volumeMounts"] if one["name"] == "data"}
         for each in (agentd, execd, tools)
     }
-    assert mounts == {"agentd": {"state"}, "execd": {"workspace", "home", "tmp"}, "tools": set()}
+    theirs = {"workspace", "home", "tmp", "scratch"}
+    assert mounts == {"agentd": {"state"}, "execd": theirs, "tools": set()}
     assert "shareProcessNamespace" not in pod["spec"]
 
 

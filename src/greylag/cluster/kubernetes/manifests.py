@@ -52,7 +52,6 @@ ALIVE_PATH = "/"
 """Answers 200 without a token as long as agentd runs."""
 
 _GRACE_SECONDS = 20
-_TEMPORARY_SIZE = "1Gi"
 _AUTHORITIES_FOLDER = "/etc/greylag"
 _AUTHORITIES_VOLUME = {"name": "authorities", "configMap": {"name": AUTHORITIES}}
 _AUTHORITIES_MOUNT = {"name": "authorities", "mountPath": _AUTHORITIES_FOLDER, "readOnly": True}
@@ -68,6 +67,9 @@ _MOST_PROCESSES = "2048"
 # lies where only root may enter.
 _LAST_WORDS = "/root/termination-log"
 _THEIRS = ("workspace", "home", "tmp")  # of the volume, for execd alone
+# Tools have their own folder for temporary files; scripts that they run name this one. It is of the
+# volume too: on the node's disk Kubernetes counts neither files without a name nor inodes.
+_SCRATCH = {"name": "data", "mountPath": "/tmp", "subPath": "scratch"}  # noqa: S108 - the pod's own
 _POD_LIMITS_SINCE = 34  # before, an API server may refuse what it does not know
 
 _NGINX = "nginx.ingress.kubernetes.io"
@@ -387,8 +389,6 @@ def _volumes(
     return [
         {"name": "data", "persistentVolumeClaim": claim},
         {"name": "socket", "emptyDir": {"medium": "Memory", "sizeLimit": _SOCKET_SIZE}},
-        # Tools have their own folder for temporary files; scripts that they run name /tmp.
-        {"name": "tmp", "emptyDir": {"sizeLimit": _TEMPORARY_SIZE}},
         *([_TOOLS_VOLUME] if template.image else []),
         *([_AUTHORITIES_VOLUME] if options.authorities else []),
     ]
@@ -428,6 +428,7 @@ def _execd(options: Options, template: Template) -> dict[str, Any]:
         # environments of a node together.
         command += ["--processes", _MOST_PROCESSES]
     command += ["--own", *(f"{FOLDER}/{one}" for one in _THEIRS)]
+    command += ["--empty", _SCRATCH["mountPath"]]
     return {
         "name": EXECD,
         "image": template.image or options.image,
@@ -446,7 +447,7 @@ def _execd(options: Options, template: Template) -> dict[str, Any]:
         "volumeMounts": [
             *({"name": "data", "mountPath": f"{FOLDER}/{one}", "subPath": one} for one in _THEIRS),
             {"name": "socket", "mountPath": _SOCKET_FOLDER},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+            _SCRATCH,
             *([_TOOLS_MOUNT] if template.image else []),
             *([_AUTHORITIES_MOUNT] if options.authorities else []),
         ],

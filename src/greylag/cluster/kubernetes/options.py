@@ -132,7 +132,7 @@ class Template(BaseModel):
     cpu_limit: Quantity = "500m"
     memory_limit: Quantity = "1Gi"
     ephemeral_storage: Quantity = "2Gi"
-    """Most that it may write outside of its volume: temporary files and logs. This and the four
+    """Most that is written outside of its volume: logs, tools beside an image. This and the four
     before are for agentd and execd together."""
     volume_size: Quantity | None = None
     """None: that of the options."""
