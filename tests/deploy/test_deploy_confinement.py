@@ -203,6 +203,15 @@ ESCAPES: dict[tuple[str, str], Callable[[Confined], Object]] = {
             ),
         ),
     ),
+    (LABELLED, "a namespace of Pod Security as it once was"): _changed(
+        "Namespace",
+        lambda thing: (
+            thing["metadata"].update(name=f"{thing['metadata']['name']}-2"),
+            thing["metadata"]["labels"].update(
+                {"pod-security.kubernetes.io/enforce-version": "v1.0"}
+            ),
+        ),
+    ),
     ("no tokens of accounts", "a token of an account"): _changed(
         "Secret",
         lambda thing: (
