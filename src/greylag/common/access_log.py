@@ -13,6 +13,8 @@ from greylag.common.net import ASKED, request_id_of
 STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
 """What begins an answer; a WebSocket that is refused has one, too."""
 _SWITCHED = 101
+# Whoever reaches the port may ask for any path, and what is logged fills a disk.
+_LONGEST_PATH = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -70,7 +72,8 @@ class Exchange:
         write = _log.debug if self.scope["path"] in quiet else _log.info
         ms = round((time.monotonic() - self.started) * 1000, 1)
         method = self.scope.get("method", "GET")
-        write("request", method=method, path=path, status=self.status, ms=ms, **more)
+        known = {"method": method, "path": path[:_LONGEST_PATH], "status": self.status, "ms": ms}
+        write("request", **known, **more)
 
 
 class AccessLog:
