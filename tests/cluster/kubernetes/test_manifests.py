@@ -291,6 +291,23 @@ def test_every_address_is_allowed_but_the_cluster_s_and_the_clouds_own(
     assert allowed != any(address in ipaddress.ip_network(net) for net in closed)
 
 
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        *((one, False) for one in ("10.1.2.3", "100.64.1.2", "172.20.1.2", "192.168.1.2")),
+        ("198.19.1.2", False),  # pods on EKS
+        ("240.10.1.2", False),  # pods on GKE
+        *((one, True) for one in ("1.1.1.1", "198.17.1.2", "198.20.1.2", "223.255.1.2")),
+    ],
+)
+def test_without_a_setting_no_range_that_clouds_give_to_pods_is_open(
+    address: str, *, allowed: bool
+) -> None:
+    (block,) = agent_policy(Options(image="goose:1"))["egress"][1]["to"]
+    shut = (ipaddress.ip_network(net) for net in block["ipBlock"]["except"])
+    assert any(ipaddress.ip_address(address) in net for net in shut) is not allowed
+
+
 def mapped(address: str) -> list[str]:
     """Return an IPv4 address and the IPv6 ones that lead to it."""
     number = int(ipaddress.IPv4Address(address))

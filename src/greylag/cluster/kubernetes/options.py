@@ -38,7 +38,11 @@ _ANYBODY = (EVERYWHERE, "::/0")
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _LONGEST_DOMAIN = 189
 """A project's host is a label of 63 characters before it, and 253 are all there may be."""
-PRIVATE_RANGES = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+PRIVATE_RANGES = (
+    *("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+    # Of no network of the internet either; EKS and GKE offer them for pods.
+    *("198.18.0.0/15", "240.0.0.0/4"),
+)
 NEVER_ALLOWED = (
     "169.254.0.0/16",  # link-local, with the metadata service of nearly every cloud
     "168.63.129.16/32",  # Azure's platform
