@@ -14,7 +14,11 @@ async def test_a_line_is_short_however_long_the_path_is() -> None:
     async def sent(_message: Any) -> None:
         pass
 
-    scope = {"type": "http", "method": "GET", "path": "/files/" + "\N{REPLACEMENT CHARACTER}" * 8000}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/files/" + "\N{REPLACEMENT CHARACTER}" * 8000,
+    }
     with capture_logs() as logged:
         await AccessLog(refuse)({**scope, "headers": []}, None, sent)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,22 @@ def test_what_an_earlier_start_has_left_is_removed_but_nothing_that_it_links_to(
 
         assert list(folder.iterdir()) == []
         assert (root / "script").read_text() == "echo"
+
+
+def test_folders_that_lie_in_each_other_without_end_keep_nobody_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        for _ in range(2000):
+            os.mkdir("deep")  # noqa: PTH102 - no path is as long
+            os.chdir("deep")
+    (tmp_path / "other").touch()
+    try:
+        empty(tmp_path)
+        assert not (tmp_path / "other").exists()
+    finally:
+        subprocess.run(["/bin/rm", "-rf", tmp_path / "deep"], check=True)  # noqa: S603 - our own
 
 
 def test_it_goes_on_wherever_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,11 +136,11 @@ def _finish(draft: Path, found: os.stat_result) -> None:
 def empty(folder: Path) -> None:
     """Remove what an earlier start has left in ``folder``, as far as we may."""
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        with suppress(OSError):
-            path.unlink()
+        with suppress(OSError, RecursionError):  # folders may lie in each other without end
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _report(error: OSError) -> None:
