@@ -8,8 +8,8 @@ and the program ends.
 execd runs is of execd's own, and gets no answer. Both are told to end at the same time, so after a
 SIGTERM it serves on until agentd has let go, some seconds have passed, or a second one has come.
 When something else lies at the path, where tools may write, it ends, to be started again. What lies
-in the folders of ``--own`` is made this user's first (``take_over``), and what lies in that of
-``--empty`` is removed.
+in the folders of ``--own`` is made this user's first (``take_over``), and what lies in the one that
+the variable ``GREYLAG_EXECD_EMPTY`` names is removed.
 
 With ``--memory N`` each process has at most N bytes of its own (``RLIMIT_DATA``), and when the
 machine has none left the system ends one of these before it ends others of its user.
@@ -161,7 +161,6 @@ def main() -> None:
     way.add_argument("--socket", type=Path, help="where to listen")
     parser.add_argument("--client", type=int, help="the only user who may connect to it")
     parser.add_argument("--own", type=Path, nargs="*", default=[], help="folders to take over")
-    parser.add_argument("--empty", type=Path, help="a folder to empty")
     parser.add_argument("--processes", type=int, help="most processes of this user here")
     parser.add_argument("--memory", type=int, help="most bytes of one process")
     given = parser.parse_args()
@@ -172,6 +171,7 @@ def main() -> None:
     if given.processes is not None:
         _limit(resource.RLIMIT_NPROC, given.processes)
     os.environ.pop("PWD", None)  # of a shell that the sandbox was started by
+    emptied = os.environ.pop("GREYLAG_EXECD_EMPTY", None)
     server = ExecServer(given.client, os.environ)
     if given.sent or given.fd is not None:
         listener = _received() if given.sent else socket.socket(fileno=given.fd)
@@ -179,8 +179,8 @@ def main() -> None:
         return
     for folder in given.own:
         take_over(folder)
-    if given.empty is not None:
-        empty(given.empty)
+    if emptied is not None:
+        empty(Path(emptied))
     listener = _bound(given.socket)
     asyncio.run(_serve(server, listener, _replaced(given.socket), patience=_PATIENCE_SECONDS))
 

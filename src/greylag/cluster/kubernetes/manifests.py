@@ -428,7 +428,6 @@ def _execd(options: Options, template: Template) -> dict[str, Any]:
         # environments of a node together.
         command += ["--processes", _MOST_PROCESSES]
     command += ["--own", *(f"{FOLDER}/{one}" for one in _THEIRS)]
-    command += ["--empty", _SCRATCH["mountPath"]]
     return {
         "name": EXECD,
         "image": template.image or options.image,
@@ -440,6 +439,8 @@ def _execd(options: Options, template: Template) -> dict[str, Any]:
             {"name": "GIT_CONFIG_COUNT", "value": "1"},
             {"name": "GIT_CONFIG_KEY_0", "value": "safe.directory"},
             {"name": "GIT_CONFIG_VALUE_0", "value": "*"},
+            # No option: an older image's execd would not start with one that it does not know.
+            {"name": "GREYLAG_EXECD_EMPTY", "value": _SCRATCH["mountPath"]},
         ],
         "resources": _resources(options, template)[1],
         "terminationMessagePath": _LAST_WORDS,
