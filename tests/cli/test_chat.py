@@ -120,6 +120,20 @@ async def test_sessions_are_read_while_it_sleeps_and_told_to_be_a_copy(
     assert (await cli("sessions", "dreaming", "--json")).document == {"sessions": []}
 
 
+async def test_a_session_that_is_read_tells_which_turn_failed_and_why(
+    cli: Cli, program: Cli
+) -> None:
+    await cli("projects", "create", "Failing", "--id", "failing")
+    await program("chat", "failing", "fail: no\tmodel")
+    await program("chat", "failing", "hello", "--continue")
+    session = (await cli("sessions", "failing", "--json")).document["sessions"][0]["session_id"]
+    awake = (await cli("sessions", "failing", session)).out
+    assert awake.startswith("User:\nfail: no\tmodel\n\nerror: no")
+    assert awake.count("error: ") == 1
+    await cli("deactivate", "failing")
+    assert (await cli("sessions", "failing", session)).out == awake
+
+
 async def test_a_pasted_text_is_one_message(env: dict[str, str], project: str) -> None:
     async with on_terminal("chat", project, env=env) as terminal:
         await terminal.until("you> ")

@@ -740,6 +740,7 @@ def _begin(run: _Run) -> None:
         return
     if kind == "fail":
         run.add("error", message="Agent processing error", error=rest, code="model_failed")
+        run.turn = replace(run.turn, error=rest, error_code="model_failed")
         run.end("error")
     elif kind == "events":
         for told, content in json.loads(rest):

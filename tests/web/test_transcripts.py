@@ -207,7 +207,8 @@ async def test_a_page_offers_the_steps_of_those_turns_that_have_them(
     await sleep(running)
     page = await running.page(PAGE)
     assert f'data-kept data-turn="{first}" data-turn-status="error"' in page
-    assert ("The turn failed." in page, page.count("data-kept"), second in page) == (
+    why = 'The turn failed: <span dir="auto">no key</span>'
+    assert (why in page, page.count("data-kept"), second in page) == (
         True,
         2,
         False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from greylag.cli.transport import LONGEST_WAIT, Content, EventStreaming, Http, Request
-from greylag.common.agent_api import KEPT_AT, ChatMessage, FileEntry, Session
+from greylag.common.agent_api import KEPT_AT, MOST_TURNS, ChatMessage, FileEntry, Session, Turn
 
 PAGE_LENGTH = "200"
 # The server answers a little after a wait ends.
@@ -162,6 +162,11 @@ class ApiClient(Http):
         path = (*place.path, "sessions", session_id, "messages")
         found, headers = await self.answered(Request("GET", path))
         return self.shaped(ChatMessage, found["messages"]), headers.get(KEPT_AT)
+
+    async def turns(self, place: ProjectPlace, session_id: str) -> list[Turn]:
+        """Return a conversation's newest turns, newest first."""
+        path, query = (*place.path, "sessions", session_id, "turns"), {"limit": str(MOST_TURNS)}
+        return self.shaped(Turn, (await self.get(*path, query=query))["turns"])
 
     def logs(
         self, place: ProjectPlace, *, follow: bool, tail: int

@@ -1,13 +1,14 @@
 """`greylag sessions` and `extensions`: a project's conversations, and what its agent has."""
 
 from dataclasses import asdict
+from itertools import zip_longest
 
 import click
 
 from greylag.cli.access import Access, api_command
 from greylag.cli.client import ProjectPlace, Wish
 from greylag.cli.errors import CliError
-from greylag.cli.output import Output, confirm, moment, visible
+from greylag.cli.output import Output, confirm, moment, one_line, visible
 from greylag.common.agent_api import AgentExtension, Session
 
 _WHOLE_ID = 36
@@ -76,10 +77,28 @@ async def _read_session(access: Access, place: ProjectPlace, session: str) -> No
     _tell_copy(output, kept_at)
     if found and found[0].message_index:
         output.note("Older messages than these can be read once it is active.")
-    for message in found:
+    ends = await _ends(access, place, session)
+    for message, following in zip_longest(found, found[1:]):
         mark = " (forgotten by the agent)" if message.forgotten else ""
         output.heading(f"{message.role}{mark}:")
         output.write(visible(message.content) + "\n\n")
+        if following is None or following.turn_id != message.turn_id:
+            output.write(ends.get(message.turn_id or "", ""))
+
+
+async def _ends(access: Access, place: ProjectPlace, session: str) -> dict[str, str]:
+    """Return what is to be said below the turns that did not end well, by their ids."""
+    try:
+        turns = await access.api.turns(place, session)
+    except CliError:
+        return {}  # what was said is told all the same
+    failed = {
+        one.turn_id: f"error: {one.error or 'The turn failed.'}"
+        for one in turns
+        if one.status == "error"
+    }
+    stopped = {one.turn_id: "Stopped." for one in turns if one.status == "cancelled"}
+    return {turn: one_line(words) + "\n\n" for turn, words in (failed | stopped).items()}
 
 
 def _copied(kept_at: str | None) -> dict[str, str]:
