@@ -44,8 +44,8 @@ _WEB_PAGE = (
 )
 _NO_END = "the connection ended before it did"
 _FILTERED = (
-    b'{"error": {"message": "The model provider\'s content filter ended the answer. Ask in other '
-    b'words, or choose another model.", "code": "content_filter"}}'
+    b'{"error": {"message": "The model provider\'s content filter ended the answer.",'
+    b' "code": "content_filter"}}'
 )
 _BEGINNINGS = (b'"choices"', b'"response.created"')
 _END = re.compile(

@@ -187,6 +187,7 @@ class Translator:
             return []
         if message.startswith("Unable to continue: Context limit"):
             self._context_error = TurnError("context_exceeded", message)
+            return []  # the turn's error tells it
         if "Context limit" in message:
             return [self._event("context_exceeded", message=message)]
         if status.get("type") == "progress" and "compact" in message:
