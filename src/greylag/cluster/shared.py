@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from greylag.domain.project import ProjectRef
 
+_ROUTINE = '"level": "info"'
+
 
 @dataclass(slots=True, eq=False)
 class _Listener:
@@ -53,6 +55,15 @@ class ChangeFeed:
                     yield ref
         finally:
             self._listeners.discard(listener)
+
+
+def end_of_log(said: bytes, lines: int, most: int) -> str:
+    """Return the last ``lines`` of a log as one line of at most ``most`` characters, without
+    agentd's records of what goes as it should: they say nothing of an end.
+    """
+    kept = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
+    telling = [line for line in kept if line and _ROUTINE not in line]
+    return plain(" | ".join(telling[-lines:]))[-most:]
 
 
 def plain(text: str) -> str:

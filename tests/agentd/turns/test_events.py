@@ -158,10 +158,12 @@ def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
     assert status("progress", "goose is compacting the conversation...") == ["history_update"]
     assert status("notice", "Something else.") == ["status"]
     assert translator.finish(PromptResult("end_turn", None)) == ([], None)
-    assert status("notice", "Unable to continue: Context limit still exceeded") == []
+    advice = "Try using a shorter message."  # which the error has a hint for
+    assert status("notice", f"Unable to continue: Context limit still exceeded. {advice}") == []
     _, error = translator.finish(PromptResult("end_turn", None))
     assert error is not None
     assert error.code == "context_exceeded"
+    assert error.text == "Unable to continue: Context limit still exceeded."
 
 
 THOUGHT = {**chunk("Let me "), "sessionUpdate": "agent_thought_chunk"}

@@ -155,6 +155,14 @@ def test_last_words_are_this_run_s_bounded_and_harmless(tmp_path: Path) -> None:
     assert last_words(path, 15) == " [2Jhello\ufffd |  world"
     assert last_words(path, 10_000) == ""
     assert last_words(tmp_path / "none", 0) == ""
+    record = '{"event": "%s", "level": "%s"}'
+    told = [
+        record % ("request", "info"),
+        record % ("no_room", "error"),
+        record % ("request", "info"),
+    ]
+    path.write_text("\n".join(told))
+    assert last_words(path, 0) == told[1]
     path.write_text("x" * 1000 + "\n1\n2\n3\n4\n5\n")
     assert last_words(path, 0) == "1 | 2 | 3 | 4 | 5"
     path.write_text("x" * 1000)

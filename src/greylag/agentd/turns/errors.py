@@ -87,9 +87,7 @@ class TurnError:
         return _HINTS.get(self.code, _AGAIN)
 
 
-RESTARTED = TurnError(
-    "agent_restarted", "The agent restarted while it answered. Send the message again."
-)
+RESTARTED = TurnError("agent_restarted", "The agent restarted while it answered.")
 
 
 def failure_of(error: AgentError | JournalError | StorageError) -> TurnError:
@@ -137,7 +135,7 @@ def provider_error(update: dict[str, Any]) -> TurnError | None:
     if text.startswith(_NETWORK):
         return TurnError("model_unavailable", _without_advice(text))
     if text.startswith(_EMPTY):
-        return TurnError(EMPTY_RESPONSE, text)
+        return TurnError(EMPTY_RESPONSE, _EMPTY)
     general = next(filter(text.startswith, _GENERAL), "")
     if general or _BARE.match(text):
         reason = _without_advice(text.removeprefix(general))

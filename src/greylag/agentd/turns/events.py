@@ -186,7 +186,7 @@ class Translator:
         if not isinstance(message, str) or not isinstance(status, dict):
             return []
         if message.startswith("Unable to continue: Context limit"):
-            self._context_error = TurnError("context_exceeded", message)
+            self._context_error = TurnError("context_exceeded", message.partition(" Try ")[0])
             return []  # the turn's error tells it
         if "Context limit" in message:
             return [self._event("context_exceeded", message=message)]

@@ -42,7 +42,7 @@ from greylag.cluster.kubernetes.informer import Informers
 from greylag.cluster.kubernetes.locator import AddressProbe, AgentLocator, Probed, endpoint_of
 from greylag.cluster.kubernetes.options import Options, networks, quantity
 from greylag.cluster.kubernetes.tokens import AgentKeys
-from greylag.cluster.shared import plain
+from greylag.cluster.shared import end_of_log, plain
 from greylag.domain.errors import ClusterError, ClusterUnavailableError, ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.project import Environment, NewEvent
@@ -449,15 +449,14 @@ class EnvironmentObserver:
     async def _last_words(self, namespace: str, pod: str, container: str, until: float) -> str:
         said = b""
         opened = self._api.stream_log(
-            namespace, pod, container=container, tail=_LAST_LINES, previous=True
+            namespace, pod, container=container, tail=4 * _LAST_LINES, previous=True
         )
         # Where no log is left of that run, the rest is worth telling without it.
         with suppress(ApiError, ClusterUnavailableError, TimeoutError):
             async with asyncio.timeout_at(until), opened as chunks:
                 async for chunk in chunks:
                     said = (said + chunk)[-4 * _LONGEST_WORDS :]
-        lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
-        return plain(" | ".join(line for line in lines if line))[-_LONGEST_WORDS:]
+        return end_of_log(said, _LAST_LINES, _LONGEST_WORDS)
 
 
 def observed(found: EnvironmentObjects) -> Observation:

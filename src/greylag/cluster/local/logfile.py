@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from greylag.cluster.shared import plain
+from greylag.cluster.shared import end_of_log
 
 ROTATE_ABOVE = 10 * 1024 * 1024
 """A log larger than this, in bytes, is put aside (one older one is kept)."""
@@ -76,8 +76,7 @@ def last_words(path: Path, start: int) -> str:
             content = file.read(_BLOCK)
     except FileNotFoundError:
         return ""
-    kept = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
-    return plain(" | ".join([line for line in kept if line][-_LINES:]))[-_CHARACTERS:]
+    return end_of_log(content, _LINES, _CHARACTERS)
 
 
 async def read_lines(
