@@ -134,6 +134,21 @@ async def test_a_session_that_is_read_tells_which_turn_failed_and_why(
     assert (await cli("sessions", "failing", session)).out == awake
 
 
+async def test_a_session_that_is_read_says_that_a_turn_was_still_without_an_answer(
+    env: dict[str, str], cli: Cli
+) -> None:
+    await cli("projects", "create", "Cut off", "--id", "cut-off")
+    await cli("activate", "cut-off")
+    process = await start("chat", "cut-off", "wait: long", "--json", env=env)
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline())["type"] == "turn"
+    process.kill()
+    await finish(process)
+    await cli("deactivate", "cut-off")
+    session = (await cli("sessions", "cut-off", "--json")).document["sessions"][0]["session_id"]
+    assert "No answer had come by then." in (await cli("sessions", "cut-off", session)).err
+
+
 async def test_a_pasted_text_is_one_message(env: dict[str, str], project: str) -> None:
     async with on_terminal("chat", project, env=env) as terminal:
         await terminal.until("you> ")

@@ -190,6 +190,17 @@ async def test_a_page_shows_it_with_its_time_and_offers_no_change_of_it(running:
     assert "what was said before shows once it is active" in unknown
 
 
+async def test_a_page_says_that_a_turn_which_ended_with_its_environment_had_no_answer_yet(
+    running: Site,
+) -> None:
+    await running.project(active=True)
+    await talk(running, "one", "wait: long")
+    await sleep(running)
+    _, answered, cut_off = (await running.page(PAGE)).split('<article class="turn"')
+    told = "No answer had come by then."
+    assert (told in answered, told in cut_off) == (False, True)
+
+
 async def test_a_page_offers_the_steps_of_those_turns_that_have_them(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,9 @@ async def _read_session(access: Access, place: ProjectPlace, session: str) -> No
         output.write(visible(message.content) + "\n\n")
         if following is None or following.turn_id != message.turn_id:
             output.write(ends.get(message.turn_id or "", ""))
+    last = found[-1] if found and kept_at else None
+    if last and last.role.lower() == "user" and last.turn_id not in ends:
+        output.note("No answer had come by then.")
 
 
 async def _ends(access: Access, place: ProjectPlace, session: str) -> dict[str, str]:
