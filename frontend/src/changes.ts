@@ -63,6 +63,13 @@ export interface Turn {
   changes?: TurnChanges | null;
 }
 
+interface Said {
+  role: string;
+  content: string;
+  turn_id: string | null;
+  shortened: boolean;
+}
+
 /** What is compared: a turn's (or an undo's) two states, or the state before a turn (`""`: the oldest) and now. */
 export type Span = { turn: string } | { since: string };
 
@@ -86,6 +93,21 @@ export class ChangeLog {
 
   async turn(id: string): Promise<Turn> {
     return (await ask(this.#turn(id))).json();
+  }
+
+  /** Return what was said in a turn of `session`; while its environment sleeps, from the copy of that. */
+  async said(id: string, session: string | null): Promise<Pick<Turn, "message" | "answer">> {
+    try {
+      return await this.turn(id);
+    } catch (error) {
+      if (!session || !(error instanceof Refused) || error.problem.code !== "environment_not_active") throw error;
+      const { messages } = await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/messages`)).json();
+      const own = (messages as Said[]).filter((one) => one.turn_id === id && !one.shortened);
+      const by = (role: string) => own.find((one) => one.role.toLowerCase() === role)?.content;
+      const [message, answer = ""] = [by("user"), by("assistant")];
+      if (message === undefined) throw error;
+      return { message, answer };
+    }
   }
 
   async list(span: Span): Promise<Changes> {

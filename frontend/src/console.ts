@@ -55,6 +55,7 @@ class Console {
     this.#ends = {
       log: new ChangeLog(this.#api),
       mayWrite: root.dataset.writes === "true",
+      session: () => this.#session,
       send: (message) => this.#sendAnew(message),
       edit: (message) => {
         this.#giveBack(message);

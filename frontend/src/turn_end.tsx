@@ -13,6 +13,7 @@ import { UndoButton } from "./undo_button";
 export interface TurnEnds {
   log: ChangeLog;
   mayWrite: boolean;
+  session(): string | null;
   /** Send a message once more, as another turn. */
   send(message: string): void;
   /** Put a message into the composer. */
@@ -61,10 +62,10 @@ function TurnEnd({ ends, turn, answered, failed, known, ask, kept }: TurnEndProp
   }), [turn]);
   // As it was written, not as it is shown.
   const copyAnswer = async () => {
-    const copied = await copy(log.turn(turn).then(({ answer }) => answer));
+    const copied = await copy(log.said(turn, ends.session()).then(({ answer }) => answer));
     say(copied ? "Copied." : "The browser does not let this page copy. Select the answer, and copy it yourself.");
   };
-  const message = async () => (await log.turn(turn)).message;
+  const message = async () => (await log.said(turn, ends.session())).message;
   if (kept) return changes !== null && changes.files > 0 ? <div class="turn-actions"><Summary changes={changes} /></div> : null;
   return (
     <>

@@ -696,6 +696,24 @@ async def test_the_steps_are_read_asleep_as_they_were_and_are_there_once_when_it
     await expect(page.get_by_role("button", name="Edit and resend")).to_have_count(2)
 
 
+async def test_a_turn_that_failed_is_sent_again_though_its_environment_has_gone_to_sleep(
+    running: Site, person: Person
+) -> None:
+    path = await running.project("restless", active=True)
+    page = person.page
+    await person.open_project(path)
+    await person.say("fail: no key")
+    await person.answered()
+    await running.ask("POST", f"{path}/deactivate")
+    await expect(page.locator(".badge").first).to_have_text("Inactive")
+    await page.get_by_role("button", name="Edit and resend").click()
+    await expect(page.locator("#message")).to_have_value("fail: no key")
+    await page.get_by_role("button", name="Retry").click()  # wakes it
+    await expect(page.locator(".turn .problem")).to_have_count(2)
+    await person.answered()
+    await expect(page.locator(".turn .said")).to_have_text(["fail: no key"] * 2)
+
+
 @needs_axe
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_axe_finds_nothing_wrong(person: Person, theme: str) -> None:
