@@ -453,6 +453,22 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(scheme: str) -
             assert "hunter2" not in text + agent.words
 
 
+async def test_a_provider_that_is_not_there_is_told_of_in_plain_words() -> None:
+    async with asking(ModelProvider("http://127.0.0.1:9"), retry_seconds=()) as agent:
+        await agent.ask()
+        told = "Cannot connect to the model provider at 127.0.0.1:9: Connection refused."
+        assert agent.words == told
+
+
+async def test_a_provider_without_tls_is_told_of_in_plain_words(serve_app: Serve) -> None:
+    async with serve_app(web.Application()) as url:
+        provider = ModelProvider(url.replace("http:", "https:"))
+        async with asking(provider, retry_seconds=()) as agent:
+            await agent.ask()
+            assert "has no TLS: " in agent.words
+            assert "ssl" not in agent.words
+
+
 async def test_an_address_that_no_proxy_names_is_reached_straight(serve_app: Serve) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.json_response({})

@@ -8,6 +8,7 @@ stream, becomes a ``ModelFailure`` in words for people.
 
 import asyncio
 import json
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,7 +23,7 @@ from yarl import URL
 
 from greylag.agentd.agent.types import ModelFailure, ModelProvider
 from greylag.agentd.model.bodies import Body
-from greylag.common.net import Proxy, beginning, end_to_end, proxy_for
+from greylag.common.net import Proxy, beginning, end_to_end, proxy_for, why_refused
 from greylag.common.typed import dig, parse_encodable, parse_json
 
 SESSION_HEADER = "agent-session-id"
@@ -471,8 +472,20 @@ def _in_words(provider: ModelProvider, proxy: Proxy | None, idle_seconds: float)
         long = "Got more than" in error.message
         what = f"a header line of more than {_HEADER_LINE // 1024} KiB" if long else "no valid HTTP"
         raise ProviderFaultError(f"{name} answers with {what}.", final=True) from error
+    except aiohttp.ClientConnectorSSLError as error:
+        raise ProviderFaultError(f"{name} has no TLS: {why_refused(error)}.") from error
+    except aiohttp.ClientConnectorError as error:
+        words = f"Cannot connect to {name[0].lower()}{name[1:]}: {_why(error.os_error)}."
+        raise ProviderFaultError(words) from error
     except (aiohttp.ClientError, OSError, UnicodeError) as error:
-        raise ProviderFaultError(f"{name} failed: {error}") from error
+        raise ProviderFaultError(f"{name} failed: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """Return the system's words for an error, without those that Python and aiohttp put around."""
+    number = (error.errno or 0) if isinstance(error, OSError) else 0
+    words = os.strerror(number) if number > 0 else getattr(error, "strerror", None)
+    return words or str(error)
 
 
 # Whether the provider's address and key can work, tried once before anybody waits for an answer.
