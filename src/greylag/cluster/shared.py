@@ -4,10 +4,10 @@ import asyncio
 import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
+from greylag.common.typed import parse_json
 from greylag.domain.project import ProjectRef
-
-_ROUTINE = '"level": "info"'
 
 
 @dataclass(slots=True, eq=False)
@@ -58,12 +58,34 @@ class ChangeFeed:
 
 
 def end_of_log(said: bytes, lines: int, most: int) -> str:
-    """Return the last ``lines`` of a log as one line of at most ``most`` characters, without
-    agentd's records of what goes as it should: they say nothing of an end.
+    """Return the last ``lines`` of a log as one line of at most ``most`` characters. Of agentd's
+    records it has what they say to people, and not those of what goes as it should.
     """
-    kept = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
-    telling = [line for line in kept if line and _ROUTINE not in line]
-    return plain(" | ".join(telling[-lines:]))[-most:]
+    kept = [_words(line.strip()) for line in said.decode("utf-8", "replace").splitlines()]
+    return plain(" | ".join([line for line in kept if line][-lines:]))[-most:]
+
+
+def _words(line: str) -> str:
+    try:
+        record = parse_json(line.encode())
+    except ValueError:
+        return line  # also a record that is cut
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        return line
+    if record.get("level") in ("info", "debug"):
+        return ""
+    why = record.get("reason") or record.get("error") or _raised(record.get("exception"))
+    return f"{record['event']}: {why}" if why else str(record["event"])
+
+
+def _raised(told: Any) -> str:
+    """Return what a record's exception is; of a group the first in it."""
+    words = ""
+    while isinstance(told, list) and told:
+        if isinstance(first := told[0], dict):
+            words = f"{first.get('exc_type')}: {first.get('exc_value')}"
+        told = first.get("exceptions") if isinstance(first, dict) else first
+    return words
 
 
 def plain(text: str) -> str:

@@ -1,6 +1,7 @@
 """Reading a log: its last lines, and what comes."""
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import AsyncIterator
@@ -155,15 +156,23 @@ def test_last_words_are_this_run_s_bounded_and_harmless(tmp_path: Path) -> None:
     assert last_words(path, 15) == " [2Jhello\ufffd |  world"
     assert last_words(path, 10_000) == ""
     assert last_words(tmp_path / "none", 0) == ""
-    record = '{"event": "%s", "level": "%s"}'
-    told = [
-        record % ("request", "info"),
-        record % ("no_room", "error"),
-        record % ("request", "info"),
-    ]
-    path.write_text("\n".join(told))
-    assert last_words(path, 0) == told[1]
     path.write_text("x" * 1000 + "\n1\n2\n3\n4\n5\n")
     assert last_words(path, 0) == "1 | 2 | 3 | 4 | 5"
     path.write_text("x" * 1000)
     assert last_words(path, 0) == "x" * 600
+
+
+def test_last_words_have_of_agentd_s_records_what_they_say_to_people(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    inner = {"exc_type": "TypeError", "exc_value": "no set", "exceptions": []}
+    outer = {"exc_type": "ExceptionGroup", "exc_value": "errors", "exceptions": [[inner]]}
+    told: list[object] = [
+        {"event": "request", "level": "info", "ms": 2},
+        {"event": "disk_full", "level": "error", "reason": "There is no room."},
+        {"event": "crashed", "level": "critical", "exception": [outer]},
+        {"event": "request", "level": "info", "ms": 3},
+        {"no": "record"},
+    ]
+    path.write_text("\n".join(json.dumps(one) for one in told) + "\nKilled\n")
+    said = 'disk_full: There is no room. | crashed: TypeError: no set | {"no": "record"} | Killed'
+    assert last_words(path, 0) == said

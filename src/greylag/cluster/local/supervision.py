@@ -48,7 +48,9 @@ _MOST_WORDS = 300
 _OK = 200
 _BAD_SETTINGS = 2
 _TERMINAL_EXITS = frozenset({launch.NOT_FOUND, _BAD_SETTINGS})
-_FAILED_HINT = "`greylag logs` shows what it says; activate the project to start it again."
+_FAILED_HINT = (
+    "`greylag logs` shows what it says; activate the project if it does not start again by itself."
+)
 _FULL_HINT = "It is tried again, and goes on once the disk of Greylag's data folder has room again."
 _STARTING = Observation(Observed.STARTING, steps=(PROCESS_STARTED,))
 _SILENT = ErrorInfo(
