@@ -23,17 +23,28 @@ export function StepGroup({ steps, over, decide }: { steps: Step[]; over: boolea
   const place = useRef<HTMLDetailsElement>(null);
   // The rows stand in the same place before and after: made anew they would close.
   useLayoutEffect(() => { place.current!.open = !folds || place.current!.querySelector("[open], :focus") !== null; }, [folds]);
-  const seconds = steps.reduce((sum, step) => sum + (step.seconds ?? 0), 0);
   const unlike = steps.filter((step) => step.state !== "done").length;
   return (
     <details class={folds ? "step step-group" : "step-loose"} ref={place}>
       <summary hidden={!folds}>
         <span class="step-title">{counted(steps.length, "step")}{unlike > 0 && `, ${unlike} not done`}</span>
-        <span class="step-state">{lasted(seconds)}</span>
+        <span class="step-state">{lasted(timeOf(steps))}</span>
       </summary>
       <div class="step-rows">{steps.map((step) => <StepRow key={step.id} step={step} decide={decide} />)}</div>
     </details>
   );
+}
+
+/** Return for how many seconds any of `steps` ran, which came in this order: several may run at once. */
+function timeOf(steps: Step[]): number {
+  let sum = 0;
+  let over = -Infinity;
+  for (const { began, seconds } of steps) {
+    const end = began + (seconds ?? 0);
+    sum += Math.max(0, end - Math.max(began, over));
+    over = Math.max(over, end);
+  }
+  return sum;
 }
 
 /** Passed over by the frames in which its step is the same. */

@@ -696,6 +696,19 @@ async def test_the_steps_are_read_asleep_as_they_were_and_are_there_once_when_it
     await expect(page.get_by_role("button", name="Edit and resend")).to_have_count(2)
 
 
+async def test_steps_that_ran_at_once_are_told_with_the_time_that_passed(person: Person) -> None:
+    spans = [(100, 102), (100, 103), (101, 103), (110, 111)]
+    begun, ended = [], []
+    for number, (began, end) in enumerate(spans):
+        call = {"id": str(number), "tool_name": "shell", "arguments": {"command": "true"}}
+        begun.append(("tool_request", call | {"timestamp": began}))
+        result = {"result": {"Ok": []}, "is_error": False, "timestamp": end}
+        ended.append(("tool_response", {"id": str(number), **result}))
+    await told(person, *begun, *ended)
+    summary = person.page.locator(".step-group > summary")
+    await expect(summary).to_have_text(re.compile("4 steps *4 s"))
+
+
 async def test_a_turn_that_failed_is_sent_again_though_its_environment_has_gone_to_sleep(
     running: Site, person: Person
 ) -> None:
