@@ -61,7 +61,7 @@ def client_of(scope: Mapping[str, Any]) -> str:
     client has all of that.
     """
     try:
-        address = ipaddress.ip_address(unmapped(scope.get("client")[0]))
+        address = ipaddress.ip_address(unmapped((scope.get("client") or ("",))[0]))
     except (TypeError, ValueError):
         return "unknown"
     if address.version == 4:  # noqa: PLR2004 - of IP
