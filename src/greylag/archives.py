@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from greylag.common.sealing import Sealing
 from greylag.common.token_file import SECRET_KEY, ensure_token, read_token
 from greylag.config import Settings
 from greylag.domain.audit import Actor
+from greylag.domain.errors import ConfigError
 from greylag.ports import Archive, Finding, StoreMissingError
 from greylag.services.store_export import (
     Imported,
@@ -103,11 +105,17 @@ def shell() -> Actor:
 
 async def examine_store(settings: Settings) -> StoreReport | None:
     """Check the store of ``settings``; ``None`` when there is none yet. Nothing is changed."""
+    faults: list[Finding] = []
+    try:
+        sealing = sealing_of(settings, make=False)
+    except ConfigError as error:  # of the key alone: the records can be looked at without
+        sealing, faults = None, [Finding("sealed", error.info.message, error.info.hint)]
     try:
         async with open_archive(settings, write=False) as archive:
-            return await check_store(archive, SystemClock().now(), sealing_of(settings, make=False))
+            report = await check_store(archive, SystemClock().now(), sealing)
     except StoreMissingError:
         return None
+    return replace(report, findings=[*faults, *report.findings])
 
 
 @asynccontextmanager

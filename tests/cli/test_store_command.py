@@ -17,7 +17,6 @@ from tests.store.sites import KilledError, Site, Sites, cut_off, sites_in
 from tests.store.stored_projects import leased, make_stored
 
 from greylag.archives import place_of
-from greylag.cli.errors import Exit
 from greylag.cli.store import _replacing
 from greylag.ports import StoredProject
 
@@ -353,7 +352,8 @@ async def test_doctor_tells_that_no_worker_runs_where_a_server_does(
     env = {**stack.env, **source.env, "GREYLAG_TOKEN": stack.token}
     done = await call("doctor", "--json", env=env)
     (found,) = [one for one in done.document["checks"] if one["name"] == "worker"]
-    assert (done.code, found["verdict"]) == (Exit.REFUSED, "fail")
+    # The data folder may be another's than that of the server which answers.
+    assert found["verdict"] == "warn"
     assert "No worker has taken on project 'one' of user 'ada' and 1 more" in found["detail"]
     stopped = await call("doctor", "--json", env=source.env)
     assert "worker" not in {one["name"] for one in stopped.document["checks"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greylag.common.token_file import ensure_token, own_token_file, read_token
+from greylag.common.token_file import SECRET_KEY, ensure_token, own_token_file, read_token
 from greylag.domain.errors import ConfigError
 
 TOKEN = "a-token-of-many-letters"
@@ -93,3 +93,17 @@ def test_a_person_s_own_is_where_the_desktop_keeps_settings(
     assert own_token_file({}) == tmp_path / ".config/greylag/token"
     assert own_token_file({"XDG_CONFIG_HOME": "/etc/mine"}) == Path("/etc/mine/greylag/token")
     assert own_token_file({"XDG_CONFIG_HOME": "here"}) == tmp_path / ".config/greylag/token"
+
+
+def test_nobody_is_told_to_remove_the_key_that_opens_what_is_sealed(tmp_path: Path) -> None:
+    key = ensure_token(tmp_path, SECRET_KEY)
+    path = tmp_path / SECRET_KEY
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="others may read it") as refused:
+        read_token(path, private=True)
+    assert "chmod 600" in refused.value.info.hint
+    path.write_text("short")
+    with pytest.raises(ConfigError) as refused:
+        ensure_token(tmp_path, SECRET_KEY)
+    assert "remove" not in refused.value.info.hint.lower()
+    assert key

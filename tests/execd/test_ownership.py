@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greylag.execd.__main__ import _put_back, empty, take_over
+from greylag.execd.__main__ import _put_back, put_aside, remove, take_over
 
 OLD, NEW, GROUP = 54321, 54322, 54323
 
@@ -48,6 +47,15 @@ def left_by_another() -> Iterator[Path]:
             if not path.is_symlink():
                 path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o2070 if path.is_dir() else 0o060))
         yield root
+
+
+@contextmanager
+def new_user_of(folder: Path) -> Iterator[None]:
+    """Be the new user, whose all in ``folder`` is."""
+    for one in (folder, *folder.rglob("*")):
+        os.chown(one, NEW, GROUP, follow_symlinks=False)
+    with new_user():
+        yield
 
 
 @contextmanager
@@ -97,28 +105,42 @@ def test_what_an_earlier_start_has_left_is_removed_but_nothing_that_it_links_to(
         (folder / "out").symlink_to(root / "script")
         (folder / "far").symlink_to(root)
         os.mkfifo(folder / "deep" / "pipe")
-        (folder / "shut").mkdir(mode=0)
-
-        empty(folder)
+        (folder / "shut").mkdir()
+        (folder / "shut" / "file").touch()
+        (folder / "deep" / "shut").mkdir()
+        (folder / "deep" / "shut" / "file").touch()
+        with new_user_of(folder):
+            for shut in (folder / "shut", folder / "deep" / "shut"):
+                shut.chmod(0o500)
+            aside = put_aside(folder)
+            assert list(folder.iterdir()) == [aside]
+            remove(aside)
 
         assert list(folder.iterdir()) == []
         assert (root / "script").read_text() == "echo"
 
 
-def test_folders_that_lie_in_each_other_without_end_keep_nobody_from_starting(
+def test_folders_that_lie_in_each_other_without_end_are_removed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.chdir(tmp_path)
-        for _ in range(2000):
+        for _ in range(5000):
             os.mkdir("deep")  # noqa: PTH102 - no path is as long
             os.chdir("deep")
-    (tmp_path / "other").touch()
-    try:
-        empty(tmp_path)
-        assert not (tmp_path / "other").exists()
-    finally:
-        subprocess.run(["/bin/rm", "-rf", tmp_path / "deep"], check=True)  # noqa: S603 - our own
+    remove(put_aside(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_put_aside_leads_nowhere_else(tmp_path: Path) -> None:
+    kept, folder = tmp_path / "kept", tmp_path / "tmp"
+    for one in (kept, folder):
+        one.mkdir()
+    (kept / "file").touch()
+    (folder / ".greylag-removed").symlink_to(kept)
+    (folder / "old").touch()
+    remove(put_aside(folder))
+    assert (list(folder.iterdir()), list(kept.iterdir())) == ([], [kept / "file"])
 
 
 def test_it_goes_on_wherever_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

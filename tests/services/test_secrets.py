@@ -17,7 +17,7 @@ from greylag.domain.errors import (
     RefusalError,
 )
 from greylag.domain.project import GitSource
-from greylag.domain.users import OPERATOR, Principal
+from greylag.domain.users import OPERATOR, Principal, UserSecret
 from greylag.ports import AuditFilter, DeliveryResult
 from greylag.services.projects import NewProject
 from greylag.services.secrets import MOST_SECRETS, NewSecret
@@ -141,6 +141,30 @@ async def test_after_a_start_with_a_new_key_the_old_one_can_go() -> None:
     _, done = await alone.notifications.test(ADA, "ada", target.id)
     assert done.result is DeliveryResult.DONE
     assert await alone.notifications.public_key() == pushes
+
+
+async def test_a_secret_that_is_set_anew_while_all_are_sealed_anew_stays_as_it_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = house()
+    secrets, people = of.use_cases.secrets, of.use_cases.secrets.people
+    await secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", VALUE))
+    listed = await people.labelled(UserSecret)
+    await secrets.remove(OPERATOR, "ada", "hub")
+    await secrets.put(OPERATOR, "ada", NewSecret("hub", "github.com", "another-value"))
+    (now,) = await people.labelled(UserSecret)
+
+    async def as_before(kind: type, *_: object) -> object:
+        return listed if kind is UserSecret else []
+
+    monkeypatch.setattr(people, "labelled", as_before)
+    await replace(secrets, sealing=Sealing(["n" * 32, KEY])).seal_anew()
+    monkeypatch.undo()
+    (kept,) = await people.labelled(UserSecret)
+    assert Sealing(["n" * 32]).open(kept.sealed, "git secret hub of ada for github.com") == (
+        "another-value"
+    )
+    assert kept.updated_at == now.updated_at
 
 
 async def test_a_secret_that_cannot_be_read_is_named_in_the_log() -> None:

@@ -144,12 +144,17 @@ async def test_what_no_key_or_only_an_older_one_opens_is_told(site: Site) -> Non
 async def test_what_no_worker_takes_on_is_told_once_and_soon(tmp_path: Path) -> None:
     async with sites_in(tmp_path) as sites:
         due = [make_stored(name) for name in ("one", "two")]
-        site = await sites.filled("sqlite", [*due, leased(make_stored("held"), NOW + DAY)])
+        # Of the one a worker died, which others may take from now on.
+        leases = [
+            leased(make_stored("dead"), NOW - timedelta(seconds=1)),
+            leased(make_stored("held"), NOW + DAY),
+        ]
+        site = await sites.filled("sqlite", [*due, *leases])
         async with site.archive(write=False) as archive:
             soon = await check_store(archive, NOW + timedelta(minutes=1))
             report = await check_store(archive, NOW + timedelta(minutes=2))
     assert not soon.waiting
     (finding,) = report.waiting
     assert not report.findings
-    assert "on project 'one' of user 'ada' and 1 more, since" in finding.sentence
+    assert "of user 'ada' and 2 more, since" in finding.sentence
     assert "greylag worker" in finding.hint

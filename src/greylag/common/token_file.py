@@ -19,6 +19,11 @@ NAME = "token"
 SECRET_KEY = "secret-key"  # noqa: S105 - a file's name
 """What the data folder's files are called: the token, and the key that seals users' secrets."""
 _SETTINGS = {NAME: "GREYLAG_TOKEN", SECRET_KEY: "GREYLAG_SECRET_KEY"}
+_OTHERS = "Remove it: a new one is made."
+_KEPT = {
+    SECRET_KEY: "Take others' rights to it away (`chmod 600`), and keep it: it alone opens what it "
+    "has sealed."
+}
 FORM = "one line of 16 or more plain characters"
 """What such a file holds, in words."""
 _RANDOM_BYTES = 32
@@ -111,7 +116,7 @@ def read_token(path: Path, *, private: bool = False, follow: bool = False) -> st
         if os.geteuid() not in {about.st_uid, 0}:
             raise _unusable(path, "it belongs to another account")
         if private and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise _unusable(path, "others may read it", "Remove it: a new one is made.")
+            raise _unusable(path, "others may read it", _KEPT.get(path.name, _OTHERS))
         held = os.read(number, _MAX_BYTES).decode("latin-1").strip()
     finally:
         os.close(number)
@@ -152,5 +157,5 @@ def _setting(path: Path) -> str:
 def _unusable(path: Path, reason: str, hint: str = "") -> ConfigError:
     return ConfigError(
         f"The {path.name} file {path} cannot be used: {reason}.",
-        hint=hint or f"Mend or remove the file, or set {_setting(path)}.",
+        hint=hint or _KEPT.get(path.name) or f"Mend or remove the file, or set {_setting(path)}.",
     )

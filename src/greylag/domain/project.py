@@ -191,6 +191,11 @@ class Project:
         return Fence(self.id, self.lease.number, self.lease.until)
 
     @property
+    def claimable_at(self) -> datetime | None:
+        """When it can be claimed: a lease holds until it runs out, and then it is due."""
+        return self.due_at if self.lease is None else self.lease.until
+
+    @property
     def ref(self) -> ProjectRef:
         """The project's name everywhere."""
         return ProjectRef(self.user_id, self.project_id)
@@ -310,9 +315,8 @@ class ProjectRecord:
 
     @property
     def claimable_at(self) -> datetime | None:
-        """When it can be claimed: a lease holds until it runs out, and then it is due."""
-        lease = self.project.lease
-        return self.project.due_at if lease is None else lease.until
+        """When it can be claimed."""
+        return self.project.claimable_at
 
 
 def edited(

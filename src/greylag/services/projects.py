@@ -556,7 +556,7 @@ def _still(project: Project, now: datetime) -> str:
         Desired.DELETED: "being deleted",
     }[project.desired]
     cause = f" {project.error.message}" if project.error else ""
-    due = project.due_at
-    if project.lease is None and due is not None and now - due > _TAKEN_ON_WITHIN:
+    since = project.claimable_at
+    if since is not None and now - since > _TAKEN_ON_WITHIN:
         cause = " No worker has taken it on yet: none is running, or all are busy."
     return f"The project is still {doing}.{cause}"

@@ -33,7 +33,7 @@ from greylag.domain.users import (
     UserSecret,
     of_user,
 )
-from greylag.ports import Attempts, Clock, PeopleStore
+from greylag.ports import Attempts, Clock, PeopleStore, RecordUnreadableError
 from greylag.services.access import Gate
 from greylag.services.people import People
 from greylag.services.projects import Projects
@@ -188,8 +188,13 @@ class Secrets:
 
     async def _seal_anew(self, sealing: Sealing, kind: type[_S]) -> int:
         count = 0
-        for kept in await self.people.labelled(kind):
-            anew = _by_first_key(sealing, kept)
+        for listed in await self.people.labelled(kind):
+            try:
+                # As it is now: what was removed and set anew since then has the same version.
+                kept = await self.people.find(kind, listed.key)
+            except RecordUnreadableError:
+                continue
+            anew = _by_first_key(sealing, kept) if kept is not None else None
             # What somebody writes at this moment is left to the next start.
             if anew is not None and await self.people.put(anew, self.clock.now()):
                 count += 1

@@ -411,16 +411,16 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def waits(project: Project, now: datetime) -> bool:
-    """Tell whether a project has been due for long, and no worker has taken it on."""
-    due = project.due_at
-    return project.lease is None and due is not None and now - due > _WAITED
+    """Tell whether a project could be claimed for long, and no worker has."""
+    since = project.claimable_at
+    return since is not None and now - since > _WAITED
 
 
 def nobody_works(waiting: Sequence[Project]) -> Iterator[Finding]:
     """Yield that projects wait for a worker."""
     if waiting:
         names = [f"project {one.project_id!r} of user {one.user_id!r}" for one in waiting]
-        since = min(one.due_at for one in waiting if one.due_at is not None)
+        since = min(one.claimable_at for one in waiting if one.claimable_at is not None)
         yield Finding(
             "worker",
             f"No worker has taken on {_counted(names)}, since {since:%Y-%m-%d %H:%M:%S} (UTC): "
