@@ -233,6 +233,32 @@ async def test_a_page_offers_the_steps_of_those_turns_that_have_them(
     )
 
 
+async def test_a_page_says_how_turns_ended_of_whose_steps_there_is_no_copy(
+    running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.project(active=True)
+    session = await talk(running, "fail: no key")
+
+    def gone(_at: AgentAddress, _turn_id: str, _after: str | None) -> Any:
+        raise RefusalError("Its events are gone.", "turn_not_found")
+
+    monkeypatch.setattr(running.house.gateway, "stream_turn", gone)
+    await sleep(running)
+    page = await running.page(PAGE)
+    why = 'The turn failed: <span dir="auto">no key</span>'
+    told = "No answer had come by then."
+    assert (why in page, told in page, "data-turn=" in page) == (True, False, False)
+    del running.house.store._tables.transcripts[REF][f"{session}/"]
+    assert told in await running.page(PAGE)
+    await running.ask("POST", f"{NOTES}/activate")
+    await talk(running, "one", session=session)
+    await sleep(running)
+    del running.house.store._tables.transcripts[REF][f"{session}/"]
+    page = await running.page(PAGE)
+    assert ("fail: no key" in page, told in page) == (True, False)  # as another followed it
+    assert told not in await running.page(f"{PAGE}/conversation?session={session}&before=1")
+
+
 async def test_a_page_says_what_a_copy_lacks(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

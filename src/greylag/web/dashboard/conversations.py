@@ -65,7 +65,8 @@ router = pages_router()
 class AnsweredMessage:
     """A message and the text that answered it; ``turn`` is ``None`` when its record is not kept;
     ``forgotten``: an undo cut it out of the agent's history; ``index``: its place among all of the
-    session's messages.
+    session's messages; ``has_steps``: what its turn did can be asked for; ``cut_off``: a copy ends
+    with it, and has no answer.
     """
 
     message: str
@@ -74,6 +75,8 @@ class AnsweredMessage:
     author: str | None = None
     forgotten: bool = False
     index: int = 0
+    has_steps: bool = True
+    cut_off: bool = False
 
     @property
     def changes(self) -> str | None:
@@ -316,8 +319,12 @@ async def _read_kept(
         kept = await call.use_cases.agents.kept(*call.at, selected)
     except NotActiveError:
         return ConversationView(sessions=sessions, selected=_chosen(wanted, sessions or ()))
-    turns = await _kept_turns(call, kept, selected)
-    found = [one for one in pair(said, turns) if one.index < before]
+    told = pair(said, await _kept_turns(call, kept, selected))
+    steps = kept.turns if kept else {}
+    told = [replace(one, has_steps=bool(one.turn and steps.get(one.turn.turn_id))) for one in told]
+    if told and not (told[-1].turn or told[-1].answer):
+        told[-1] = replace(told[-1], cut_off=True)
+    found = [one for one in told if one.index < before]
     return ConversationView(
         sessions=sessions,
         selected=selected,
@@ -331,7 +338,7 @@ async def _read_kept(
 async def _kept_turns(
     call: RequestContext, kept: KeptSession | None, session: str
 ) -> Sequence[Turn]:
-    """Return those turns of a session whose steps can be shown from the copy."""
+    """Return the turns of a session that the copy has, which have all ended."""
     if kept is None or not kept.turns:
         return ()
     newest = {"limit": str(agent_api.MOST_TURNS)}
@@ -339,7 +346,7 @@ async def _kept_turns(
         turns = (await ask(call, agent_api.LIST_TURNS, newest, session=session)).turns
     except GreylagError:  # what was said is shown all the same
         return ()
-    return [one for one in turns if kept.turns.get(one.turn_id)]
+    return [one for one in turns if one.status != RUNNING]  # one that runs has woken it meanwhile
 
 
 async def _set_up(call: RequestContext) -> tuple[Mapping[str, AgentSetting], tuple[str, ...]]:
