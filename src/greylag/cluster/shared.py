@@ -74,7 +74,8 @@ def _words(line: str) -> str:
         return line
     if record.get("level") in ("info", "debug"):
         return ""
-    why = record.get("reason") or record.get("error") or _raised(record.get("exception"))
+    why = record.get("reason") or record.get("error") or record.get("said")
+    why = why or _raised(record.get("exception"))
     return f"{record['event']}: {why}" if why else str(record["event"])
 
 

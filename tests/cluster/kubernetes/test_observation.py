@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -608,6 +609,43 @@ async def test_events_that_do_not_come_leave_a_log_its_time(
         seen = await cluster.observe(environment(2))
         assert seen.error is not None
         assert "Its words." in seen.error.message
+
+
+async def test_a_long_record_of_nested_errors_is_told_in_words() -> None:
+    script = """
+import asyncio, structlog
+from greylag.common.logs import configure_logging
+
+async def fail(depth: int) -> None:
+    if not depth:
+        raise OSError("no room")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail(depth - 1))
+
+configure_logging("json", "info")
+try:
+    asyncio.run(fail(8))
+except* OSError:
+    structlog.get_logger("greylag.agentd").exception("crashed")
+"""
+    ran = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stderr=asyncio.subprocess.PIPE
+    )
+    _, record = await ran.communicate()
+    assert record.startswith(b"{")
+    assert len(record) > 4 * observation._LONGEST_WORDS
+
+    async def crashed(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=record)
+
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.log = crashed
+        seen = await cluster.observe(environment(2))
+        assert seen.error is not None
+        assert seen.error.message.endswith("crashed: OSError: no room")
 
 
 @pytest.mark.parametrize("late", [False, True])

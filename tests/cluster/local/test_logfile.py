@@ -171,8 +171,11 @@ def test_last_words_have_of_agentd_s_records_what_they_say_to_people(tmp_path: P
         {"event": "disk_full", "level": "error", "reason": "There is no room."},
         {"event": "crashed", "level": "critical", "exception": [outer]},
         {"event": "request", "level": "info", "ms": 3},
+        {"event": "execd_ended", "level": "error", "code": 1, "said": "no shell:\n/bin/sh"},
         {"no": "record"},
     ]
     path.write_text("\n".join(json.dumps(one) for one in told) + "\nKilled\n")
-    said = 'disk_full: There is no room. | crashed: TypeError: no set | {"no": "record"} | Killed'
-    assert last_words(path, 0) == said
+    assert last_words(path, 0) == (
+        "disk_full: There is no room. | crashed: TypeError: no set"
+        ' | execd_ended: no shell: /bin/sh | {"no": "record"} | Killed'
+    )

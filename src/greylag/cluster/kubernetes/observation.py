@@ -77,6 +77,7 @@ EDITS_SET_RIGHT = 3
 
 _LAST_LINES = 5
 _LONGEST_WORDS = 600
+_MOST_LOG = 64 * 1024  # a record with its stacks is to be whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,7 +456,7 @@ class EnvironmentObserver:
         with suppress(ApiError, ClusterUnavailableError, TimeoutError):
             async with asyncio.timeout_at(until), opened as chunks:
                 async for chunk in chunks:
-                    said = (said + chunk)[-4 * _LONGEST_WORDS :]
+                    said = (said + chunk)[-_MOST_LOG:]
         return end_of_log(said, _LAST_LINES, _LONGEST_WORDS)
 
 
