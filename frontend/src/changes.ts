@@ -95,18 +95,17 @@ export class ChangeLog {
     return (await ask(this.#turn(id))).json();
   }
 
-  /** Return what was said in a turn of `session`; while its environment sleeps, from the copy of that. */
-  async said(id: string, session: string | null): Promise<Pick<Turn, "message" | "answer">> {
+  /** Return a turn's message or answer; while its environment sleeps, from the copy of that, if it is whole there. */
+  async said(part: "message" | "answer", id: string, session: string | null): Promise<string> {
     try {
-      return await this.turn(id);
+      return (await this.turn(id))[part];
     } catch (error) {
       if (!session || !(error instanceof Refused) || error.problem.code !== "environment_not_active") throw error;
       const { messages } = await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/messages`)).json();
-      const own = (messages as Said[]).filter((one) => one.turn_id === id && !one.shortened);
-      const by = (role: string) => own.find((one) => one.role.toLowerCase() === role)?.content;
-      const [message, answer = ""] = [by("user"), by("assistant")];
-      if (message === undefined) throw error;
-      return { message, answer };
+      const role = part === "message" ? "user" : "assistant";
+      const found = (messages as Said[]).find((one) => one.turn_id === id && !one.shortened && one.role.toLowerCase() === role);
+      if (!found) throw error;
+      return found.content;
     }
   }
 

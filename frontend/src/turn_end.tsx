@@ -62,10 +62,10 @@ function TurnEnd({ ends, turn, answered, failed, known, ask, kept }: TurnEndProp
   }), [turn]);
   // As it was written, not as it is shown.
   const copyAnswer = async () => {
-    const copied = await copy(log.said(turn, ends.session()).then(({ answer }) => answer));
+    const copied = await copy(log.said("answer", turn, ends.session()));
     say(copied ? "Copied." : "The browser does not let this page copy. Select the answer, and copy it yourself.");
   };
-  const message = async () => (await log.said(turn, ends.session())).message;
+  const message = () => log.said("message", turn, ends.session());
   if (kept) return changes !== null && changes.files > 0 ? <div class="turn-actions"><Summary changes={changes} /></div> : null;
   return (
     <>

@@ -16,6 +16,7 @@ from tests.web.server import Site, site
 from greylag.common.agent_api import TurnChanges
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR
+from greylag.reconcile import transcripts
 
 FROM_END = "one => one.scrollHeight - one.clientHeight - one.scrollTop"
 AT_END = "scroller.scrollHeight - scroller.clientHeight - scroller.scrollTop < 2"
@@ -725,6 +726,24 @@ async def test_a_turn_that_failed_is_sent_again_though_its_environment_has_gone_
     await expect(page.locator(".turn .problem")).to_have_count(2)
     await person.answered()
     await expect(page.locator(".turn .said")).to_have_text(["fail: no key"] * 2)
+
+
+async def test_an_answer_that_is_not_whole_in_the_copy_leaves_the_clipboard_as_it_was(
+    running: Site, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcripts, "PAGE_CHARACTERS", 12)
+    path = await running.project("brief", active=True)
+    page, line = person.page, person.page.locator(".turn-line").last
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await person.open_project(path)
+    await person.say("Some words")
+    await person.answered()
+    await page.evaluate("navigator.clipboard.writeText('of before')")
+    await running.ask("POST", f"{path}/deactivate")
+    await expect(page.locator(".badge").first).to_have_text("Inactive")
+    await line.get_by_role("button", name="Copy", exact=True).click()
+    await expect(line.get_by_role("status")).to_contain_text("not active")
+    assert await page.evaluate("navigator.clipboard.readText()") == "of before"
 
 
 @needs_axe
