@@ -142,10 +142,9 @@ def _towards_active(project: Project, seen: Observation, now: datetime) -> Plan:
 def _on_its_way(project: Project, seen: Observation, now: datetime) -> Plan:
     if seen.working or not _is_late(project, now):
         return Wait()
-    # With the settings of now it may get on, as when an image's name has been mended; it has them
-    # once it is stopped and started.
+    # With the settings of now it may get on, as when an image's name has been mended.
     lacks = seen.outdated is not None
-    return Act(Verb.STOP) if lacks else Fail(_late(seen), terminal=False)
+    return Act(Verb.START) if lacks else Fail(_late(seen), terminal=False)
 
 
 def _towards_inactive(seen: Observation) -> Plan:
