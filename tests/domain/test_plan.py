@@ -167,14 +167,6 @@ def test_what_is_late_is_an_error_that_says_how_far_it_came(state: Observed) -> 
     assert plan(project, known, NOW) == Fail(BROKEN, terminal=False)
 
 
-def test_what_is_late_is_started_with_the_settings_of_now_where_it_lacks_them() -> None:
-    project = wanting(Desired.ACTIVE, deadline_at=NOW)
-    seen = Observation(Observed.STARTING, error=BROKEN, outdated="another-image")
-    assert plan(project, seen, NOW) == START
-    assert plan(project, seen, NOW - timedelta(milliseconds=1)) == Wait()
-    assert plan(project, replace(seen, working=True), NOW) == Wait()
-
-
 @dataclass
 class World:
     """An environment that does what the verbs say, in its own time.

@@ -35,9 +35,9 @@ class Observation:
 
     ``endpoint`` is set when it is ready; ``error`` tells why it failed, is unknown, or does not get
     on, and ``terminal`` that a retry cannot help; ``steps`` are those on its way to ready that it
-    has reached so far, in order; ``outdated`` names the settings that one which is ready or starts
-    should have and has not, as far as that is known; ``working`` says that it is at work which may
-    take longer than a start, and ends by itself.
+    has reached so far, in order; ``outdated`` names the settings that a ready one should have and
+    has not; ``working`` says that it is at work which may take longer than a start, and ends by
+    itself.
     """
 
     state: Observed
@@ -134,17 +134,10 @@ def _towards_active(project: Project, seen: Observation, now: datetime) -> Plan:
         case Observed.FAILED if project.attempts >= MAX_RESTARTS:
             return Fail(seen.error or _NO_REASON, terminal=True)
         case Observed.STARTING | Observed.STOPPING:
-            return _on_its_way(project, seen, now)
+            late = _is_late(project, now) and not seen.working
+            return Fail(_late(seen), terminal=False) if late else Wait()
         case _:
             return Act(Verb.START)
-
-
-def _on_its_way(project: Project, seen: Observation, now: datetime) -> Plan:
-    if seen.working or not _is_late(project, now):
-        return Wait()
-    # With the settings of now it may get on, as when an image's name has been mended.
-    lacks = seen.outdated is not None
-    return Act(Verb.START) if lacks else Fail(_late(seen), terminal=False)
 
 
 def _towards_inactive(seen: Observation) -> Plan:

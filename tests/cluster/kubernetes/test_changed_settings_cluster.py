@@ -71,18 +71,3 @@ async def test_environments_go_on_with_what_cannot_be_changed(
     async with asyncio.TaskGroup() as group:
         for change in CHANGES:
             group.create_task(_goes_on(change), name=change)
-
-
-async def test_what_has_no_image_lacks_the_one_of_now_until_it_is_started_with_it() -> None:
-    async with open_kubernetes(goose="scripted", image="registry.test/missing:1") as first:
-        project = named_for(first, make_project())
-        await accepted(first.start, project)
-        assert (await first.observe(project.environment)).outdated is None
-        async with open_kubernetes(goose="scripted") as second:
-            seen = await second.observe(project.environment)
-            assert (seen.state, seen.outdated is None) == (Observed.STARTING, False)
-            again = replace(project, generation=2)
-            await accepted(second.start, again)
-            await reaches(second, again, Observed.READY)
-            await accepted(second.stop, again)
-            await reaches(second, again, Observed.STOPPED)

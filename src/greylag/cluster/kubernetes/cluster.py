@@ -142,7 +142,7 @@ class KubernetesCluster:
             return Observation(Observed.ABSENT, error=foreign(namespace, other).info)
         if seen.state is Observed.ABSENT:
             seen = await self._observer.confirmed(environment, seen)
-        if seen.state not in {Observed.READY, Observed.STARTING}:
+        if seen.state is not Observed.READY:
             return seen
         deployment = self._observer.objects(environment).deployment
         return replace(seen, outdated=self._applier.outdated(environment, deployment))
