@@ -43,7 +43,6 @@ _SHARED = 0o660
 _THREADS = 12  # five more than long work takes
 _LOOK_SECONDS = 2.0
 _ENDED_FIRST = "500"  # of 1000: proc(5), oom_score_adj
-_ASIDE = ".greylag-removed"
 _PATIENCE_SECONDS = 6.0  # longer than agentd takes to end
 
 
@@ -134,56 +133,26 @@ def _finish(draft: Path, found: os.stat_result) -> None:
     os.utime(draft, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def put_aside(folder: Path) -> Path:
-    """Move what an earlier start has left in ``folder`` into a folder of it, and return that.
-
-    It is made ours to write, as far as we may: nothing but this runs yet.
-    """
-    aside = folder / _ASIDE
-    with suppress(OSError):
-        if aside.is_symlink() or not aside.is_dir():
-            aside.unlink(missing_ok=True)
-        aside.mkdir(mode=0o700)
-    _hoist(folder, aside)
-    return aside
+def empty(folder: Path) -> None:
+    """Remove what an earlier start has left in ``folder``, as far as we may."""
+    for path in folder.iterdir():
+        with suppress(OSError, RecursionError):  # folders may lie in each other without end
+            if path.is_dir() and not path.is_symlink():
+                _open_up(path)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
-def remove(aside: Path) -> None:
-    """Remove a folder with all that lies in it, however deep, much or closed that is; what cannot
-    be removed stays for the next start. Others may run meanwhile.
-    """
-    left = True
-    while left:
-        left = False
-        for entry in _entries(aside):
-            with suppress(OSError):
-                if entry.is_dir(follow_symlinks=False):
-                    _hoist(Path(entry.path), aside)  # no path gets long, and no stack deep
-                    Path(entry.path).rmdir()
-                else:
-                    Path(entry.path).unlink()
-                left = True
-    with suppress(OSError):
-        aside.rmdir()
-
-
-def _hoist(folder: Path, aside: Path) -> None:
-    """Move all that ``folder`` holds into ``aside``."""
+def _open_up(folder: Path) -> None:
+    """Let us write in all folders there that are ours: some programs close theirs."""
     with suppress(OSError):
         folder.chmod(0o700)
-    for entry in _entries(folder):
-        if entry.name == _ASIDE:
-            continue
-        with suppress(OSError):
-            if entry.is_dir(follow_symlinks=False):
-                Path(entry.path).chmod(0o700)
-            Path(entry.path).rename(aside / secrets.token_hex(8))
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield what a folder holds, one after the other: it may be more than memory takes."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        yield from entries
+    for at, names, _ in os.walk(folder):
+        for path in (Path(at, name) for name in names):
+            with suppress(OSError):
+                if not path.is_symlink():
+                    path.chmod(0o700)
 
 
 def _report(error: OSError) -> None:
@@ -222,10 +191,9 @@ def main() -> None:
         return
     for folder in given.own:
         take_over(folder)
-    aside = None if emptied is None else put_aside(Path(emptied))
+    if emptied is not None:
+        empty(Path(emptied))
     listener = _bound(given.socket)
-    if aside is not None:  # a million files take a minute: nobody waits for that
-        threading.Thread(target=remove, args=[aside], name="remove", daemon=True).start()
     asyncio.run(_serve(server, listener, _replaced(given.socket), patience=_PATIENCE_SECONDS))
 
 
