@@ -195,6 +195,11 @@ class Project:
         """When it can be claimed: a lease holds until it runs out, and then it is due."""
         return self.due_at if self.lease is None else self.lease.until
 
+    def waits_longer(self, than: timedelta, now: datetime) -> bool:
+        """Tell whether it could be claimed for longer than that, and no worker has."""
+        since = self.claimable_at
+        return since is not None and now - since > than
+
     @property
     def ref(self) -> ProjectRef:
         """The project's name everywhere."""

@@ -556,7 +556,6 @@ def _still(project: Project, now: datetime) -> str:
         Desired.DELETED: "being deleted",
     }[project.desired]
     cause = f" {project.error.message}" if project.error else ""
-    since = project.claimable_at
-    if since is not None and now - since > _TAKEN_ON_WITHIN:
+    if project.waits_longer(_TAKEN_ON_WITHIN, now):
         cause = " No worker has taken it on yet: none is running, or all are busy."
     return f"The project is still {doing}.{cause}"

@@ -342,7 +342,7 @@ async def check_store(
         found += [one for one in batch if isinstance(one, Finding)]
         found += [finding for one in projects for finding in stuck(one, now)]
         failing += [finding for one in projects for finding in failed(one)]
-        waiting += [one for one in projects if waits(one, now)]
+        waiting += [one for one in projects if one.waits_longer(_WAITED, now)]
         newest = max([newest, *(one.updated_at for one in projects)])
     found += clock_is_behind(newest, now)
     seals = _Seals(sealing)
@@ -408,12 +408,6 @@ class _Seals:
 def _counted(names: Sequence[str]) -> str:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]}{others}"
-
-
-def waits(project: Project, now: datetime) -> bool:
-    """Tell whether a project could be claimed for long, and no worker has."""
-    since = project.claimable_at
-    return since is not None and now - since > _WAITED
 
 
 def nobody_works(waiting: Sequence[Project]) -> Iterator[Finding]:
