@@ -355,12 +355,18 @@ class Console {
     let fresh = clear;
     let ending = "";
     let wakeFailure = "";
+    let isLost = false;
     const handlers: Handlers = {
       state: () => (view.asks ? "asks" : "working"),
       opened: () => {
+        isLost = false;
         if (this.#stream === stream) this.#say("");
       },
-      lost: () => this.#stream === stream && this.#say("The connection was lost. Trying again..."),
+      lost: () => {
+        if (this.#stream !== stream || isLost) return; // said once: what failed since is not to be said over
+        isLost = true;
+        this.#say("The connection was lost. Trying again...");
+      },
       waking: (content) => {
         if (content.status === "error") wakeFailure = String(content.code);
       },

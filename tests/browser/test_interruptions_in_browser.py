@@ -459,6 +459,10 @@ async def test_a_page_in_the_place_of_an_answer_of_the_api_is_no_success(
     await expect(page.locator("#console-status")).to_contain_text("lost")
     await allow.click()
     await expect(page.locator("#console-status")).to_contain_text("cannot be reached")
+    async with page.expect_response("**/events"):
+        pass  # a try of the stream, which fails as well
+    await page.evaluate(AT_REST)
+    await expect(page.locator("#console-status")).to_contain_text("cannot be reached")
     file = FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")
     await page.locator("#files input[type=file]").first.set_input_files([file])
     await expect(page.locator("#files")).to_contain_text("Not uploaded: a.txt")
