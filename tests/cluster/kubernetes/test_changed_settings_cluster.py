@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.environments import accepted, reaches
+from tests.cluster.kubernetes.test_causes_cluster import told
 from tests.cluster.real_cluster import kubectl, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
@@ -71,3 +72,17 @@ async def test_environments_go_on_with_what_cannot_be_changed(
     async with asyncio.TaskGroup() as group:
         for change in CHANGES:
             group.create_task(_goes_on(change), name=change)
+
+
+async def test_what_never_had_its_image_gets_the_one_of_now_once_it_is_wanted_anew() -> None:
+    async with open_kubernetes(goose="scripted", image="registry.invalid/goose:1") as first:
+        project = named_for(first, make_project())
+        await accepted(first.start, project)
+        await told(first, project, "image_pull_failed")
+        prefix = first.namespace_prefix
+        async with open_kubernetes(goose="scripted", namespace_prefix=prefix) as second:
+            assert (await second.observe(project.environment)).state is Observed.STARTING
+            again = replace(project, generation=2)
+            assert (await second.observe(again.environment)).state is Observed.FAILED
+            await accepted(second.start, again)
+            await reaches(second, again, Observed.READY)

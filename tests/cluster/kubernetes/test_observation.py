@@ -10,7 +10,7 @@ from aiohttp import web
 from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer
-from tests.cluster.kubernetes.test_writes import OPTIONS, asleep, environment, running
+from tests.cluster.kubernetes.test_writes import OPTIONS, asleep, environment, opened, running
 from tests.cluster.kubernetes.test_writes import deployment as server_deployment
 
 from greylag.cluster.kubernetes import observation
@@ -535,14 +535,68 @@ async def test_of_an_edited_policy_nothing_is_kept_once_its_projects_are_gone() 
         assert cluster._observer._known == {}
 
 
-def stuck(server: StatefulServer) -> None:
-    """Put a pod beside the Deployment whose agentd ends again and again."""
-    made = server_deployment(server)
-    namespace = made["metadata"]["namespace"]
-    server.put("Deployment", namespace, {**made, "status": {"observedGeneration": 1}})
-    ended = pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
-    meta = {**made["spec"]["template"]["metadata"], "name": "demo-api-1", "namespace": namespace}
-    server.put("Pod", namespace, {**ended, "metadata": meta})
+def stuck(server: StatefulServer, made: dict[str, Any] | None = None) -> None:
+    """Put a pod beside the Deployment; one that none is given is of an agentd that ends again and
+    again.
+    """
+    of = server_deployment(server)
+    namespace = of["metadata"]["namespace"]
+    server.put("Deployment", namespace, {**of, "status": {"observedGeneration": 1}})
+    made = made or pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
+    meta = {**of["spec"]["template"]["metadata"], "name": "demo-api-1", "namespace": namespace}
+    server.put("Pod", namespace, {**made, "metadata": meta})
+
+
+NO_IMAGE = pod(waiting=("ImagePullBackOff", "i/o timeout"))
+BESIDE_ONE_THAT_RAN = beside({"state": {"waiting": {"reason": "ErrImagePull", "message": "EOF"}}})
+NO_NODE = pod(unscheduled="0/1 nodes are available: 1 Insufficient cpu.")
+NO_NODE["status"]["containerStatuses"] = []
+
+
+@pytest.mark.parametrize("kept", [NO_IMAGE, BESIDE_ONE_THAT_RAN, NO_NODE])
+async def test_what_was_kept_from_its_start_is_started_anew_once_for_each_new_wish(
+    kept: dict[str, Any],
+) -> None:
+    async with asleep() as (server, before):
+        await before.start(environment(2))
+        stuck(server, kept)
+        mended = OPTIONS.model_copy(update={"image": "goose:mended"})
+        async with opened(server, mended) as after:
+            await after.observe(environment(2))
+            for cluster in (before, after):
+                assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+                seen = await cluster.observe(environment(2))
+                assert (seen.state, seen.error is None) == (Observed.STARTING, False)
+            seen = await after.observe(environment(3))
+            assert (seen.state, seen.terminal) == (Observed.FAILED, False)
+            await after.start(environment(3))
+            template = server_deployment(server)["spec"]["template"]
+            assert {one["image"] for one in template["spec"]["containers"]} == {"goose:mended"}
+            stuck(server, kept)
+            # Whoever has other settings leaves it as the wish has found it.
+            version = str(server.version)
+            for cluster in (before, after):
+                assert await cluster._informers["Pod"].reached(version, PATIENCE)
+                assert (await cluster.observe(environment(3))).state is Observed.STARTING
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pod(running=True),
+        pod(waiting=("ImagePullBackOff", "EOF"), restarts=1),
+        pod(waiting=("ContainerCreating", "")),
+        pod(waiting=("ImagePullBackOff", "EOF"), last={"exitCode": 0}),
+    ],
+)
+async def test_what_has_run_or_is_on_its_way_is_not_started_anew_for_a_new_wish(
+    begun: dict[str, Any],
+) -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        stuck(server, begun)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(3))).state is Observed.STARTING
 
 
 @pytest.mark.parametrize("refusal", [(403, "Forbidden"), (503, "Busy")])

@@ -83,6 +83,13 @@ class EnvironmentObjects:
         return pod is None or not is_ready(pod)
 
     @property
+    def never_ran(self) -> bool:
+        """Whether no agent can have been ready in its pod: of a container there was never a run."""
+        pod = self.pod
+        known = [] if pod is None else pod.get("status", {}).get("containerStatuses") or []
+        return not known or any(map(_never_ran, known))
+
+    @property
     def needs_events(self) -> bool:
         """Whether Events may say more than the objects do: it waits for something."""
         pod = self.pod
@@ -255,6 +262,12 @@ def _crashes(status: Object) -> bool:
     """Tell whether a container ends again and again."""
     often = status.get("restartCount", 0) >= CRASHES_THAT_TELL
     return often and _waiting(status)[0] == "CrashLoopBackOff"
+
+
+def _never_ran(status: Object) -> bool:
+    """Tell whether a container waits for its first start."""
+    has_run = status.get("restartCount", 0) > 0 or bool(_last_end(status))
+    return not has_run and not status.get("state", {}).keys() & {"running", "terminated"}
 
 
 def _why_no_pod(deployment: Object | None) -> Cause | None:

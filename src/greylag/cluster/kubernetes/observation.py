@@ -340,9 +340,11 @@ class EnvironmentObserver:
         if seen.state is Observed.READY and seen.error is None and self._is_shut_in(found.pod):
             return replace(seen, error=cause("egress_closed").error)
         applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
-        if seen.terminal and applied != str(environment.generation):
-            # It failed as it was asked for before: the new wish is a new try.
-            return replace(seen, terminal=False)
+        held = seen.state is Observed.STARTING and seen.error is not None and found.never_ran
+        if (seen.terminal or held) and applied != str(environment.generation):
+            # It failed, or was kept from its start, as it was asked for before: the new wish is a
+            # new try, with the settings of now.
+            return replace(seen, state=Observed.FAILED, terminal=False)
         return seen
 
     def _judged_resting(
