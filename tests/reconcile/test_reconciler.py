@@ -871,6 +871,19 @@ async def test_whoever_wakes_it_while_it_is_put_to_sleep_has_it_stay_awake(
     assert (await bench.told()).count("unused") == 1
 
 
+async def test_whoever_wishes_it_to_sleep_while_it_is_put_to_sleep_has_it_sleep_used_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await _unused(0)
+
+    async def wished() -> None:
+        bench.gateway.idle_seconds = 0
+        await bench.want(Desired.INACTIVE)
+
+    project = await _put_to_sleep_as(bench, monkeypatch, wished)
+    assert (project.status, project.settled) == (Status.INACTIVE, True)
+
+
 async def test_one_that_cannot_be_asked_again_stays_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = await _unused(0)
 
@@ -899,3 +912,53 @@ async def test_it_is_not_put_to_sleep_where_more_was_wanted_while_its_agent_was_
     await bench.loop.drain()
     project = await bench.project()
     assert (project.status, project.generation) == (Status.ACTIVE, 4)
+
+
+async def _left_by_a_killed_worker(idle_seconds: float) -> Bench:
+    """Return a bench whose project a worker wished to sleep, and was killed before it did more."""
+    bench = await _unused(0)
+    bench.gateway.idle_seconds = idle_seconds
+    assert await bench.use_cases.projects.sleep_unused(await bench.project())
+    return bench
+
+
+async def test_who_takes_on_a_sleep_that_a_killed_worker_wished_asks_again_whether_it_is_used() -> (
+    None
+):
+    bench = await _left_by_a_killed_worker(0)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
+    assert project.settled
+    assert bench.verbs() == [Verb.PREPARE, Verb.START]
+
+
+async def test_what_is_still_unused_sleeps_though_the_worker_that_wished_it_was_killed() -> None:
+    bench = await _left_by_a_killed_worker(3600)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.desired, project.status) == (Desired.INACTIVE, Status.INACTIVE)
+    assert project.settled
+
+
+async def test_what_people_wish_to_sleep_is_not_asked_though_nobody_s_wish_was_there_before() -> (
+    None
+):
+    bench = await _left_by_a_killed_worker(0)
+    project = await bench.reach(Desired.INACTIVE)
+    assert (project.desired, project.status) == (Desired.INACTIVE, Status.INACTIVE)
+
+
+async def test_a_sleep_of_nobody_s_wish_that_does_not_come_about_is_an_error_after_its_time() -> (
+    None
+):
+    bench = await _left_by_a_killed_worker(3600)
+    late = ClusterUnavailableError("The cluster does not answer.")
+    for status in (Status.DEACTIVATING, Status.ERROR):
+        bench.cluster.fail_next(REF, Verb.STOP, late)
+        await bench.loop.drain()
+        project = await bench.project()
+        assert (project.status, project.error) == (status, late.info)
+        bench.clock.advance(PACE.activation_timeout)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.INACTIVE

@@ -219,6 +219,14 @@ class Project:
         )
 
     @property
+    def sleeps_unasked(self) -> bool:
+        """Whether it is to sleep by nobody's wish and has not been set about; so it has no deadline
+        yet, which who asks sets.
+        """
+        awake = self.status is Status.ACTIVE and self.generation > self.observed_generation
+        return awake and self.desired is Desired.INACTIVE and self.deadline_at is None
+
+    @property
     def settled(self) -> bool:
         """Whether the reconciler has brought what is wanted now to its end, good or bad.
 
@@ -344,13 +352,19 @@ def edited(
 
 
 def wanted(
-    record: ProjectRecord, desired: Desired, now: datetime, deadline: datetime, *, again: bool
+    record: ProjectRecord,
+    desired: Desired,
+    now: datetime,
+    deadline: datetime | None,
+    *,
+    again: bool,
 ) -> ProjectRecord:
     """Return the record with the wish in it; the same record when it changes nothing, or is to be
     made ``again`` and was not made.
 
-    The same wish again changes nothing, unless the project is in error: then it is tried once more.
-    ``DELETED`` is final.
+    The same wish again changes nothing, unless the project is in error: then it is tried once more;
+    or nobody had asked for it. ``DELETED`` is final. ``deadline``: ``None`` for a sleep that nobody
+    asks for.
 
     Raises:
         ProjectDeletingError: it is being deleted, and something else is wanted.
@@ -359,7 +373,8 @@ def wanted(
     if project.desired is Desired.DELETED and desired is not Desired.DELETED:
         raise ProjectDeletingError(f"Project {project.project_id!r} is being deleted.")
     same = desired is project.desired
-    if (again and not same) or (same and project.status is not Status.ERROR):
+    more = project.status is Status.ERROR or project.sleeps_unasked
+    if (again and not same) or (same and not more):
         return record
     changed = replace(
         project,

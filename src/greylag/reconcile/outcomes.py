@@ -146,6 +146,8 @@ def acting(
             outcome = replace(outcome, events=[_ENDED_UNASKED], deadline_at=now + timeout)
         outcome = _because(outcome, why)
         return replace(outcome, status=Status.ACTIVATING, endpoint=None)
+    if project.sleeps_unasked:
+        outcome = replace(outcome, deadline_at=now + timeout)
     if verb is Verb.STOP and project.desired is Desired.ACTIVE:
         events = [] if project.status is Status.DEACTIVATING else outcome.events
         # What had failed for good ran: it must not keep what is stopped from its start.

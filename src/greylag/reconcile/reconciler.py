@@ -101,7 +101,7 @@ class World:
         warnings: what the log of an activation is to say of what cannot work.
         git: tells what the environment is told of git.
         must_sleep: has a project sleep that may not be active, and tells whether it had to.
-        sleep: has one sleep that nobody uses, and returns it as it is then wanted.
+        sleep: has one sleep that nobody uses, unasked, and tells whether it was so wanted.
         wake: has that wanted active again, unless more was wanted since then.
         transcripts: whether what was said is kept.
     """
@@ -115,7 +115,7 @@ class World:
     warnings: Callable[[], Sequence[NewEvent]]
     git: Callable[[Project], Awaitable[GitSetup]]
     must_sleep: Callable[[Project], Awaitable[bool]]
-    sleep: Callable[[Project], Awaitable[Project | None]]
+    sleep: Callable[[Project], Awaitable[bool]]
     wake: Callable[[Project], Awaitable[None]]
     transcripts: bool
 
@@ -209,7 +209,6 @@ class _Pass:
         announced: the verbs that the activation log has been told of.
         trouble: the code of what keeps the environment, and since when.
         copied: whether that was kept before the environment's end.
-        slept: the project as this pass has put it to sleep.
     """
 
     claim: Claim
@@ -222,7 +221,6 @@ class _Pass:
     announced_steps: set[NewEvent] = field(default_factory=set)
     trouble: tuple[str | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
     copied: bool = False
-    slept: Project | None = None
 
     @property
     def project(self) -> Project:
@@ -381,23 +379,16 @@ class _Pass:
         """
         if await self._is_copied_now(seen):
             return
-        self.slept = await self.world.sleep(self.project)
-        if self.slept is not None:
+        if await self.world.sleep(self.project):
             await self._write(outcomes.unchanged(self.project, [outcomes.UNUSED]))
 
     async def _is_used_after_all(self, seen: Observation) -> bool:
-        """Have it go on, and tell so, if somebody came while this pass put it to sleep."""
-        if seen.state is not Observed.READY or self.slept is None or await self._is_unused(seen):
-            self.slept = None
+        """Have it go on, and tell so, if somebody came since it was to sleep unasked."""
+        unasked = seen.state is Observed.READY and self.project.sleeps_unasked
+        if not unasked or await self._is_unused(seen):
             return False
-        await self._wake()
+        await self.world.wake(self.project)
         return True
-
-    async def _wake(self) -> None:
-        """Take the wish back that this pass has made and not asked about again."""
-        if self.slept is not None:
-            await self.world.wake(self.slept)
-            self.slept = None
 
     async def _act(self, seen: Observation, verb: Verb) -> bool:
         again = verb is Verb.START and seen.state is Observed.FAILED
@@ -533,7 +524,8 @@ class _Pass:
         self.claim = Claim(await self.world.store.record(self.claim, outcome, now, release=False))
 
     async def _rest(self, outcome: Outcome) -> bool:
-        await self._wake()
+        if self.project.sleeps_unasked and outcome.status is Status.ACTIVE:
+            await self.world.wake(self.project)  # it cannot be asked now whether it is used
         now = self.world.clock.now()
         await _finish(self.world.store.record(self.claim, outcome, now, release=True))
         self._count(outcome, now)
@@ -554,7 +546,6 @@ class _Pass:
         now = self.world.clock.now()
         outcome = replace(outcomes.unchanged(self.project), due_at=now)
         try:
-            await self._wake()
             await self.world.store.record(self.claim, outcome, now, release=True)
         except (LeaseLostError, StoreUnavailableError) as error:
             _log.warning("claim_not_handed_back", error=str(error))

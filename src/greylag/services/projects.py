@@ -296,7 +296,7 @@ class Projects:
         event = self.gate.audit.event(principal, AuditAction.ENVIRONMENT_REFRESH, name_of(ref))
         return await self.store.change(ref, partial(refreshed, now=self.clock.now()), event)
 
-    async def _want(
+    async def _want(  # noqa: PLR0913 - who, what, and what has to be so
         self,
         who: Principal | Actor,
         ref: ProjectRef,
@@ -304,9 +304,10 @@ class Projects:
         *,
         again: bool = False,
         since: int | None = None,
+        asked: bool = True,
     ) -> Project:
         now = self.clock.now()
-        deadline = now + timedelta(seconds=self.activation_timeout)
+        deadline = now + timedelta(seconds=self.activation_timeout) if asked else None
 
         def rule(record: ProjectRecord) -> ProjectRecord:
             if since not in {None, record.project.generation}:
@@ -414,18 +415,18 @@ class Projects:
         with suppress(ProjectNotFoundError, ProjectDeletingError):
             await self._want(SYSTEM, project.ref, Desired.INACTIVE)
 
-    async def sleep_unused(self, project: Project) -> Project | None:
-        """Want a project inactive that nobody uses, and return it; ``None`` if more was wanted
+    async def sleep_unused(self, project: Project) -> bool:
+        """Want a project inactive that nobody uses, unasked, and tell so; not if more was wanted
         than ``project`` knows of, or it is going.
         """
         with suppress(ProjectNotFoundError, ProjectDeletingError):
             now = project.generation
-            slept = await self._want(SYSTEM, project.ref, Desired.INACTIVE, since=now)
-            return slept if slept.generation == now + 1 else None
-        return None
+            slept = await self._want(SYSTEM, project.ref, Desired.INACTIVE, since=now, asked=False)
+            return slept.generation == now + 1
+        return False
 
     async def wake(self, project: Project) -> None:
-        """Want a project active that ``sleep_unused`` returned, unless more was wanted since."""
+        """Want a project active that ``sleeps_unasked``, unless more was wanted since."""
         with suppress(ProjectNotFoundError, ProjectDeletingError):
             await self._want(SYSTEM, project.ref, Desired.ACTIVE, since=project.generation)
 
