@@ -103,6 +103,7 @@ class RunningTerminal:
         id: its id.
         rows, columns: its size.
         scrollback: what it said last.
+        typed: how many bytes it was told.
         ended: whether its shell has ended.
         exit_code: the shell's; None before that, or when execd was lost.
     """
@@ -111,6 +112,7 @@ class RunningTerminal:
         self.id = secrets.token_hex(6)
         self.rows, self.columns = rows, columns
         self.scrollback = Scrollback()
+        self.typed = 0
         self._changed = asyncio.Event()
         self.ended = False
         self.exit_code: int | None = None
@@ -163,6 +165,7 @@ class RunningTerminal:
             OSError: execd is gone.
         """
         if not self.ended:
+            self.typed += len(data)
             self._process.write(data)
             await self._process.drain()
 

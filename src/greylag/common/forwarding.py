@@ -36,6 +36,8 @@ from greylag.common.server import TUNNEL, Stream
 
 Headers = list[tuple[bytes, bytes]]
 Opening = Callable[[ForwardedRequest], AbstractAsyncContextManager[ForwardedAnswer]]
+Carrying = Callable[[int], None]
+"""Is told the size of each piece that is carried."""
 
 CONNECT_SECONDS = 10.0
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -286,9 +288,18 @@ async def _shaken(
     return client.subprotocol
 
 
-async def hand_on(client: WebSocket, opening: AbstractAsyncContextManager[ForwardedSocket]) -> None:
+async def hand_on(
+    client: WebSocket,
+    opening: AbstractAsyncContextManager[ForwardedSocket],
+    carrying: Carrying = lambda _size: None,
+) -> None:
     """Join a client's WebSocket to another; the subprotocol is what the other end chose. One that
     another server than ``HttpServer`` has taken is refused.
+
+    Args:
+        client: the client's.
+        opening: opens the other.
+        carrying: is told of what either side says.
     """
     tunnel = client.scope.get("extensions", {}).get(TUNNEL)
     if tunnel is None:
@@ -298,18 +309,18 @@ async def hand_on(client: WebSocket, opening: AbstractAsyncContextManager[Forwar
         await client.accept(other.protocol)
         stream = cast("Stream", tunnel["take"]())
         try:
-            await _joined(stream, (other.reader, other.writer))
+            await _joined(stream, (other.reader, other.writer), carrying)
         finally:
             stream[1].transport.abort()
 
 
-async def _joined(one: Stream, other: Stream) -> None:
+async def _joined(one: Stream, other: Stream, carrying: Carrying) -> None:
     """Carry bytes both ways to the end of both; a side has a while to answer the other's end."""
     for _, writer in (one, other):
         _keep_alive(writer)
     ways = [
-        asyncio.create_task(_carried(one[0], other[1]), name="towards the application"),
-        asyncio.create_task(_carried(other[0], one[1]), name="towards the client"),
+        asyncio.create_task(_carried(one[0], other[1], carrying), name="towards the application"),
+        asyncio.create_task(_carried(other[0], one[1], carrying), name="towards the client"),
     ]
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -321,10 +332,13 @@ async def _joined(one: Stream, other: Stream) -> None:
             way.result()
 
 
-async def _carried(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+async def _carried(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, carrying: Carrying
+) -> None:
     """Carry bytes one way to their end; a side that breaks, or takes nothing, breaks the other."""
     try:
         while data := await source.read(_READ):
+            carrying(len(data))
             target.write(data)
             async with asyncio.timeout(_UNREAD_SECONDS):
                 await target.drain()

@@ -47,10 +47,14 @@ from greylag.common.access_log import AccessLog
 from greylag.common.git import SETUP
 
 _QUIET_PATHS = frozenset({"/api/v1/health", agent_api.ROOT + SETUP})
-_USED = (
-    f"{agent_api.ROOT}{agent_api.PREVIEW}/",
-    *(agent_api.ROOT + one.path for one in (agent_api.READ_FILE, agent_api.READ_ARCHIVE)),
-)
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PREVIEW = f"{agent_api.ROOT}{agent_api.PREVIEW}/"
+_BYTES = tuple(agent_api.ROOT + one.path for one in (agent_api.READ_FILE, agent_api.READ_ARCHIVE))
+_COMMAND = agent_api.ROOT + agent_api.COMMAND_SOCKET.path
+_BY_A_SCRIPT = (b"sec-fetch-dest", b"empty")
+_PINGS = 16 * 1024
+_PINGS_SECONDS = 60.0
+"""What the two sides of a WebSocket carry at most, in so long, to keep it open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,10 @@ class Services:
 class LastUse:
     """For how long nobody has used the environment.
 
-    Used it is by a turn, by a watched terminal and by what one says, and by each request that
-    changes something, for a file's bytes, to a preview, or for a WebSocket, as long as it lasts.
-    Others count for nothing: pages and the platform read by themselves.
+    Used it is by a turn, by what is typed in a terminal and what one says, and by each request that
+    changes something, for a file's bytes, for what a preview shows, or for a command, as long as it
+    lasts; by a preview's WebSocket while it carries more than pings. Others count for nothing:
+    pages, in forgotten tabs too, and the platform read by themselves.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -93,12 +98,26 @@ class LastUse:
             self._going_on -= 1
             self._last = self._now()
 
+    def carrying(self) -> Callable[[int], None]:
+        """Return what is told of each piece that a connection carries how many bytes it has."""
+        since, carried = self._now(), 0
+
+        def told(size: int) -> None:
+            nonlocal since, carried
+            if self._now() - since > _PINGS_SECONDS:
+                since, carried = self._now(), 0
+            carried += size
+            if carried > _PINGS:
+                self._last = self._now()
+
+        return told
+
     def seconds(self, *, busy: bool, said: int) -> float:
         """Return for how long it has not been used, as seen by those who ask every minute or so.
 
         Args:
-            busy: whether a turn or a watched terminal runs now.
-            said: how many bytes terminals have said by now.
+            busy: whether a turn or a clone runs now.
+            said: how many bytes terminals have said, and were told, by now.
         """
         if busy or self._going_on or said != self._said:
             self._last = self._now()
@@ -120,8 +139,14 @@ class CountUse:
 
 
 def _uses(scope: Scope) -> bool:
-    reads = scope["type"] != "websocket" and scope.get("method") in {"GET", "HEAD"}
-    return scope["path"].startswith(_USED) or not (reads or scope["path"] in _QUIET_PATHS)
+    path = scope["path"]
+    if scope["type"] == "websocket":
+        return bool(path == _COMMAND)
+    if scope["method"] not in _READS:
+        return path not in _QUIET_PATHS
+    if path.startswith(_PREVIEW):
+        return _BY_A_SCRIPT not in scope["headers"]  # of an open page, which may ask for ever
+    return bool(path.startswith(_BYTES))
 
 
 class HealthRoutes:
@@ -173,16 +198,14 @@ class HealthRoutes:
         terminals = self._terminals.all()
         watched = sum(one.is_watched for one in terminals)
         cloning = self._git.state.status == "cloning"
-        said = sum(one.scrollback.end for one in terminals)
+        said = sum(one.scrollback.end + one.typed for one in terminals)
         return JSONResponse(
             {
                 "overall_status": overall,
                 "active_sessions": busy,
                 "watched_terminals": watched,
                 "cloning": cloning,
-                "idle_seconds": self._last_use.seconds(
-                    busy=bool(busy or watched or cloning), said=said
-                ),
+                "idle_seconds": self._last_use.seconds(busy=bool(busy or cloning), said=said),
                 "total_processed": self._turns.activity.total_processed,
                 "uptime_seconds": self._turns.activity.uptime_seconds,
                 "sessions": [_entry(entry) for entry in recent],
@@ -232,7 +255,7 @@ def create_app(settings: AgentdSettings, services: Services) -> Starlette:
             *SettingRoutes(services.settings, services.turns).routes(),
             *FileRoutes(services.files).routes(),
             *TerminalRoutes(services.terminals).routes(),
-            *PreviewRoutes(services.previews).routes(),
+            *PreviewRoutes(services.previews, last_use.carrying).routes(),
             *ChangeRoutes(services.changes, services.turns, services.sessions).routes(),
             *GitRoutes(services.git).routes(),
         ],

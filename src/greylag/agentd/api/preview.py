@@ -178,11 +178,17 @@ _OWN = (
 
 
 class PreviewRoutes:
-    """Handlers for ``/api/v1/ports`` and ``/api/v1/preview``."""
+    """Handlers for ``/api/v1/ports`` and ``/api/v1/preview``.
 
-    def __init__(self, previews: Previews) -> None:
+    Args:
+        previews: the way to the ports.
+        carrying: returns, for each WebSocket, what is told of the sizes that it carries.
+    """
+
+    def __init__(self, previews: Previews, carrying: Callable[[], forwarding.Carrying]) -> None:
         self._http = previews.http
         self._previews = previews
+        self._carrying = carrying
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
@@ -220,7 +226,8 @@ class PreviewRoutes:
             offered = scope["subprotocols"]
             connecting = self._previews.connect(int(base.rpartition(":")[2]))
             socket = forwarding.socket_opened(connecting, base + target, headers, offered)
-            await forwarding.hand_on(WebSocket(scope, receive, send), socket)
+            client = WebSocket(scope, receive, send)
+            await forwarding.hand_on(client, socket, self._carrying())
             return
         opening = partial(self._asked, base, apart=_APART in dict(scope["headers"]))
         await forwarding.forward(scope, receive, send, target, headers, opening)
