@@ -1,17 +1,19 @@
 // What went wrong with what a person asked for: said once, and gone when it works again.
-import { isWholePage, refusal, wordsOf as said } from "./sse";
+import { ANSWER_MS, isWholePage, refusal, wordsOf as said } from "./sse";
 
 const MOST = 3;
 const NOT_LOADED = "This cannot be loaded now. Try again when the server can be reached, or reload the page.";
 const UNREACHABLE = "The server cannot be reached. Try again when it is back.";
+const UNANSWERED = "The server did not answer. What you asked for may have been done: look before you try again.";
 
 /** Show errors of requests, and take them away after one that succeeds. */
 export function startNotices(): void {
   const { body } = document;
   const notices = document.getElementById("notices")!;
-  // Errors then come as pieces of a page, not as documents for programs.
   body.addEventListener("htmx:configRequest", (event) => {
-    (event as CustomEvent).detail.headers.Accept = "text/html";
+    const { detail } = event as CustomEvent;
+    detail.headers.Accept = "text/html"; // errors then come as pieces of a page, not as documents for programs
+    detail.timeout ||= ANSWER_MS;
   });
   body.addEventListener("htmx:beforeOnLoad", (event) => {
     if ((event as CustomEvent).detail.xhr.status !== 401) return;
@@ -31,9 +33,10 @@ export function startNotices(): void {
     if (new URL(xhr.responseURL).pathname === body.dataset.signIn) return location.reload();
     const refused = refusal(xhr);
     const isOther = refused.status < 300 || (refused.passing && !refused.problem.code);
-    notify(isOther ? UNREACHABLE : said(refused));
+    notify(isOther ? lost(event, refused.status === 504) : said(refused));
   });
-  body.addEventListener("htmx:sendError", () => notify(UNREACHABLE));
+  body.addEventListener("htmx:sendError", (event) => notify(lost(event, navigator.onLine)));
+  body.addEventListener("htmx:timeout", (event) => notify(lost(event, true)));
   body.addEventListener("htmx:afterRequest", (event) => {
     const { successful, xhr } = (event as CustomEvent).detail;
     if (successful && xhr.status >= 200 && xhr.status < 400) notices.replaceChildren();
@@ -42,6 +45,11 @@ export function startNotices(): void {
     for (const one of notices.children) if (wordsOf(one) === UNREACHABLE) one.remove();
   });
   new MutationObserver(() => tidy(notices)).observe(notices, { childList: true });
+}
+
+/** Return what to say of a request without an answer of the server's, which it may have had or not. */
+function lost(event: Event, mayHaveCome: boolean): string {
+  return mayHaveCome && (event as CustomEvent).detail.requestConfig.verb !== "get" ? UNANSWERED : UNREACHABLE;
 }
 
 function notify(words: string): void {

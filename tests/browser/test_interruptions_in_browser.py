@@ -23,6 +23,9 @@ NO_STORAGE = """() => {
     Object.defineProperty(window, name, { get });
   }
 }"""
+# Has what htmx asks for wait a hundredth of its time.
+SHORT_REQUESTS = """() => document.body.addEventListener(
+  "htmx:configRequest", ({ detail }) => { detail.timeout /= 100; })"""
 # Has the page's streams of one kind say nothing and end when the test says so.
 QUIET = """kind => {
   const ask = window.fetch;
@@ -484,13 +487,56 @@ async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
     await name.fill("Typed")
     await page.route("**/new-project", lambda route: route.abort())
     await page.locator("#dialog .btn-primary").click()
-    notice = page.get_by_role("alert").filter(has_text="cannot be reached")
+    notice = page.get_by_role("alert").filter(has_text="may have been done")
     await notice.get_by_role("button", name="Dismiss").click()
     await expect(page.locator(".notice")).to_have_count(0)
     await expect(name).to_have_value("Typed")
     await page.get_by_role("link", name="Cancel").click()
     await page.evaluate("document.getElementById('rail-new').click()")
     await expect(page.locator("body > #notices .notice")).to_be_visible()
+    person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
+
+
+async def test_a_form_whose_answer_is_lost_is_told_of_truthfully_and_can_be_sent_again(
+    running: Site, person: Person, proxy: DroppingProxy
+) -> None:
+    page = person.page
+    await running.project()
+    await page.goto("/users/ada")
+    await page.evaluate(SHORT_REQUESTS)
+    await page.locator("#rail-new").click()
+    name = page.locator("#dialog").get_by_label("Name")
+    await name.fill("Typed")
+    create, notice = page.locator("#dialog .btn-primary"), page.locator(".notice")
+    proxy.forget()  # a new connection would be answered; the browser takes one that it has
+    await create.click()
+    await expect(notice).to_contain_text("may have been done")
+    await expect(create).not_to_have_class(re.compile("htmx-request"))
+    proxy.end_forgotten()
+    await page.evaluate("() => document.dispatchEvent(new Event('greylag:live'))")
+    await expect(notice).to_contain_text("may have been done")  # as long as nobody has looked
+    await create.click()
+    await page.wait_for_url("**/projects/**")
+    person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
+
+
+async def test_what_only_reads_and_is_not_answered_is_not_said_to_have_been_done(
+    running: Site, person: Person
+) -> None:
+    page, never = person.page, asyncio.Event()
+
+    async def hold(_: Route) -> None:
+        await never.wait()
+
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.evaluate(SHORT_REQUESTS)
+    await page.route("**/new-project", hold)
+    await page.locator("#rail-new").click()
+    notice = page.locator(".notice")
+    await expect(notice).to_contain_text("cannot be reached")
+    await expect(notice).not_to_contain_text("may have been done")
+    never.set()
     person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
 
 
