@@ -100,9 +100,11 @@ class MemoryCluster:
         self._set(ref, Observation(Observed.FAILED, error=error, terminal=terminal))
         self._unasked.tell(ref)
 
-    def stumble(self, ref: ProjectRef, error: ErrorInfo) -> None:
-        """Let a running environment end and start again by itself; ``changes`` tells of it."""
-        self._set(ref, Observation(Observed.STARTING, error=error))
+    def stumble(self, ref: ProjectRef, error: ErrorInfo, *, unheard: bool = False) -> None:
+        """Let a running environment end and start again by itself (``unheard``: run on without
+        an answer); ``changes`` tells of it.
+        """
+        self._set(ref, Observation(Observed.STARTING, error=error, unheard=unheard))
         self._unasked.tell(ref)
 
     def warn(self, ref: ProjectRef, error: ErrorInfo | None) -> None:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
 from greylag.ports import AgentAddress, AgentStatus, Claim, Outcome
 from greylag.reconcile import outcomes
 from greylag.reconcile.loop import OUTAGE_PAUSE, Slot, WorkLoop
-from greylag.reconcile.reconciler import BUSY_PAUSE, Pace
+from greylag.reconcile.reconciler import BUSY_PAUSE, TELL_AFTER, Pace
 
 CRASHED = ErrorInfo("crashed", "It crashed.", "Mend it.")
 
@@ -349,6 +350,31 @@ async def test_why_one_is_active_no_more_is_kept_and_told_until_it_is_active_aga
     project = await bench.project()
     assert (project.status, project.error) == (Status.ACTIVE, None)
     assert (await bench.told())[-2:] == ["crashed", "active"]
+
+
+async def test_an_active_one_that_a_worker_has_not_heard_yet_stays_active_for_a_while() -> None:
+    def is_unheard_still(seconds: float) -> None:
+        bench.clock.advance(seconds)
+        bench.cluster.stumble(REF, replace(CRASHED, message="Still."), unheard=True)
+
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+    before = await bench.told()
+    bench.cluster.auto = False
+    for seconds in (TELL_AFTER.total_seconds() - 1, TELL_AFTER.total_seconds()):
+        bench.observations()
+        bench.cluster.stumble(REF, CRASHED, unheard=True)
+        await bench.store.poke(REF, bench.clock.now())
+        working = asyncio.create_task(bench.loop.drain())
+        then = [partial(is_unheard_still, seconds), partial(bench.cluster.advance, REF)]
+        while not working.done():
+            await asyncio.sleep(0)
+            if bench.observations() and then:
+                then.pop(0)()
+        lasts = seconds >= TELL_AFTER.total_seconds()
+        assert await bench.told() == [*before, *(["crashed", "active"] if lasts else [])]
+    assert ((project := await bench.project()).status, project.error) == (Status.ACTIVE, None)
 
 
 @pytest.mark.parametrize("state", [Observed.STOPPING, Observed.STOPPED])

@@ -37,7 +37,7 @@ class Observation:
     on, and ``terminal`` that a retry cannot help; ``steps`` are those on its way to ready that it
     has reached so far, in order; ``outdated`` names the settings that a ready one should have and
     has not; ``working`` says that it is at work which may take longer than a start, and ends by
-    itself.
+    itself; ``unheard`` that it runs, and only has not answered whoever looks yet.
     """
 
     state: Observed
@@ -47,6 +47,7 @@ class Observation:
     steps: tuple[NewEvent, ...] = ()
     outdated: str | None = None
     working: bool = False
+    unheard: bool = False
 
 
 class Verb(StrEnum):

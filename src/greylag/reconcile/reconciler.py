@@ -507,7 +507,10 @@ class _Pass:
     async def _tell(self, seen: Observation) -> None:
         """Write that the environment is on its way, if that is new."""
         events, now = self._new_steps(seen), self.world.clock.now()
-        why = self._why(seen) if self.project.settled else self._lasting(seen.error, now)
+        lasting = self._lasting(seen.error, now)
+        if seen.unheard and self.project.status is Status.ACTIVE and lasting is None:
+            return  # a worker that has just started may not be let through yet, and others are
+        why = self._why(seen) if self.project.settled else lasting
         outcome = outcomes.waiting(self.project, events, now, self._timeout, why)
         if outcome is not None:
             await self._write(outcome)

@@ -554,7 +554,7 @@ async def test_an_ingress_that_no_controller_serves_is_named_where_nothing_answe
         assert await cluster._informers["Pod"].reached(str(server.version - 1), 5)
         seen = await cluster.observe(environment(2))
         assert seen.error is not None
-        assert seen.error.code == "endpoint_unreachable"
+        assert (seen.error.code, seen.unheard) == ("endpoint_unreachable", True)
         assert ("class (nope)" in seen.error.message) != served
 
 

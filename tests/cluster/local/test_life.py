@@ -216,6 +216,8 @@ async def test_a_process_that_stands_still_is_never_taken_for_gone(tmp_path: Pat
         seen = await reaches(cluster, PROJECT, Observed.UNKNOWN)
         assert seen.error is not None
         assert seen.error.code == "agent_unreachable"
+        cluster._observer._was_ready.clear()  # as of a worker that has just started
+        assert (await cluster.observe(PROJECT.environment)).unheard
         os.kill(pid_of(tmp_path, PROJECT), signal.SIGCONT)
         await reaches(cluster, PROJECT, Observed.READY)
 

@@ -564,7 +564,7 @@ def _unanswered(ready: Observation, why: str) -> Observation:
         "Check GREYLAG_KUBE_REACH, and that a network leads from Greylag to that address, which no "
         "policy of the cluster's own denies.",
     )
-    return replace(ready, state=Observed.STARTING, endpoint=None, error=error)
+    return replace(ready, state=Observed.STARTING, endpoint=None, error=error, unheard=True)
 
 
 def _drifted(message: str) -> Cause:

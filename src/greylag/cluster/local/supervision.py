@@ -254,7 +254,7 @@ class Observer:
             # One that was ready and now is late may only be busy: nothing is known of it.
             if self._was_ready.get(environment.path) == record.process:
                 return Observation(Observed.UNKNOWN, error=_SILENT)
-            return replace(_STARTING, error=_SILENT)
+            return replace(_STARTING, error=_SILENT, unheard=True)
         except aiohttp.ClientError:
             return _STARTING
         if record.process is not None:
