@@ -110,6 +110,15 @@ def test_the_cluster_ends_no_web_before_it_has_let_uploads_come_to_their_end() -
         assert pod["terminationGracePeriodSeconds"] >= int(seconds) + FINISH_SECONDS + 5
 
 
+def test_a_start_on_a_busy_node_has_minutes_before_it_is_taken_for_dead() -> None:
+    for objects in (kustomize(BASE), helm()):
+        for thing in of_kind(objects, "Deployment"):
+            (container,) = thing["spec"]["template"]["spec"]["containers"]
+            start, alive = container["startupProbe"], container["livenessProbe"]
+            assert start["httpGet"] == alive["httpGet"]
+            assert start["periodSeconds"] * start["failureThreshold"] >= 180
+
+
 def test_a_port_among_the_settings_leads_the_web_away_from_no_probe_or_service(
     tmp_path: Path,
 ) -> None:
