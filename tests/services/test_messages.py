@@ -11,7 +11,9 @@ import pytest
 from tests.services.house import REF, House
 
 from greylag.common import agent_api, sse
+from greylag.common.agent_api import Turn
 from greylag.domain.errors import (
+    AgentUnreachableError,
     ClusterError,
     ErrorInfo,
     ForbiddenError,
@@ -186,6 +188,34 @@ async def test_a_turn_waits_for_an_environment_that_is_started_again() -> None:
             rest = b"".join([frame async for frame in frames])
         assert rest.index(b'"type":"status"') < rest.index(b'"type":"turn"')
         assert b'"type":"complete"' in rest
+
+
+async def test_a_message_that_meets_the_end_of_an_environment_that_is_started_anew_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    start_turn = house.gateway.start_turn
+
+    async def ended(*_asked: Any) -> Turn:
+        with house.store.subscribe(REF) as news:
+            house.cluster.vanish(REF)
+            while (await house.use_cases.projects.get(OPERATOR, REF)).settled:
+                await news.changed(5)
+        monkeypatch.setattr(house.gateway, "start_turn", start_turn)
+        raise AgentUnreachableError("agentd is stopping.")
+
+    async with house.working():
+        await _create(house, active=True)
+        monkeypatch.setattr(house.gateway, "start_turn", ended)
+        started_again = house.cluster.hang(REF, Verb.START)
+        async with house.use_cases.agents.send(OPERATOR, REF, NewMessage("hello")) as frames:
+            assert b'"status"' in await anext(frames)
+            started_again.set()
+            assert b'"complete"' in await _rest(frames)
+        project = await house.use_cases.projects.get(OPERATOR, REF)
+        house.gateway.unreachable.add((await house.cluster.reach(project.environment)).url)
+        with pytest.raises(AgentUnreachableError):
+            await _send(house, NewMessage("hello"))
 
 
 async def test_leaving_the_stream_closes_upstream_and_the_turn_goes_on() -> None:

@@ -192,10 +192,18 @@ class Agents:
         _check(new)
         project = await self.projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
         answer = partial(self._answer, principal, ref, new)
-        if project.settled and project.status is Status.ACTIVE:
-            async with answer(await self.reach(project)) as frames:
-                yield frames
-            return
+        async with AsyncExitStack() as opened:
+            if project.settled and project.status is Status.ACTIVE:
+                try:
+                    frames = await opened.enter_async_context(answer(await self.reach(project)))
+                except AgentUnreachableError:
+                    # It may just have been ended, to be started anew.
+                    project = await self.projects.get(principal, ref, Action.MESSAGES_SEND)
+                    if not _coming(project):
+                        raise
+                else:
+                    yield frames
+                    return
         words = f"{project.name} is {project.status}: waking its environment."
         yield self._once_awake(project, words, partial(self._answer_still, principal, ref, new))
 
