@@ -71,7 +71,7 @@ class Console {
     });
     this.#others = new OtherTurns({
       session: () => this.#session,
-      isAsleep: () => this.#conversation.dataset.asleep === "true",
+      isAsleep: () => this.#conversation.dataset.asleep !== "false",
       shows: (turn) => this.#shows(turn),
       show: (turn) => this.#showOther(turn),
       say: (words) => this.#say(words),
@@ -241,13 +241,14 @@ class Console {
     if (!this.#stream && !here.lastElementChild?.contains(this.#waking)) here.after(this.#waking);
     if (projectStatus() !== "active" || here.dataset.asleep !== "true") return;
     if (this.#stream && !this.#session) return; // the turn that wakes it makes its session
-    here.dataset.asleep = "false";
+    // Turns that the live stream tells of come after those that are told now: not before these are there.
+    here.dataset.asleep = "waking";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
     const found = await this.#try(async () => {
       const told = await this.#told(query);
       // What is not known yet is no reason to take away what is.
       const unknown = told.dataset.asleep === "true" || told.querySelector(":scope > .problem") !== null;
-      if (unknown) here.dataset.asleep = "true";
+      here.dataset.asleep = String(unknown);
       if (!unknown || !here.querySelector(".turn")) this.#putAwake(here, told);
     });
     if (!found) here.dataset.asleep = "true"; // the next change tries again
@@ -272,6 +273,7 @@ class Console {
       this.#past.dress(turns.filter((turn) => !runs(turn)));
       for (const turn of turns.filter(runs)) void this.#replay(turn, true);
       this.#past.offerEarlier();
+      void this.#others.bring();
     });
   }
 

@@ -56,7 +56,7 @@ export async function ask(url: string, options: RequestInit = {}): Promise<Respo
 
 /** Fetch a piece of a page, as the server renders it now. */
 export async function fragment(url: string): Promise<Document> {
-  const text = await (await fetchAnswer(url, { headers: { "HX-Request": "true" } })).text();
+  const text = await (await fetchAnswer(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(ANSWER_MS) })).text();
   if (isWholePage(text)) throw new Error(NOT_OWN);
   return new DOMParser().parseFromString(text, "text/html");
 }

@@ -697,6 +697,41 @@ async def test_the_steps_are_read_asleep_as_they_were_and_are_there_once_when_it
     await expect(page.get_by_role("button", name="Edit and resend")).to_have_count(2)
 
 
+async def test_turns_of_late_keep_their_order_though_they_are_told_of_before_the_conversation(
+    running: Site, person: Person
+) -> None:
+    path = await running.project("late", active=True)
+    page, there = person.page, asyncio.Event()
+    await person.open_project(path)
+    for words in ("one", "two"):
+        await person.say(words)
+        await person.answered()
+    first = await page.locator(".turn").first.get_attribute("data-turn")
+    await running.ask("POST", f"{path}/deactivate")
+    await page.reload()
+    await expect(page.locator("[data-kept]")).to_have_count(2)
+    await page.evaluate(
+        "document.addEventListener('greylag:turns', (one) => window.told ||= one.detail.length)"
+    )
+
+    async def after_turns(route: Route) -> None:
+        await page.wait_for_function("window.told")
+        await route.continue_()
+
+    async def after_conversation(route: Route) -> None:
+        await there.wait()
+        await route.continue_()
+
+    await page.route("**/conversation?*", after_turns)
+    await page.route(f"**/turns/{first}", after_conversation)
+    await running.ask("POST", f"{path}/activate")
+    await expect(page.locator("[data-kept], #kept-at")).to_have_count(0)
+    there.set()
+    await expect(page.locator(".turn[data-turn] .said")).to_have_text(["one", "two"])
+    await expect(page.get_by_role("button", name="Show the steps")).to_have_count(1)
+    await page.unroute_all()
+
+
 async def test_steps_that_ran_at_once_are_told_with_the_time_that_passed(person: Person) -> None:
     spans = [(100, 102), (100, 103), (101, 103), (110, 111)]
     begun, ended = [], []
