@@ -2,6 +2,7 @@
 // opens only six connections to a host, and every tab would hold one), unless others rest on what it tells.
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { type Doing, isHeeded, onOtherLive, tellDoing, tellLive } from "./doing";
+import { Place } from "./places";
 import { Backoff, Refused, Silence, ask, frames } from "./sse";
 
 const TOLD_MS = 5_000; // what runs has been told then, if anything does
@@ -54,10 +55,13 @@ async function follow(stream: Live): Promise<void> {
   let losing: ReturnType<typeof setTimeout> | undefined;
   signal.addEventListener("abort", () => clearTimeout(losing));
   while (!signal.aborted) {
+    const given = new AbortController();
+    const place = new Place(() => given.abort());
+    await place.taken(signal);
     const silence = new Silence();
     try {
       const headers: Record<string, string> = stream.last === null ? {} : { "Last-Event-ID": stream.last };
-      const response = await ask(stream.url, { signal: AbortSignal.any([signal, silence.signal]), headers });
+      const response = await ask(stream.url, { signal: AbortSignal.any([signal, silence.signal, given.signal]), headers });
       backoff.opened();
       clearTimeout(losing);
       losing = undefined;
@@ -86,9 +90,11 @@ async function follow(stream: Live): Promise<void> {
       }
     } catch (error) {
       if (signal.aborted) return;
+      if (given.signal.aborted) continue;
       if (error instanceof Refused && error.status === 404) return leave();
     } finally {
       silence.over();
+      place.leave();
     }
     losing ??= setTimeout(() => say("Not live: the connection is lost. Trying again..."), LOST_MS);
     await backoff.pause(signal);

@@ -1,5 +1,6 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
 import { Rest } from "./doing";
+import { Place } from "./places";
 import { ANSWER_MS, Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
@@ -55,8 +56,11 @@ export class TurnStream {
     let refusedSince: number | null = null;
     for (;;) {
       if (await rest.over()) refusedSince = null; // nobody was asked meanwhile
-      const silence = new Silence();
       const rests = new AbortController();
+      const place = new Place(() => this.turnId !== null && rests.abort());
+      const taken = place.taken(signal);
+      if (this.turnId !== null) await taken; // a message is sent at once
+      const silence = new Silence();
       const look = rest.begin(() => rests.abort(), rests.signal);
       let isCut = true;
       try {
@@ -83,6 +87,7 @@ export class TurnStream {
       } finally {
         silence.over();
         rests.abort();
+        place.leave();
       }
       if (signal.aborted) return;
       if (isCut) handlers.lost();

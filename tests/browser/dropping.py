@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from greylag.common.concurrent import cancel_all
+
 
 class DroppingProxy:
     """Forwards bytes to a port of this machine."""
@@ -45,13 +47,14 @@ class DroppingProxy:
         answers, up = await asyncio.open_connection("127.0.0.1", self._port)
         writers = {back, up}
         self._open |= writers
-        asking = asyncio.create_task(self._forward(down, up), name="requests")
+        ways = [
+            asyncio.create_task(self._forward(down, up), name="requests"),
+            asyncio.create_task(self._forward(answers, back), name="answers"),
+        ]
         try:
-            await self._forward(answers, back)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asking
+            await cancel_all(ways)
             if back not in self._dead:
                 self._open -= writers
                 for writer in writers:

@@ -136,6 +136,32 @@ async def test_tabs_that_work_unseen_leave_the_connections_to_the_one_that_is_se
     await Person(pages[0]).answered()
 
 
+async def test_windows_that_work_side_by_side_leave_connections_to_all_else(
+    running: Site, person: Person
+) -> None:
+    path = await running.project(active=True)
+    await person.page.context.add_init_script("document.hasFocus = () => false")
+    pages = [person.page]
+    for number in range(5):  # each has a live stream and a turn's, of six connections to a host
+        page = pages[number]
+        await page.goto(f"{path.removeprefix('/api')}?session=new")
+        await Person(page).say("wait: long")
+        await page.wait_for_selector(".turn[data-turn]")
+        pages.append(await page.context.new_page())
+    await pages.pop().close()
+    place = "#conversation"
+    sessions = [await page.locator(place).get_attribute("data-session") for page in pages]
+    for number, page in enumerate(pages):
+        # What is asked for is answered, and what happens to each is heard by all.
+        await expect(page.locator(".session .dot-working")).to_have_count(5 - number)
+        assert await page.evaluate("() => fetch('/api/me').then((answer) => answer.status)") == 200
+        await expect(page.locator("#live-lost")).to_be_empty()
+        _, turns = await running.ask("GET", f"{path}/sessions/{sessions[number]}/turns")
+        await running.ask("POST", f"{path}/turns/{turns['turns'][0]['turn_id']}/cancel")
+        await Person(page).answered()
+        await expect(page.locator(".turn-end")).to_have_text("Stopped.")
+
+
 async def test_a_terminal_whose_connection_died_unseen_is_attached_to_again_each_time(
     running: Site, person: Person, proxy: DroppingProxy
 ) -> None:
