@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,22 @@ from greylag.agentd.agent.types import (
     AgentCommand,
     AgentDiedError,
     AgentSetup,
+    AgentStarvedError,
     AgentUnavailableError,
     find_agent,
     harmless_variables,
 )
 from greylag.agentd.execution import Execution
+
+
+class Deaf:
+    """Takes what an agent says, and does nothing."""
+
+    async def notification(self, method: str, params: dict[str, Any]) -> None:
+        pass
+
+    async def request(self, request_id: str | int, method: str, params: dict[str, Any]) -> None:
+        pass
 
 
 def program(folder: Path, name: str = "goose") -> Path:
@@ -128,6 +140,30 @@ async def test_the_last_words_of_a_dead_agent_are_kept(
     await process.watch_stderr()
     assert await process.ended() == "The agent process exited with code 3 (it said: no home)."
     await process.kill()
+
+
+@pytest.mark.parametrize(
+    ("end", "starved"),
+    [
+        ("echo memory allocation of 64 bytes failed >&2; echo note: more >&2; kill -6 $$", True),
+        ("kill -9 $$", True),
+        ("kill -6 $$", False),
+        ("exit 3", False),
+    ],
+)
+async def test_whoever_waits_for_an_agent_is_told_that_it_ended_for_want_of_memory(
+    tmp_path: Path, execution: Execution, end: str, *, starved: bool
+) -> None:
+    setup = AgentSetup(tmp_path, tmp_path, tmp_path)
+    script = f"read asked; {end}"
+    command = AgentCommand("goose", ("/bin/bash", "-c", script))
+    process = await AgentProcess.start(execution, command, setup, {})
+    living = process.run(Deaf(), asyncio.Lock(), lambda _: None, lambda: None)
+    running = asyncio.create_task(living)
+    with pytest.raises(AgentDiedError) as died:
+        await process.peer.request("session/prompt", {})
+    assert isinstance(await process.death(died.value), AgentStarvedError) == starved
+    assert "note:" not in await running
 
 
 async def test_the_scripted_agent_answers_and_tells_how_to_install_goose(

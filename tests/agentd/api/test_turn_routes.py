@@ -10,6 +10,7 @@ from greylag.agentd import sessions
 from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentRefusedError,
+    AgentStarvedError,
     HistoryFixedError,
     ModelFailure,
     PermissionRequest,
@@ -326,6 +327,7 @@ async def test_a_confirmation_that_nobody_answers_is_declined(tmp_path: Path) ->
 async def test_what_goes_wrong_in_the_agent_ends_the_turn_with_a_code(tmp_path: Path) -> None:
     failures = [
         (AgentDiedError("gone"), "agent_restarted"),
+        (AgentStarvedError("gone"), "agent_restarted"),
         (AgentRefusedError(-32000, "Authentication required"), "model_unauthorized"),
         (AgentRefusedError(-32603, "boom"), "agent_failed"),
         (RuntimeError("a defect"), "internal"),
@@ -343,6 +345,8 @@ async def test_what_goes_wrong_in_the_agent_ends_the_turn_with_a_code(tmp_path: 
             events = await api.events(turn)
             assert [event["type"] for event in events][-2:] == ["error", "complete"]
             assert events[-2]["content"]["code"] == code
+            starved = "memory" in events[-2]["content"]["error"]
+            assert starved == isinstance(failure, AgentStarvedError)
             assert events[-2]["content"]["message"] == "Agent processing error"
             _, record = await api.json("GET", f"/api/v1/turns/{turn}")
             assert (record["status"], record["error_code"]) == ("error", code)

@@ -31,6 +31,7 @@ from greylag.agentd.agent.prompt import CANCELLED, AgentTurn
 from greylag.agentd.agent.types import (
     METHOD_NOT_FOUND,
     AgentCommand,
+    AgentDiedError,
     AgentReadiness,
     AgentRefusedError,
     AgentSetup,
@@ -207,6 +208,8 @@ class Agent:
                 self._relay.begin_turn(agent_session_id)
                 began = process_clock()
                 return await turn.run(text)
+        except AgentDiedError as error:
+            raise await process.death(error) from error
         finally:
             del self._turns[agent_session_id]
             if began is not None and turn.cancelled:

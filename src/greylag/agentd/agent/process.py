@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import secrets
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -17,10 +18,12 @@ from greylag.agentd.agent.acp import AcpPeer, MessageHandler
 from greylag.agentd.agent.extensions import CONFIGURED, new_session
 from greylag.agentd.agent.types import (
     AgentCommand,
+    AgentDiedError,
     AgentError,
     AgentKind,
     AgentRefusedError,
     AgentSetup,
+    AgentStarvedError,
     AgentUnavailableError,
     base_environment,
     understood,
@@ -42,6 +45,8 @@ _STDERR_LINES = 20
 _STDERR_WIDTH = 300
 _STDERR_READ = 4096
 _LAST_WORDS_SECONDS = 1.0
+_NO_MEMORY = "memory allocation of "  # what a program in Rust ends with, and then an aside
+_ASIDE = "note: "
 _START_SECONDS = 60.0
 _TIDY_SECONDS = 10.0
 _FORGET = """
@@ -230,6 +235,7 @@ class AgentProcess:
         self._mark = mark
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._all_said = asyncio.Event()
+        self._starved = False
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -344,11 +350,19 @@ class AgentProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._all_said.wait()
+        said = any(_NO_MEMORY in line for line in self._stderr)
+        self._starved = said or code == -signal.SIGKILL
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         return f"The agent process {how}{self._last_words()}."
 
+    async def death(self, died: AgentDiedError) -> AgentDiedError:
+        """Return the end of the process as whoever waited for an answer is to be told of it."""
+        await asyncio.wait({self._over}, timeout=2 * _LAST_WORDS_SECONDS)
+        return AgentStarvedError(str(died)) if self._starved else died
+
     def _last_words(self) -> str:
-        return f" (it said: {self._stderr[-1]})" if self._stderr else ""
+        said = [line for line in self._stderr if not line.startswith(_ASIDE)]
+        return f" (it said: {said[-1]})" if said else ""
 
     def request_kill(self, why: str = "did not answer") -> None:
         """Have ``run`` end at once, and so the agent and all that it started, which ``why``."""

@@ -68,6 +68,10 @@ class AgentDiedError(AgentError):
     """The agent process ended (or its pipe broke) while an answer was awaited."""
 
 
+class AgentStarvedError(AgentDiedError):
+    """It ended so for want of memory, as far as can be told."""
+
+
 class AgentRefusedError(AgentError):
     """The agent answered a request with a JSON-RPC error.
 

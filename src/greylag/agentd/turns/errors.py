@@ -15,6 +15,7 @@ from greylag.agentd.agent.types import (
     AgentDiedError,
     AgentError,
     AgentRefusedError,
+    AgentStarvedError,
     AgentUnavailableError,
     ModelFailure,
 )
@@ -80,14 +81,20 @@ class TurnError:
 
     code: str
     text: str
+    advice: str = ""
 
     @property
     def hint(self) -> str:
         """What a person can do about it."""
-        return _HINTS.get(self.code, _AGAIN)
+        return self.advice or _HINTS.get(self.code, _AGAIN)
 
 
 RESTARTED = TurnError("agent_restarted", "The agent restarted while it answered.")
+STARVED = TurnError(
+    RESTARTED.code,
+    f"{RESTARTED.text} Most likely it took more memory than there is for it.",
+    "Have its tools print less, as into a file, or give it more memory; then send it again.",
+)
 
 
 def failure_of(error: AgentError | JournalError | StorageError) -> TurnError:
@@ -96,7 +103,7 @@ def failure_of(error: AgentError | JournalError | StorageError) -> TurnError:
         case AgentRefusedError():
             return refusal(error)
         case AgentDiedError():
-            return RESTARTED
+            return STARVED if isinstance(error, AgentStarvedError) else RESTARTED
         case AgentUnavailableError():
             return TurnError("agent_unavailable", str(error))
         case JournalError():
