@@ -75,7 +75,9 @@ class ExecServer:
     async def serve(self, listener: socket.socket) -> None:
         """Answer until cancelled; then nothing that was begun lives on."""
         processes.adopt_orphans()
-        server = await asyncio.start_unix_server(self._answer, sock=listener)
+        # `start_unix_server` removes the socket's file at its end, from Python 3.13 on; but it is
+        # agentd's, who gives the socket to the next execd too.
+        server = await asyncio.start_server(self._answer, sock=listener)
         async with server:
             try:
                 await self._reap()
