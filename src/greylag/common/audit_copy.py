@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -89,6 +90,8 @@ class _Syslog(SysLogHandler):
     def __init__(self, where: str) -> None:
         host, _, port = where.removeprefix("syslog").removeprefix("://").partition(":")
         place = (host, int(port)) if host else str(_LOCAL) if _LOCAL.exists() else _USUAL
+        if host:  # from Python 3.14 on the handler takes a name that nobody knows without a word
+            socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
         super().__init__(place, SysLogHandler.LOG_AUTH)
         self.ident = "greylag: "
 
