@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -28,8 +28,8 @@ async def agent(answer: Answer) -> AsyncIterator[AgentAddress]:
         await answer(writer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
+    # Not as its own context, which from Python 3.12 on waits until all answers have ended.
+    with closing(await asyncio.start_server(serve, "127.0.0.1", 0)) as server:
         yield AgentAddress(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t")
 
 

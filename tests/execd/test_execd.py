@@ -119,7 +119,8 @@ async def test_what_is_private_is_opened_by_no_other_process(tmp_path: Path) -> 
     async with execution(tmp_path) as client:
         process = await shell(client, "cat; echo over; exit 3", tmp_path, private=True)
         for number in (0, 1):
-            with pytest.raises(OSError, match="No such device or address"):
+            # Before it has become the program it is shut to all but root.
+            with pytest.raises(OSError, match=r"No such device or address|Permission denied"):
                 os.open(f"/proc/{process.pid}/fd/{number}", os.O_RDWR)
         process.write(b"x" * 3_000_000)
         process.end_input()
@@ -140,6 +141,7 @@ async def test_the_last_words_of_what_is_private_are_heard_though_it_left_input_
         await process.end()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root sees what execd has open")
 async def test_of_what_is_private_nothing_is_left_open_also_when_it_cannot_be_started(
     tmp_path: Path,
 ) -> None:

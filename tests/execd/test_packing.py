@@ -283,7 +283,8 @@ def test_a_length_below_nothing_leads_nobody_round(tmp_path: Path) -> None:
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)
     bomb = gzip.compress(raw_tar(b"5", 0) + bytes(header) + raw_tar(b"5", 0) + bytes(1024))
-    assert "backwards" in refusal(tmp_path, "tar.gz", bomb)
+    said = refusal(tmp_path, "tar.gz", bomb)
+    assert "backwards" in said or "breaks off" in said  # newer tarfiles take no such header at all
 
 
 def test_a_tar_that_breaks_off_is_not_taken_for_whole(tmp_path: Path) -> None:
@@ -370,6 +371,8 @@ EDITS = st.lists(
 )
 
 
+# What newer Pythons say of members that lie in each other; none is larger for that.
+@pytest.mark.filterwarnings("ignore:Overlapped entries:UserWarning")
 @settings(max_examples=80)
 @given(kind=st.sampled_from(sorted(SAMPLES)), edits=EDITS, checked=st.booleans())
 def test_no_damage_does_more_than_be_refused(

@@ -37,7 +37,9 @@ def index_of(step: str) -> str:
 def test_each_step_of_a_claim_goes_by_an_index_and_sorts_nothing(sql: sqlite3.Connection) -> None:
     queries.insert(sql, make_project("at-work", lease=Lease("w", 1, at(9))), None)
     queries.insert(sql, make_project("due", due_at=at(0)), None)
-    steps = [step for step in explained(sql) if not step.startswith("LIST SUBQUERY")]
+    # What newer SQLites put before the list of those at work reads that list alone.
+    aside = ("LIST SUBQUERY", "CREATE BLOOM FILTER")
+    steps = [step for step in explained(sql) if not step.startswith(aside)]
     assert [index_of(step) for step in steps] == [
         "projects_claimable",
         "projects_leased",

@@ -145,7 +145,7 @@ def _content(name: bytes, place: Place, about: os.stat_result) -> "_Exactly | io
     """Open what an entry holds: a file's content, where a link leads; nothing of a folder."""
     if len(shown(name)) <= MOST_PATH:
         if stat.S_ISREG(about.st_mode):
-            return _Exactly(place, about.st_size)
+            return _Exactly(place.file(), about.st_size)
         if stat.S_ISLNK(about.st_mode):
             return io.BytesIO(os.readlink(place.name, dir_fd=place.folder))
         if stat.S_ISDIR(about.st_mode) and not too_deep(name):
@@ -156,8 +156,8 @@ def _content(name: bytes, place: Place, about: os.stat_result) -> "_Exactly | io
 class _Exactly(io.RawIOBase):
     """A file's content, cut or filled with zeros to the length that was said of it."""
 
-    def __init__(self, place: Place, length: int) -> None:
-        self._file = place.file()
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file = file
         self._left = length
 
     def readable(self) -> bool:
