@@ -18,9 +18,13 @@ find_python() {
     exit 1
 }
 
-# Where .venv is and of which Python (3.11, whatever its build); it fails where that does not run any more.
+# Where .venv is and of which Python (3.11, whatever its build); it fails where that does not run any more, or where
+# its making was cut off, as by a Debian without python3-venv.
 made_of() {
-    { pwd -P && .venv/bin/python -c 'import sys; print(sys.implementation.cache_tag)'; } 2>/dev/null
+    {
+        [ -x .venv/bin/pip ] && pwd -P &&
+            .venv/bin/python -c 'import sys; print(sys.implementation.cache_tag)'
+    } 2>/dev/null
 }
 
 # Make .venv, anew where the folder was moved or its Python went away or is another one now.

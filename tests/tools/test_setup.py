@@ -67,6 +67,12 @@ def test_it_is_made_anew_where_its_python_went_or_changed_or_the_folder_moved(ho
     assert_made_anew(house.rename(house.with_name("moved")), "cpython-312")
 
 
+def test_one_whose_making_was_cut_off_before_it_had_pip_is_made_anew(house: Path) -> None:
+    (house / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(house.parent / "python", house / ".venv" / "bin")
+    assert_made_anew(house, "cpython-311")
+
+
 def assert_made_anew(folder: Path, version: str) -> None:
     asked = set_up(folder, version)
     assert (MADE in asked, installed(asked)) == (True, True)
