@@ -7,7 +7,7 @@ Prints its port and serves until its standard input ends, so that it never outli
 import argparse
 import sys
 
-from secantus.server import SecantusDBServer  # type: ignore[import-untyped]  # it has no types
+from secantus.server import SecantusDBServer
 
 
 def main() -> None:
