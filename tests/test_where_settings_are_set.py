@@ -302,6 +302,18 @@ def test_a_proxy_that_is_none_for_http_is_named_without_its_password(
     assert "hunter2" not in str(refused.value)
 
 
+def test_a_proxy_for_socks_is_passed_over_where_those_for_http_and_https_are_named_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks://127.0.0.1:1080/")
+    monkeypatch.setenv("http_proxy", "http://p.test:3128/")
+    with pytest.raises(ConfigError, match="ALL_PROXY"):
+        load_settings()
+    monkeypatch.setenv("https_proxy", "http://p.test:3128/")
+    given = agent_environment(load_settings())
+    assert (given["HTTPS_PROXY"], "ALL_PROXY" in given) == ("http://p.test:3128/", False)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

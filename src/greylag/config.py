@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     Json,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -35,6 +36,7 @@ _USUAL_AUTHORITIES = (
 DEFAULT_USERS = (User("me", "Me"),)
 # Nothing, standard output, this machine's syslog, or another's by UDP.
 _COPY_FORM = r"^(|stdout|syslog|syslog://[A-Za-z0-9.-]+:[0-9]{1,5})$"
+_SOCKS = re.compile(r"\s*socks", re.IGNORECASE)
 _LEAST_KEY = 32
 _LEAST_MEMORY = 512 * 1024 * 1024
 OWN_PATHS = frozenset(
@@ -255,8 +257,14 @@ class Settings(BaseSettings):
 
     @field_validator("https_proxy", "http_proxy", "all_proxy")
     @classmethod
-    def _proxies_are_for_http(cls, value: SecretStr | None) -> SecretStr | None:
+    def _proxies_are_for_http(
+        cls, value: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
         if value is None or not value.get_secret_value().strip():
+            return None
+        # Desktops name one for SOCKS beside those for http and https: then nothing asks for it.
+        spare = info.data.get("https_proxy") and info.data.get("http_proxy")
+        if info.field_name == "all_proxy" and spare and _SOCKS.match(value.get_secret_value()):
             return None
         Proxy.parse(value.get_secret_value())
         return value
