@@ -91,7 +91,7 @@ class _Syslog(SysLogHandler):
         host, _, port = where.removeprefix("syslog").removeprefix("://").partition(":")
         place = (host, int(port)) if host else str(_LOCAL) if _LOCAL.exists() else _USUAL
         if host:  # from Python 3.14 on the handler takes a name that nobody knows without a word
-            socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
+            socket.getaddrinfo(host, int(port))
         super().__init__(place, SysLogHandler.LOG_AUTH)
         self.ident = "greylag: "
 
