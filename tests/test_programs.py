@@ -3,15 +3,17 @@
 import asyncio
 import json
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 from tests.cli.program import PATIENCE, finish, start
 from tests.harness import settings
+from tests.store import mongo_servers
 
 from greylag import programs
 from greylag.common.server import listen
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ConfigError, StoreUnavailableError
 
 DEAD_STORE = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=200"
 
@@ -51,3 +53,30 @@ async def test_a_port_that_is_taken_is_named_by_its_setting_before_anything_star
             await programs.work(chosen, lambda *_, **__: None)
     assert "Choose another" in told.value.info.hint
     assert not chosen.data.exists()
+
+
+async def test_a_start_that_fails_lets_go_of_the_ports_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had: list[socket.socket] = []
+
+    def noted(host: str, port: int) -> socket.socket:
+        had.append(listen(host, port))
+        return had[-1]
+
+    monkeypatch.setattr(programs, "listen", noted)
+    chosen = settings(
+        data=tmp_path / "data",
+        port=0,
+        metrics_port=0,
+        mongodb_uri=mongo_servers.NOBODY,
+        mongodb_timeout=0.2,
+    )
+    with pytest.raises(StoreUnavailableError):
+        await programs.up(chosen, lambda *_, **__: None)
+    with listen("", 0) as taken:
+        ports = {"health_port": 0, "metrics_port": taken.getsockname()[1]}
+        chosen = settings(data=tmp_path / "data", **ports)
+        with pytest.raises(ConfigError):
+            await programs.work(chosen, lambda *_, **__: None)
+    assert [one.fileno() for one in had] == [-1] * 3

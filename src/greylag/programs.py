@@ -8,7 +8,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
@@ -56,8 +56,9 @@ async def up(settings: Settings, announce: Announce) -> None:
         StoreUnavailableError: the store cannot be reached: somebody sits before it, and is told at
             once what is missing.
     """
-    listener, watched = _bind_web(settings), _bind_metrics(settings)
     async with (
+        _web_port(settings) as listener,
+        _metrics_port(settings) as watched,
         assembled(settings) as greylag,
         _also_served(watched, _metrics(greylag.use_cases)),
         asyncio.TaskGroup() as tasks,
@@ -80,9 +81,10 @@ async def serve(settings: Settings, announce: Announce) -> None:
     A store on servers that cannot be reached is waited for; until then requests are told so. A web
     that was given no key for the provider of models has nothing to say of it: agents call it.
     """
-    listener, watched = _bind_web(settings), _bind_metrics(settings)
     has_key = settings.model_key is not None
     async with (
+        _web_port(settings) as listener,
+        _metrics_port(settings) as watched,
         assembled(settings, patient=True, tries_model=has_key) as greylag,
         _also_served(watched, _metrics(greylag.use_cases)),
     ):
@@ -93,14 +95,15 @@ async def serve(settings: Settings, announce: Announce) -> None:
 
 async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announce) -> None:
     """Run the web over use cases that the caller has made, with the token of ``settings``."""
-    await _serve(use_cases, settings, _bind_web(settings), announce)
+    async with _web_port(settings) as listener:
+        await _serve(use_cases, settings, listener, announce)
 
 
 async def work(settings: Settings, announce: Announce) -> None:
     """Run the worker alone; a store that cannot be reached is waited for."""
-    probed = _bind_watched(settings.health_port, "GREYLAG_HEALTH_PORT")
-    watched = _bind_metrics(settings)
     async with (
+        _watched_port(settings.health_port, "GREYLAG_HEALTH_PORT") as probed,
+        _metrics_port(settings) as watched,
         assembled(settings, patient=True) as greylag,
         _also_served(probed, create_health_app(greylag.use_cases.store.ping)),
         _also_served(watched, _metrics(greylag.use_cases)),
@@ -205,8 +208,8 @@ def _limits(settings: Settings) -> ServerLimits:
     )
 
 
-def _bind_web(settings: Settings) -> socket.socket:
-    return _bind(
+def _web_port(settings: Settings) -> AbstractAsyncContextManager[socket.socket]:
+    return _port(
         settings.host,
         settings.port,
         f"The address {settings.host}:{settings.port}",
@@ -214,21 +217,26 @@ def _bind_web(settings: Settings) -> socket.socket:
     )
 
 
-def _bind_metrics(settings: Settings) -> socket.socket | None:
-    return _bind_watched(settings.metrics_port, "GREYLAG_METRICS_PORT")
+def _metrics_port(settings: Settings) -> AbstractAsyncContextManager[socket.socket | None]:
+    return _watched_port(settings.metrics_port, "GREYLAG_METRICS_PORT")
 
 
-def _bind_watched(port: int | None, setting: str) -> socket.socket | None:
+def _watched_port(
+    port: int | None, setting: str
+) -> AbstractAsyncContextManager[socket.socket | None]:
     # On all addresses: probes and Prometheus come from elsewhere.
     if port is None:
-        return None
-    return _bind(
+        return nullcontext()
+    return _port(
         "", port, f"{setting}: the port {port}", "Choose another, or stop what listens there."
     )
 
 
-def _bind(host: str, port: int, called: str, hint: str = "") -> socket.socket:
+@asynccontextmanager
+async def _port(host: str, port: int, called: str, hint: str) -> AsyncIterator[socket.socket]:
     try:
-        return listen(host, port)
+        listener = listen(host, port)
     except OSError as error:
         raise ConfigError(f"{called} cannot be used: {error.strerror}.", hint=hint) from error
+    with listener:
+        yield listener
