@@ -17,8 +17,6 @@ from tests.web.server import settings
 from greylag.config import Settings
 from greylag.serverless import Serverless
 
-pytestmark = mongo_servers.forgets_sockets
-
 TOKEN = "a-token-of-many-letters"
 NOBODY = "mongodb://user:s3cret@127.0.0.1:1/?serverMonitoringMode=poll"
 
@@ -42,7 +40,7 @@ async def good(tmp_path: Path) -> AsyncIterator[Settings]:
 def chosen(folder: Path, **values: Any) -> Settings:
     given = {"token": TOKEN, "sandbox": "none", "data": folder / "none"}
     # Only what never answers is given up soon: one that does may be slow on a busy machine.
-    patience = {"mongodb_timeout": 0.3} if values.get("MONGODB_URI") == NOBODY else {}
+    patience = {"mongodb_timeout": 0.3 if values.get("MONGODB_URI") == NOBODY else 60}
     return settings(**{**given, **patience, **values})
 
 
@@ -179,7 +177,6 @@ async def test_what_could_not_be_assembled_is_said_and_tried_again(
         assert (await get(app, "/readyz"))[0] == 200
 
     await lifespan(app, use)
-    mongo_servers.collect_sockets()
 
 
 @pytest.mark.parametrize(

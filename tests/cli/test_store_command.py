@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from tests.cli.program import Done, call, on_terminal, run
 from tests.cli.stack import Stack
-from tests.store import mongo_servers
 from tests.store.sites import KilledError, Site, Sites, cut_off, sites_in
 from tests.store.stored_projects import leased, make_stored
 
@@ -190,7 +189,6 @@ async def test_what_sqlite_cannot_keep_is_said(sites: Sites, tmp_path: Path) -> 
     assert "the fields of other programs in 1 record." in done.err
 
 
-@mongo_servers.forgets_sockets
 @pytest.mark.parametrize(
     ("uri", "code", "words"),
     [
@@ -212,7 +210,6 @@ async def test_a_store_that_cannot_be_had_ends_with_its_own_code_and_no_password
         assert "s3" not in done.err
     # Nothing was made for a store that is not there.
     assert not Path("other.jsonl").exists()  # noqa: ASYNC240 - a moment
-    mongo_servers.collect_sockets()
 
 
 async def test_a_store_that_is_not_there_is_not_exported(tmp_path: Path) -> None:

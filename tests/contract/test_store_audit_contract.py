@@ -194,7 +194,9 @@ async def test_without_transactions_an_entry_comes_before_the_change_and_one_aft
 async def test_two_processes_on_one_server_make_one_chain(*, transactions: bool) -> None:
     server = mongo_servers.uri()
     async with mongo_servers.database(server) as name:
-        stores = [await MongoStore.open(server, name) for _ in range(2)]
+        stores = [
+            await MongoStore.open(server, name, limits=mongo_servers.PATIENT) for _ in range(2)
+        ]
         for one in stores:
             one._audit._transactions = transactions
 

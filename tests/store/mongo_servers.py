@@ -4,27 +4,44 @@
 """
 
 import atexit
-import gc
 import importlib.util
 import os
 import secrets
+import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, pool_shared
 
+from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
 
 Client = AsyncMongoClient[dict[str, Any]]
 PROGRAM = Path(__file__).with_name("secantus_server.py")
 GIVEN_URI = os.environ.get("GREYLAG_TEST_MONGODB_URI")
+NOBODY = "mongodb://127.0.0.1:1/"
+"""Where no server is."""
+PATIENT = MongoLimits(operation=60, connect=60, socket=60)
+"""For tests of anything but the limits: a busy machine exceeds the usual ones."""
+
+
+class _DriversSocket(socket.socket):
+    """A socket that ends without a ``ResourceWarning``, which any test may be given at any moment:
+    the driver forgets the one with which it is just connecting when it is cancelled or closed.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
+pool_shared.socket = SimpleNamespace(**vars(socket) | {"socket": _DriversSocket})  # type: ignore[assignment, attr-defined]
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
@@ -54,18 +71,6 @@ def uri(*, single: bool = False) -> str:
     return found
 
 
-forgets_sockets = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-"""For tests in which the driver is closed while it tries to connect: it forgets its socket then,
-which may be collected at any moment."""
-
-
-def collect_sockets() -> None:
-    """Remove the sockets that the driver forgets when it is closed while it tries to connect."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
 @asynccontextmanager
 async def database(server: str) -> AsyncIterator[str]:
     """Give the name of a new database, which is dropped at the end."""
@@ -89,7 +94,7 @@ async def opened(*, single: bool = False) -> AsyncIterator[MongoStore]:
     """Open a store on a new database, and close it at the end."""
     server = uri(single=single)
     async with database(server) as name:
-        store = await MongoStore.open(server, name)
+        store = await MongoStore.open(server, name, limits=PATIENT)
         try:
             yield store
         finally:

@@ -45,6 +45,7 @@ class Site:
             named |= {
                 "MONGODB_URI": uri.get_secret_value(),
                 "MONGODB_DB": self.settings.mongodb_db,
+                "GREYLAG_MONGODB_TIMEOUT": str(self.settings.mongodb_timeout),
             }
         return named
 
@@ -68,7 +69,9 @@ class Site:
         if uri is None:
             store = await SqliteStore.open(self.path)
         else:
-            store = await MongoStore.open(uri.get_secret_value(), self.settings.mongodb_db)
+            store = await MongoStore.open(
+                uri.get_secret_value(), self.settings.mongodb_db, limits=mongo_servers.PATIENT
+            )
         try:
             yield store
         finally:
@@ -121,7 +124,11 @@ class Sites:
             return Site(Settings(data=data, _env_file=None))
         uri = mongo_servers.uri()
         name = await self._opened.enter_async_context(mongo_servers.database(uri))
-        return Site(Settings(data=data, mongodb_uri=uri, mongodb_db=name, _env_file=None))
+        seconds = mongo_servers.PATIENT.operation
+        given = Settings(
+            data=data, mongodb_uri=uri, mongodb_db=name, mongodb_timeout=seconds, _env_file=None
+        )
+        return Site(given)
 
     async def filled(self, kind: str, projects: Sequence[StoredProject]) -> Site:
         """Return a store that holds ``projects``, made ready as the programs do it."""

@@ -20,8 +20,10 @@ Pair = tuple[MongoStore, MongoStore]
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     server = mongo_servers.uri(single=request.param == "poll")
     async with mongo_servers.database(server) as name:
-        ours = await MongoStore.open(server, name, poll_seconds=0.01)
-        theirs = await MongoStore.open(server, name, poll_seconds=0.01)
+        ours = await MongoStore.open(server, name, limits=mongo_servers.PATIENT, poll_seconds=0.01)
+        theirs = await MongoStore.open(
+            server, name, limits=mongo_servers.PATIENT, poll_seconds=0.01
+        )
         yield ours, theirs
         await ours.close()
         await theirs.close()
@@ -121,7 +123,7 @@ async def test_simultaneous_edits_of_two_processes_are_both_kept(pair: Pair) -> 
 async def test_what_another_program_writes_is_heard_by_the_stream() -> None:
     server = mongo_servers.uri()
     async with mongo_servers.database(server) as name, mongo_servers.Client(server) as other:
-        store = await MongoStore.open(server, name)
+        store = await MongoStore.open(server, name, limits=mongo_servers.PATIENT)
         await store.create(make_project())
         with store.subscribe(REF) as heard:
             await other[name]["projects"].update_one({}, {"$set": {"name": "x"}})

@@ -46,8 +46,6 @@ OLD: dict[str, Any] = {
     "created_at": at(0),
     "updated_at": at(2),
 }
-pytestmark = mongo_servers.forgets_sockets
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (
@@ -69,7 +67,7 @@ class Place:
     raw: AsyncDatabase[dict[str, Any]]
 
     async def open(self) -> MongoStore:
-        return await MongoStore.open(self.uri, self.name)
+        return await MongoStore.open(self.uri, self.name, limits=mongo_servers.PATIENT)
 
     async def put(self, **fields: Any) -> None:
         await self.raw["projects"].insert_one(OLD | fields)
@@ -401,4 +399,3 @@ async def test_a_password_is_in_no_error_of_a_server_that_is_not_there() -> None
             "mongodb://user:s3cret@127.0.0.1:1/", limits=MongoLimits(operation=0.1)
         )
     assert "s3cret" not in f"{caught.value} {caught.value.__cause__!r}"
-    mongo_servers.collect_sockets()

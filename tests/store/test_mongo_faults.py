@@ -26,8 +26,6 @@ from greylag.store.mongo.audit_trail import AuditTrail
 from greylag.store.mongo.connection import MongoLimits, WriteAttempts, asking
 from greylag.store.mongo.store import MongoStore
 
-pytestmark = mongo_servers.forgets_sockets
-
 HANGS = 60
 """Seconds after which a wait that is bounded by one or two is taken for one without end."""
 
@@ -149,7 +147,7 @@ async def test_who_may_only_read_opens_what_others_have_made_before_there_were_m
 async def test_a_stream_of_changes_that_was_cut_goes_on_where_it_was(
     patient: MongoStore, proxy: WireProxy, database: str
 ) -> None:
-    other = await MongoStore.open(mongo_servers.uri(), database)
+    other = await MongoStore.open(mongo_servers.uri(), database, limits=PATIENT)
     await other.create(make_project())
     with patient.subscribe(REF) as heard:
         await heard.changed(0.2)
@@ -164,7 +162,7 @@ async def test_a_stream_of_changes_that_was_cut_goes_on_where_it_was(
 async def test_while_changes_cannot_be_followed_listeners_look_for_themselves(
     quick: MongoStore, proxy: WireProxy, database: str
 ) -> None:
-    other = await MongoStore.open(mongo_servers.uri(), database)
+    other = await MongoStore.open(mongo_servers.uri(), database, limits=PATIENT)
     with quick.subscribe(REF) as heard:
         await proxy.refuse()
         assert await heard.changed(10)

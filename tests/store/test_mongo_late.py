@@ -1,6 +1,7 @@
 """A store that is opened before its server can be reached."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,8 +16,6 @@ from greylag.store.mongo import indexes
 from greylag.store.mongo import store as opening
 from greylag.store.mongo.connection import MongoLimits
 from greylag.store.mongo.store import MongoStore
-
-pytestmark = mongo_servers.forgets_sockets
 
 QUICK = MongoLimits(operation=0.5, connect=0.5, socket=3)
 PATIENCE = 30
@@ -36,7 +35,6 @@ async def proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WireProxy]:
     async with proxied(mongo_servers.uri()) as made:
         await made.refuse()
         yield made
-    mongo_servers.collect_sockets()
 
 
 async def says(store: MongoStore, words: str) -> None:
@@ -105,3 +103,27 @@ async def test_it_can_be_closed_while_it_waits(proxy: WireProxy, database: str) 
     await store.close()
     with pytest.raises(StoreUnavailableError, match="closed"):
         await store.ping()
+
+
+async def test_a_call_that_is_cancelled_while_its_connection_is_made_leaves_no_open_socket(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, connecting = asyncio.get_running_loop(), asyncio.Event()
+
+    async def connect(*_: object) -> None:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    store = await MongoStore.open(mongo_servers.uri(), database, limits=mongo_servers.PATIENT)
+    try:
+        monkeypatch.setattr(loop, "sock_connect", connect)
+        # More than there are connections.
+        asking = [asyncio.create_task(store.page("ada", PageQuery())) for _ in range(9)]
+        await connecting.wait()
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)
+    finally:
+        await store.close()
+    del one, asking
+    gc.collect()  # so that what is wrong is told of here

@@ -70,7 +70,7 @@ async def _outcomes(storm: Storm, store: MongoStore, claim: Claim, dice: random.
 async def test_what_was_acknowledged_in_a_storm_is_there_once(seed: int) -> None:
     server, storm = mongo_servers.uri(), Storm()
     async with mongo_servers.database(server) as name, proxied(server) as proxy:
-        direct = await MongoStore.open(server, name)
+        direct = await MongoStore.open(server, name, limits=mongo_servers.PATIENT)
         for n in range(PROJECTS):
             await direct.create(make_project(f"p{n}", due_at=at(0)))
         workers = [await MongoStore.open(proxy.uri, name, limits=LIMITS) for _ in range(3)]

@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import bson
-from tests.store import mongo_servers
 
 _HEADER = struct.Struct("<iiii")
 _OP_MSG = 2013
@@ -205,7 +204,6 @@ async def proxied(upstream: str) -> AsyncIterator[WireProxy]:
         yield proxy
     finally:
         await proxy.refuse()
-        mongo_servers.collect_sockets()
 
 
 async def _pump(reader: asyncio.StreamReader, take: Callable[[bytes], Awaitable[None]]) -> None:
