@@ -268,8 +268,11 @@ async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, execution: Ex
     command = AgentCommand("goose", ("/bin/sh", "-c", "echo broken >&2; exit 7"))
     agent = Agent(command, AgentSetup(tmp_path, tmp_path, tmp_path), execution)
     run = asyncio.create_task(agent.run(), name="agent")
+    async with asyncio.timeout(20):
+        while agent.state.status == "starting":  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
     with pytest.raises(AgentUnavailableError, match=r"code 7 \(it said: broken\)"):
-        await agent.wait_ready(1.2)
+        await agent.wait_ready(0)
     with pytest.raises(AgentUnavailableError):
         await agent.new_session("A test")
     assert agent.state.status == "failed"
@@ -310,7 +313,7 @@ async def test_an_agent_starts_though_its_configuration_was_others_for_longer_th
             await asyncio.sleep(5.5)
             with pytest.raises(AgentUnavailableError, match="is starting"):
                 await agent.wait_ready(0)
-        await agent.wait_ready(4)
+        await agent.wait_ready(20)
 
 
 async def test_what_a_change_of_the_configuration_waited_for_in_vain_is_told(

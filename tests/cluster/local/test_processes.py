@@ -131,4 +131,4 @@ async def test_a_cancelled_wait_lets_go_of_the_process() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
-        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - only their number
+        assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208 - only their number
