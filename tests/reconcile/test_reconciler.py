@@ -566,6 +566,33 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
 
 
+async def test_whoever_comes_just_before_it_is_started_anew_is_answered_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await outdated()
+    before = bench.verbs()
+    at = await bench.cluster.reach((await bench.project()).environment)
+    ask = bench.gateway.status
+
+    async def somebody_comes(where: AgentAddress) -> AgentStatus:
+        monkeypatch.setattr(bench.gateway, "status", ask)
+        nobody = await ask(where)
+        await bench.gateway.start_turn(at, None, "wait: a while", "m1")
+        return nobody
+
+    await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
+    monkeypatch.setattr(bench.gateway, "status", somebody_comes)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert (project.status, project.settled, bench.verbs()) == (Status.ACTIVE, True, before)
+
+    turn = await bench.gateway.start_turn(at, None, "wait: a while", "m1")
+    await bench.gateway.cancel_turn(at, turn.turn_id)
+    bench.clock.advance(BUSY_PAUSE + 1)
+    await bench.loop.drain()
+    assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+
+
 async def test_an_agent_that_hangs_costs_no_lease_however_often_it_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -403,6 +403,8 @@ class _Pass:
                 self.project, verb, self.world.clock.now(), self._timeout, self._why(seen)
             )
             await self._write(replace(outcome, attempts=attempts))
+            if verb is Verb.STOP and self.project.desired is Desired.ACTIVE and not untold:
+                return False  # nobody new is let in now; whoever came before that is asked about
         self.started = self.started or verb is Verb.START
         self._check_lease()
         try:
