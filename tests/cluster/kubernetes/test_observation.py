@@ -640,6 +640,44 @@ async def test_a_log_that_does_not_come_costs_what_lacks_of_it_and_not_the_obser
         assert ("Its beginning." in seen.error.message) == begins
 
 
+READY_ALONE = pod(ready=True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "bound", "read"),
+    [
+        (NO_IMAGE, True, ["Pod"]),
+        (NO_NODE, True, []),
+        (NO_NODE, False, ["PersistentVolumeClaim"]),
+        (READY_ALONE, True, ["Service"]),
+    ],
+)
+async def test_of_what_waits_the_events_are_read_that_may_say_why_and_no_others(
+    kept: dict[str, Any], read: list[str], monkeypatch: pytest.MonkeyPatch, *, bound: bool
+) -> None:
+    monkeypatch.setattr(observation, "QUIET_SECONDS", 0)
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        key = next(one for one in server.things if one[0] == "PersistentVolumeClaim")
+        claim = server.things[key]
+        volume = {"volumeName": "pv-1"} if bound else {}
+        server.put(key[0], key[1], {**claim, "spec": {**claim["spec"], **volume}})
+        assert await cluster._informers[key[0]].reached(str(server.version), PATIENCE)
+        stuck(server, kept)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        monkeypatch.setattr(observation, "endpoint_of", lambda *_: None)
+        listed, asked = cluster._api.list, list[str]()
+
+        async def list_(kind: str, *of: Any, **more: Any) -> Any:
+            if kind == "Event":
+                asked.append(more["fields"].partition("=")[2].partition("/")[0])
+            return await listed(kind, *of, **more)
+
+        monkeypatch.setattr(cluster._api, "list", list_)
+        assert (await cluster.observe(environment(2))).state is Observed.STARTING
+        assert asked == read
+
+
 async def test_events_that_do_not_come_leave_a_log_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

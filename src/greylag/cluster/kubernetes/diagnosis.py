@@ -44,7 +44,7 @@ class EnvironmentObjects:
         claim: of its volume.
         service: where the agent is found in the cluster.
         endpoint: where users are told that it is, once known.
-        events: Kubernetes' Events of its pods, claim and Service, oldest first.
+        events: Kubernetes' Events of what is ``telling``, oldest first.
         last_words: the end of a crashed container's log.
         ended: why its last pod ended, though nobody here asked for that, until the next is ready.
     """
@@ -94,6 +94,20 @@ class EnvironmentObjects:
         """Whether Events may say more than the objects do: it waits for something."""
         pod = self.pod
         return self.wanted and pod is not None and (not is_ready(pod) or self.endpoint is None)
+
+    @property
+    def telling(self) -> Object | None:
+        """What of it has the Events that may say what it waits for, ``None`` where none does: its
+        pod until that is ready, or the claim without a volume of one that no node takes; then its
+        Service.
+        """
+        pod = self.pod
+        if pod is None or is_ready(pod):
+            return self.service
+        if not _is_unscheduled(pod):
+            return pod
+        bound = self.claim is None or self.claim.get("spec", {}).get("volumeName")
+        return None if bound else self.claim
 
     @property
     def crashed(self) -> tuple[str, str] | None:
@@ -280,9 +294,15 @@ def _why_no_pod(deployment: Object | None) -> Cause | None:
     )
 
 
+def _is_unscheduled(pod: Object) -> bool:
+    """Tell whether no node takes a pod."""
+    scheduled = _condition(pod, "PodScheduled")
+    return scheduled is not None and scheduled["status"] != "True"
+
+
 def _why_not_scheduled(pod: Object, events: Sequence[Object], claim: Object | None) -> Cause | None:
     scheduled = _condition(pod, "PodScheduled")
-    if scheduled is None or scheduled["status"] == "True":
+    if scheduled is None or not _is_unscheduled(pod):
         return None
     if is_removed(claim):
         return cause("volume_being_deleted")
