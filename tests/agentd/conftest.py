@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from greylag.agentd.agent.agent import Agent
@@ -75,21 +76,25 @@ def goose_command() -> AgentCommand:
     return command
 
 
-@pytest.fixture
-async def execution(tmp_path: Path) -> AsyncIterator[Execution]:
-    """Run an execd of the test's own, without a sandbox."""
-    path = tmp_path / "execd.sock"
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def execd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    """Run an execd without a sandbox; each test ends what it has it run."""
+    path = tmp_path_factory.mktemp("execd") / "execd.sock"
     command = (sys.executable, "-I", "-m", "greylag.execd")
     running = asyncio.create_task(ExecdProcess(command, path, dict(os.environ)).run(), name="execd")
     try:
-        client = Execution(path)
         async with asyncio.timeout(20):
-            while not await _answers(client):  # noqa: ASYNC110 - nobody tells us of its start
+            while not await _answers(Execution(path)):  # noqa: ASYNC110 - nobody tells us of its start
                 await asyncio.sleep(0.01)
-        yield client
+        yield path
     finally:
         running.cancel()
         await asyncio.wait({running})
+
+
+@pytest.fixture
+def execution(execd: Path) -> Execution:
+    return Execution(execd)
 
 
 async def _answers(client: Execution) -> bool:
