@@ -1,39 +1,46 @@
 // Files for the agent: they are put into the workspace, and the message says where they are.
+import { wordsOf } from "./sse";
+import { visible } from "./text";
 import { Workspace } from "./workspace";
 
 const FOLDER = "attachments";
 
-/** Let files be chosen, pasted or dropped for a message. `attempt` does what may fail; `said` tells of it. */
-export function startAttaching(form: HTMLFormElement, api: string, attempt: (action: () => Promise<void>) => Promise<unknown>, said: (words: string) => void): void {
+/** Let files be chosen, pasted or dropped for a message. `said` tells how it goes. */
+export function startAttaching(form: HTMLFormElement, api: string, said: (words: string) => void): void {
   const text = form.querySelector<HTMLTextAreaElement>("#message")!;
   const input = form.querySelector<HTMLInputElement>("#attach-files")!;
   const button = form.querySelector<HTMLButtonElement>("#attach")!;
   const workspace = new Workspace(api);
   let under = 0; // a message that names a file is sent once the file is there
-  const take = (files: Iterable<File>) => attempt(async () => {
+  const failed = new Map<string, string[]>(); // names by the reason, since nothing was under way
+  const say = (now = "") => said([...[...failed].map(([why, names]) => `Not attached: ${names.join(", ")}. ${why}`), now].filter(Boolean).join(" "));
+  const take = async (files: Iterable<File>) => {
+    if (!under) failed.clear();
     under += 1;
-    try {
-      await write(files);
-    } finally {
-      under -= 1;
-    }
-  });
-  const write = async (files: Iterable<File>) => {
-    for (const file of files) {
-      said(`Attaching ${file.name}`);
-      const path = `${FOLDER}/${Date.now().toString(36)}-${file.name.replace(/[^\w.-]+/g, "-").slice(-80)}`;
-      await workspace.write(path, file, null);
-      text.value = [text.value.trimEnd(), path].filter(Boolean).join("\n");
-      text.dispatchEvent(new Event("input", { bubbles: true }));
-    }
-    said("");
+    for (const file of files) await attach(file);
+    under -= 1;
+    if (under) return;
+    say();
     text.focus();
   };
+  const attach = async (file: File) => {
+    say(`Attaching ${visible(file.name)}`);
+    const path = `${FOLDER}/${Date.now().toString(36)}-${file.name.replace(/[^\w.-]+/g, "-").slice(-80)}`;
+    try {
+      await workspace.write(path, file, null);
+    } catch (error) {
+      const why = wordsOf(error);
+      failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
+      return say();
+    }
+    text.value = [text.value.trimEnd(), path].filter(Boolean).join("\n");
+    text.dispatchEvent(new Event("input", { bubbles: true }));
+  };
   form.addEventListener("submit", (event) => {
-    if (!under) return;
+    if (!under) return said("");
     event.preventDefault();
     event.stopImmediatePropagation();
-    said("Wait until the file is attached.");
+    say("Wait until the file is attached.");
   }, { capture: true });
   button.hidden = text.disabled;
   button.addEventListener("click", () => input.click());

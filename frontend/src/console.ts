@@ -17,6 +17,11 @@ import { type TurnEnds, showTurnEnd } from "./turn_end";
 import { type Decision, type Handlers, type Pending, type TurnState, TurnStream } from "./turn_stream";
 import { TurnView } from "./turn_view";
 
+/** What is said below the conversation is of the way to the server, a turn that is being stopped, files that are
+ * attached, what somebody has asked for, or the conversation itself.
+ */
+type About = "way" | "stop" | "files" | "asked" | "turns";
+
 /** Bring the console to life, on a page that has one. */
 export function startConsole(): void {
   const root = document.querySelector<HTMLElement>("[data-console]");
@@ -35,6 +40,7 @@ class Console {
   #making: Promise<string> | null = null;
   #waking = document.getElementById("waking")!; // below the message that wakes the environment, else below all
   #stopWanted = false;
+  #said = new Map<About, string>(); // what holds, the newest last
   #restored = ""; // the draft that was there before anything was written in this tab
   #learnt = false; // what the agent is, since it has woken
   #ends: TurnEnds;
@@ -67,14 +73,14 @@ class Console {
       mayWrite: !this.#text.disabled,
       told: () => this.#conversation.dataset,
       session: () => this.#madeSession(),
-      say: (words) => this.#say(words),
+      say: (words) => this.#say("asked", words),
     });
     this.#others = new OtherTurns({
       session: () => this.#session,
       isAsleep: () => this.#conversation.dataset.asleep !== "false",
       shows: (turn) => this.#shows(turn),
       show: (turn) => this.#showOther(turn),
-      say: (words) => this.#say(words),
+      say: (words) => this.#say("turns", words),
       left: this.#leaving.signal,
     });
     this.#queue = new Queue(this.#form, () => this.#placeOf(this.#session), (words) => this.#giveBack(words));
@@ -84,7 +90,7 @@ class Console {
       scroller: this.#scroller,
       ends: this.#ends,
       replay: (article) => this.#replay(article, false),
-      attempt: (action) => this.#try(action),
+      attempt: (action) => this.#try("asked", action),
     });
   }
 
@@ -99,11 +105,11 @@ class Console {
       event.preventDefault();
       void this.#stop();
     });
-    startAttaching(this.#form, this.#api, (action) => this.#try(action), (words) => this.#say(words));
+    startAttaching(this.#form, this.#api, (words) => this.#say("files", words));
     addEventListener("storage", (event) => this.#draft.isTakenBy(event) && this.#keepOwn(event.oldValue ?? ""));
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
-    document.addEventListener("greylag:changed", () => void this.#try(() => this.#wakeUp()));
+    document.addEventListener("greylag:changed", () => void this.#wakeUp());
     document.addEventListener("greylag:turns", (event) => {
       this.#others.take((event as CustomEvent<TurnState[]>).detail);
     });
@@ -244,7 +250,7 @@ class Console {
     // Turns that the live stream tells of come after those that are told now: not before these are there.
     here.dataset.asleep = "waking";
     const query = this.#session ? `?session=${encodeURIComponent(this.#session)}` : location.search;
-    const found = await this.#try(async () => {
+    const found = await this.#try("turns", async () => {
       const told = await this.#told(query);
       // What is not known yet is no reason to take away what is.
       const unknown = told.dataset.asleep === "true" || told.querySelector(":scope > .problem") !== null;
@@ -289,6 +295,7 @@ class Console {
 
   /** Send a message as a turn of its own, after the one that is under way. */
   #sendAnew(message: string): void {
+    this.#say("asked", ""); // what it was asked for before
     const pending = written(message, this.#session);
     if (this.#stream) this.#queue.add(pending);
     else this.#sendNew(pending);
@@ -362,12 +369,12 @@ class Console {
       state: () => (view.asks ? "asks" : "working"),
       opened: () => {
         isLost = false;
-        if (this.#stream === stream) this.#say("");
+        if (this.#stream === stream) this.#say("way", "");
       },
       lost: () => {
         if (this.#stream !== stream || isLost) return; // said once: what failed since is not to be said over
         isLost = true;
-        this.#say("The connection was lost. Trying again...");
+        this.#say("way", "The connection was lost. Trying again...");
       },
       waking: (content) => {
         if (content.status === "error") wakeFailure = String(content.code);
@@ -429,7 +436,7 @@ class Console {
     this.#sentIn(stream.pending.session).forget(stream.pending);
     this.#rest();
     let shown: HTMLElement | null = null;
-    await this.#try(async () => {
+    await this.#try("turns", async () => {
       const listed = await ask(`${this.#api}/sessions/${encodeURIComponent(this.#session!)}/turns?limit=1`);
       const [newest] = (await listed.json()).turns;
       if (newest?.status !== "running") return;
@@ -463,7 +470,7 @@ class Console {
 
   #refused(stream: TurnStream, view: TurnView, error: unknown): void {
     if (!(error instanceof Refused)) throw error;
-    if (this.#stream !== stream) return this.#say(wordsOf(error));
+    if (this.#stream !== stream) return this.#say("asked", wordsOf(error));
     view.fail({ ...error.problem, detail: error.message });
   }
 
@@ -473,7 +480,6 @@ class Console {
     showTurnEnd(view.article, this.#ends);
     if (this.#stream !== stream) return;
     if (words === null) view.working("");
-    this.#say("");
     // What did not become a turn comes back, before what was sent and typed since.
     if (stream.turnId === null) {
       this.#queue.giveBack();
@@ -483,7 +489,7 @@ class Console {
     const stopped = this.#stopWanted;
     this.#rest();
     document.dispatchEvent(new Event("greylag:turn-ended"));
-    if (stream.turnId !== null) void this.#try(() => this.#learnFacts());
+    if (stream.turnId !== null) void this.#try("turns", () => this.#learnFacts());
     if (document.activeElement === document.body) this.#text.focus({ preventScroll: true });
     if (stopped) this.#queue.giveBack();
     else this.#sendQueued();
@@ -492,6 +498,8 @@ class Console {
   /** The turn that was under way is no more: one that has begun meanwhile is, if there is one. */
   #rest(): void {
     this.#stream = null;
+    this.#say("way", "");
+    this.#say("stop", "");
     const next = this.#alsoRunning.shift();
     if (next) return this.#begin(...next);
     this.#conversation.removeAttribute("aria-busy");
@@ -510,14 +518,16 @@ class Console {
     this.#stopWanted = true;
     this.#queue.giveBack(); // at once: other tabs would send it
     if (stream.turnId === null) {
-      return this.#say("It is stopped as soon as the agent has the message.");
+      return this.#say("stop", "It is stopped as soon as the agent has the message.");
     }
-    this.#say("Stopping...");
-    await this.#try(() => stream.cancel());
+    await this.#try("stop", () => {
+      this.#say("stop", "Stopping...");
+      return stream.cancel();
+    });
   }
 
   #decide(stream: TurnStream, id: string, decision: Decision): Promise<boolean> {
-    return this.#try(() => stream.confirm(id, decision));
+    return this.#try("asked", () => stream.confirm(id, decision));
   }
 
   #view(article: HTMLElement, stream: TurnStream): TurnView {
@@ -525,21 +535,26 @@ class Console {
   }
 
   /** Do it and tell what went wrong; true when nothing did. */
-  async #try(action: () => Promise<unknown>): Promise<boolean> {
+  async #try(about: About, action: () => Promise<unknown>): Promise<boolean> {
+    this.#say(about, "");
     try {
       await action();
       return true;
     } catch (error) {
-      this.#say(wordsOf(error));
+      this.#say(about, wordsOf(error));
       return false;
     }
   }
 
   // The page around it.
 
-  #say(words: string): void {
+  /** Say this until it is taken back, by "" or other words about the same: the newest of what holds is shown. */
+  #say(about: About, words: string): void {
+    this.#said.delete(about);
+    if (words) this.#said.set(about, words);
+    const newest = [...this.#said.values()].at(-1) ?? "";
     const place = this.#root.querySelector("#console-status")!;
-    if (place.textContent !== words) place.textContent = words;
+    if (place.textContent !== newest) place.textContent = newest;
   }
 
   #button(id: string): HTMLButtonElement {

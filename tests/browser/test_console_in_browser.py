@@ -270,6 +270,8 @@ async def test_ids_of_a_hostile_environment_lead_to_nothing_else(
     begun = {"content_type": "text/event-stream", "body": f"id: t-0\ndata: {event}\n\n"}
     served = {"ports": [{"port": f"../{way}", "process": "x"}]}
     await page.route("**/api/**/messages", lambda route: route.fulfill(**begun))
+    # So it is still there to be stopped.
+    await page.route("**/events", lambda route: route.fulfill(status=503))
     await page.route("**/api/**/ports", lambda route: route.fulfill(json=served))
     await person.open_project(path)
     if kind == "turn":

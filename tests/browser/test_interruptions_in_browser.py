@@ -13,8 +13,8 @@ import pytest
 from playwright.async_api import FilePayload, Page, Route, WebSocketRoute, expect
 from playwright.async_api import TimeoutError as TooLateError
 from tests.browser.dropping import DroppingProxy
-from tests.browser.person import LOOKED_AT, Person
-from tests.web.server import Site
+from tests.browser.person import LOOKED_AT, Person, at_browser
+from tests.web.server import Site, settings, site
 
 A_MINUTE = 61_000
 NO_STORAGE = """() => {
@@ -214,6 +214,59 @@ async def test_an_answer_that_nobody_takes_can_be_given_again(
     await allow.click()
     await person.answered()
     assert (await person.answer()).count("It ran.") == 1
+
+
+async def test_why_an_answer_was_refused_is_said_however_often_the_stream_is_opened_anew() -> None:
+    async with (
+        site(settings(stream_seconds=0.25)) as brief,
+        at_browser(f"http://127.0.0.1:{brief.port}") as person,
+    ):
+        page, said = person.page, person.page.locator("#console-status")
+        await person.open_project(await brief.project(active=True))
+        await person.say("run: ls")
+        why = {"detail": "It was answered by another."}
+        await page.route("**/confirmations/*", lambda route: route.fulfill(status=409, json=why))
+        await page.get_by_role("button", name="Allow").click()
+        await expect(said).to_have_text("It was answered by another.")
+        for _ in range(2):
+            async with page.expect_response("**/turns/*/events"):
+                pass
+        await page.evaluate(AT_REST)
+        await expect(said).to_have_text("It was answered by another.")
+        await page.unroute("**/confirmations/*")
+        await page.get_by_role("button", name="Allow").click()
+        await person.answered()
+        await expect(said).to_be_empty()
+
+
+async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
+    running: Site, person: Person
+) -> None:
+    page, said = person.page, person.page.locator("#console-status")
+    second = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await second.wait()
+        await route.fulfill(status=413, json={"detail": "It is too large."})
+
+    async def hold(route: Route) -> None:
+        second.set()
+        await expect(said).to_contain_text("It is too large.")
+        await route.continue_()
+
+    await person.open_project(await running.project(active=True))
+    await person.say("wait: for ever")
+    await page.route("**/content?path=*large.txt", refuse)
+    await page.route("**/content?path=*small.txt", hold)
+    for name in ("large.txt", "small.txt"):
+        file = FilePayload(name=name, mimeType="text/plain", buffer=b"a")
+        await page.locator("#attach-files").set_input_files([file])
+    await expect(page.locator("#message")).to_have_value(re.compile(r"^attachments/\w+-small.txt$"))
+    await page.get_by_role("button", name="Stop").click()
+    await person.answered()
+    await expect(said).to_have_text("Not attached: large.txt. It is too large.")
+    await person.say("Without it")
+    await expect(said).to_be_empty()
 
 
 @pytest.mark.parametrize("stream", ["turns/*/events", "live?*"])
