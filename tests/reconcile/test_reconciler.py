@@ -847,6 +847,21 @@ async def test_what_nobody_has_used_for_long_is_put_to_sleep_and_says_so() -> No
     assert (await bench.reach(Desired.ACTIVE)).status is Status.ACTIVE
 
 
+async def test_a_terminal_that_is_only_watched_keeps_nothing_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = await _unused(0)
+    status = bench.gateway.status
+
+    async def watched(at: AgentAddress) -> AgentStatus:
+        return replace(await status(at), busy=True, idle_seconds=3600)
+
+    monkeypatch.setattr(bench.gateway, "status", watched)
+    bench.clock.advance(3600)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.INACTIVE
+
+
 @pytest.mark.parametrize("idle_seconds", [0, 3599, None])
 async def test_what_is_used_or_of_which_nothing_is_known_stays_awake(
     idle_seconds: float | None,
@@ -983,6 +998,21 @@ async def test_who_takes_on_a_sleep_that_a_killed_worker_wished_asks_again_wheth
     project = await bench.project()
     assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
     assert project.settled
+    assert bench.verbs() == [Verb.PREPARE, Verb.START]
+
+
+async def test_a_new_worker_that_does_not_reach_it_yet_stops_nothing_unasked() -> None:
+    bench = await _left_by_a_killed_worker(0)
+    bench.cluster.auto = False
+    bench.cluster.stumble(REF, CRASHED, unheard=True)
+    bench.observations()
+    working = asyncio.create_task(bench.loop.drain())
+    while not working.done():
+        await asyncio.sleep(0)
+        if bench.observations() or bench.verbs()[-1] is Verb.STOP:
+            bench.cluster.advance(REF)
+    project = await bench.project()
+    assert (project.desired, project.status) == (Desired.ACTIVE, Status.ACTIVE)
     assert bench.verbs() == [Verb.PREPARE, Verb.START]
 
 

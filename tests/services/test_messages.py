@@ -190,19 +190,28 @@ async def test_a_turn_waits_for_an_environment_that_is_started_again() -> None:
         assert b'"type":"complete"' in rest
 
 
+@pytest.mark.parametrize("taken", [False, True])
 async def test_a_message_that_meets_the_end_of_an_environment_that_is_started_anew_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, taken: bool
 ) -> None:
     house = House()
     start_turn = house.gateway.start_turn
+    ids = []
 
-    async def ended(*_asked: Any) -> Turn:
+    async def ended(*asked: Any) -> Turn:
+        if taken:
+            await start_turn(*asked)
         with house.store.subscribe(REF) as news:
             house.cluster.vanish(REF)
             while (await house.use_cases.projects.get(OPERATOR, REF)).settled:
                 await news.changed(5)
-        monkeypatch.setattr(house.gateway, "start_turn", start_turn)
+        ids.append(asked[3])
+        monkeypatch.setattr(house.gateway, "start_turn", again)
         raise AgentUnreachableError("agentd is stopping.")
+
+    async def again(*asked: Any) -> Turn:
+        ids.append(asked[3])
+        return await start_turn(*asked)
 
     async with house.working():
         await _create(house, active=True)
@@ -212,6 +221,8 @@ async def test_a_message_that_meets_the_end_of_an_environment_that_is_started_an
             assert b'"status"' in await anext(frames)
             started_again.set()
             assert b'"complete"' in await _rest(frames)
+        assert len(ids) == 2  # tried again, as the same turn
+        assert len(set(ids)) == 1
         project = await house.use_cases.projects.get(OPERATOR, REF)
         house.gateway.unreachable.add((await house.cluster.reach(project.environment)).url)
         with pytest.raises(AgentUnreachableError):

@@ -368,8 +368,8 @@ class _Pass:
         if self.project.desired is Desired.ACTIVE and wished.total_seconds() < longest:
             return False  # it is wanted for what is still on its way to the agent
         status = await self._status()
-        if status is None or status.busy or status.idle_seconds is None:
-            return False
+        if status is None or status.idle_seconds is None:
+            return False  # `busy` has what is only open, too
         return status.idle_seconds >= longest
 
     async def _put_to_sleep(self, seen: Observation) -> None:
@@ -384,8 +384,8 @@ class _Pass:
 
     async def _is_used_after_all(self, seen: Observation) -> bool:
         """Have it go on, and tell so, if somebody came since it was to sleep unasked."""
-        unasked = seen.state is Observed.READY and self.project.sleeps_unasked
-        if not unasked or await self._is_unused(seen):
+        runs = seen.state is Observed.READY or seen.unheard
+        if not (runs and self.project.sleeps_unasked) or await self._is_unused(seen):
             return False
         await self.world.wake(self.project)
         return True

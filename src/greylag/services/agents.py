@@ -190,8 +190,10 @@ class Agents:
             StreamCutError: on iterating: the turn goes on and is to be resumed.
         """
         _check(new)
+        # One, so that it is one turn, however often it is tried.
+        message_id = new.message_id or uuid.uuid4().hex
         project = await self.projects.want(principal, ref, Desired.ACTIVE, Action.MESSAGES_SEND)
-        answer = partial(self._answer, principal, ref, new)
+        answer = partial(self._answer, principal, ref, new, message_id)
         async with AsyncExitStack() as opened:
             if project.settled and project.status is Status.ACTIVE:
                 try:
@@ -205,23 +207,33 @@ class Agents:
                     yield frames
                     return
         words = f"{project.name} is {project.status}: waking its environment."
-        yield self._once_awake(project, words, partial(self._answer_still, principal, ref, new))
+        answer = partial(self._answer_still, principal, ref, new, message_id)
+        yield self._once_awake(project, words, answer)
 
     @asynccontextmanager
     async def _answer_still(
-        self, principal: Principal, ref: ProjectRef, new: NewMessage, at: AgentAddress
+        self,
+        principal: Principal,
+        ref: ProjectRef,
+        new: NewMessage,
+        message_id: str,
+        at: AgentAddress,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Answer somebody who has waited, if they may be answered still."""
         gate = self.projects.gate
         await gate.authorize(await gate.as_of_now(principal), Action.MESSAGES_SEND, ref)
-        async with self._answer(principal, ref, new, at) as frames:
+        async with self._answer(principal, ref, new, message_id, at) as frames:
             yield frames
 
     @asynccontextmanager
     async def _answer(
-        self, principal: Principal, ref: ProjectRef, new: NewMessage, at: AgentAddress
+        self,
+        principal: Principal,
+        ref: ProjectRef,
+        new: NewMessage,
+        message_id: str,
+        at: AgentAddress,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        message_id = new.message_id or uuid.uuid4().hex
         on = f"{name_of(ref)}/sessions/{new.session_id or ''}"
         about = (principal, Action.MESSAGES_SEND, on)
         async with self.projects.gate.audit.doing(*about, message_id=message_id):

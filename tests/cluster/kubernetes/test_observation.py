@@ -535,7 +535,9 @@ async def test_of_an_edited_policy_nothing_is_kept_once_its_projects_are_gone() 
         assert cluster._observer._known == {}
 
 
-def stuck(server: StatefulServer, made: dict[str, Any] | None = None) -> None:
+def stuck(
+    server: StatefulServer, made: dict[str, Any] | None = None, name: str = "demo-api-1"
+) -> None:
     """Put a pod beside the Deployment; one that none is given is of an agentd that ends again and
     again.
     """
@@ -543,7 +545,7 @@ def stuck(server: StatefulServer, made: dict[str, Any] | None = None) -> None:
     namespace = of["metadata"]["namespace"]
     server.put("Deployment", namespace, {**of, "status": {"observedGeneration": 1}})
     made = made or pod(waiting=("CrashLoopBackOff", ""), restarts=4, last={"exitCode": 3})
-    meta = {**of["spec"]["template"]["metadata"], "name": "demo-api-1", "namespace": namespace}
+    meta = {**of["spec"]["template"]["metadata"], "name": name, "namespace": namespace}
     server.put("Pod", namespace, {**made, "metadata": meta})
 
 
@@ -597,6 +599,28 @@ async def test_what_has_run_or_is_on_its_way_is_not_started_anew_for_a_new_wish(
         stuck(server, begun)
         assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
         assert (await cluster.observe(environment(3))).state is Observed.STARTING
+
+
+async def test_what_takes_the_place_of_a_lost_pod_is_not_started_anew_for_why_that_was_lost() -> (
+    None
+):
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        pods = cluster._informers["Pod"]
+        assert await pods.reached(str(server.version), PATIENCE)
+        assert (await cluster.observe(environment(3))).state is Observed.READY
+        drained = lost(disrupted="EvictionByEvictionAPI")
+        (key,) = [key for key in server.things if key[0] == "Pod"]
+        drained["metadata"] = {**server.things[key]["metadata"], **drained["metadata"]}
+        server.put("Pod", key[1], drained)
+        assert await pods.reached(str(server.version), PATIENCE)
+        await cluster.observe(environment(3))
+        stuck(server, pod(waiting=("ContainerCreating", "")), "demo-api-2")
+        assert await pods.reached(str(server.version), PATIENCE)
+        seen = await cluster.observe(environment(3))
+        assert seen.error is not None
+        assert (seen.state, seen.error.code) == (Observed.STARTING, "drained")
 
 
 @pytest.mark.parametrize("refusal", [(403, "Forbidden"), (503, "Busy")])

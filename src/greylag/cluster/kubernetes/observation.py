@@ -340,7 +340,9 @@ class EnvironmentObserver:
         if seen.state is Observed.READY and seen.error is None and self._is_shut_in(found.pod):
             return replace(seen, error=cause("egress_closed").error)
         applied = annotation_of(found.deployment, GENERATION_ANNOTATION)
-        held = seen.state is Observed.STARTING and seen.error is not None and found.never_ran
+        # Why the pod before was lost keeps nothing from its start.
+        why = replace(found, ended=None).why()
+        held = seen.state is Observed.STARTING and found.never_ran and why is not None
         if (seen.terminal or held) and applied != str(environment.generation):
             # It failed, or was kept from its start, as it was asked for before: the new wish is a
             # new try, with the settings of now.
