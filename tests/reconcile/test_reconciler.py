@@ -14,6 +14,7 @@ from tests.reconcile.bench import PACE, REF, Bench
 from tests.wishes import refresh
 
 from greylag.domain.errors import (
+    AgentTokenLostError,
     ClusterError,
     ClusterUnavailableError,
     ErrorInfo,
@@ -591,6 +592,23 @@ async def test_whoever_comes_just_before_it_is_started_anew_is_answered_first(
     bench.clock.advance(BUSY_PAUSE + 1)
     await bench.loop.drain()
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
+
+
+@pytest.mark.parametrize("error", [AgentTokenLostError, ClusterUnavailableError])
+async def test_one_that_nobody_can_reach_any_more_is_started_anew_when_asked(
+    error: type[ClusterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await outdated()
+    before = bench.verbs()
+
+    async def lost(_: object) -> AgentAddress:
+        raise error("Its key is gone.")
+
+    monkeypatch.setattr(bench.cluster, "reach", lost)
+    await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
+    await bench.loop.drain()
+    anew = [Verb.STOP, Verb.START] if error is AgentTokenLostError else []
+    assert bench.verbs() == [*before, *anew]
 
 
 async def test_an_agent_that_hangs_costs_no_lease_however_often_it_is_asked(

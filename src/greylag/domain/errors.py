@@ -183,6 +183,13 @@ class ClusterUnavailableError(ClusterError):
     hint = "Greylag tries again by itself; check that the cluster is up and reachable."
 
 
+class AgentTokenLostError(ClusterError):
+    """Nobody can reach an environment that runs: what its agent demands is known no more."""
+
+    code = "environment_drifted"
+    hint = "Deactivate and activate the project, which makes it anew."
+
+
 class AgentUnreachableError(GreylagError):
     """The environment runs but its agent's API did not answer."""
 

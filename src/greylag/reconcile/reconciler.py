@@ -21,6 +21,7 @@ from greylag.common.backoff import backoff
 from greylag.common.concurrent import to_its_end, until_one_ends
 from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import (
+    AgentTokenLostError,
     ClusterError,
     ClusterUnavailableError,
     ErrorInfo,
@@ -346,15 +347,26 @@ class _Pass:
         """Tell whether it is only to be started anew while its agent is at work, or may be."""
         if self.project.desired is not Desired.ACTIVE:
             return False
-        status = await self._status()
+        try:
+            status = await self._asked()
+        except AgentTokenLostError:
+            return False  # nobody can be answered before it is started anew
         return status is None or status.busy
 
     async def _status(self) -> AgentStatus | None:
         """Return what the agent says of itself; ``None`` when it does not."""
+        with suppress(AgentTokenLostError):
+            return await self._asked()
+        return None
+
+    async def _asked(self) -> AgentStatus | None:
+        """Do the same; ``AgentTokenLostError`` where nobody can ask it."""
         try:
             async with asyncio.timeout(self._patience):
                 at = await self.world.cluster.reach(self.project.environment)
                 return await self.world.agents.status(at)
+        except AgentTokenLostError:
+            raise
         except (GreylagError, TimeoutError) as error:
             _log.warning("agent_not_asked", error=str(error))
             return None

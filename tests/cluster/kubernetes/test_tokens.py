@@ -14,7 +14,7 @@ from tests.cluster.kubernetes.test_writes import OPTIONS, deployment, environmen
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import load_options
 from greylag.cluster.kubernetes.tokens import AgentKeys
-from greylag.domain.errors import ClusterError, ConfigError
+from greylag.domain.errors import AgentTokenLostError, ConfigError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment
 
@@ -158,5 +158,5 @@ async def test_a_web_without_the_key_of_a_start_says_so_where_it_may_not_read_se
         assert (await web.reach(environment(1))).token == token_in_secret(server)
         web._locator.forget(environment(1))
         server.forbidden.add("GET Secret")
-        with pytest.raises(ClusterError, match="another GREYLAG_AGENT_KEY"):
+        with pytest.raises(AgentTokenLostError, match="another GREYLAG_AGENT_KEY"):
             await web.reach(environment(1))

@@ -37,7 +37,7 @@ from greylag.common.backoff import backoff
 from greylag.common.concurrent import until_one_ends
 from greylag.common.forwarding import DEFAULTS, HANDSHAKE
 from greylag.common.net import end_to_end, on_loopback, streamed
-from greylag.domain.errors import ClusterError, ClusterUnavailableError, NotActiveError
+from greylag.domain.errors import AgentTokenLostError, ClusterUnavailableError, NotActiveError
 from greylag.domain.project import Environment
 from greylag.ports import AgentAddress
 
@@ -158,9 +158,8 @@ class AgentLocator:
         except ApiError as error:
             if not (error.is_refusal and self._keys):
                 raise
-            raise ClusterError(
+            raise AgentTokenLostError(
                 "The environment was started with another GREYLAG_AGENT_KEY, or without one.",
-                code="environment_drifted",
                 hint="Give web and worker the same keys, or deactivate and activate the project.",
             ) from error
 

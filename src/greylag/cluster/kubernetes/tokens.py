@@ -17,7 +17,7 @@ from hashlib import sha256
 from pydantic import SecretStr
 
 from greylag.cluster.kubernetes.identity import TOKEN_KEY, Object
-from greylag.domain.errors import ClusterError
+from greylag.domain.errors import AgentTokenLostError, ClusterError
 
 _TOKEN_BYTES = 32
 _KEY_ID = re.compile(r"(k[0-9a-f]{8})\.")
@@ -74,11 +74,7 @@ def token_of(secret: Object | None) -> str:
     except (binascii.Error, ValueError) as error:
         raise ClusterError("The environment's token cannot be read.") from error
     if not token:
-        raise ClusterError(
-            "The environment's Secret with its token is missing.",
-            code="environment_drifted",
-            hint="Deactivate and activate the project, which makes it anew.",
-        )
+        raise AgentTokenLostError("The environment's Secret with its token is missing.")
     return token
 
 
