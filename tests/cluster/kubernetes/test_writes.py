@@ -103,6 +103,26 @@ async def test_an_activation_of_what_is_as_it_was_prepared_writes_the_deployment
         assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "2"
 
 
+async def test_a_start_reads_the_secret_while_the_rules_are_applied_and_so_costs_three_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asleep() as (server, cluster):
+        answered, read = server._one, asyncio.Event()
+
+        async def one(request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
+            if key[0] == "Secret":
+                read.set()
+            elif key[0] == "ResourceQuota":
+                async with asyncio.timeout(PATIENCE):
+                    await read.wait()
+            return await answered(request, key)
+
+        monkeypatch.setattr(server, "_one", one)
+        await cluster.start(environment(2))
+        assert sorted(server.asked) == [*UNWATCHED[:2], "PATCH Deployment", *UNWATCHED[2:]]
+        assert deployment(server)["spec"]["replicas"] == 1
+
+
 @pytest.mark.parametrize("watch_first", [True, False])
 async def test_a_new_namespace_is_ours_once_it_is_prepared_whether_watch_or_answer_comes_first(
     *, watch_first: bool, monkeypatch: pytest.MonkeyPatch

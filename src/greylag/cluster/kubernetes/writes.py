@@ -63,6 +63,7 @@ from greylag.cluster.kubernetes.manifests import has_pod_limits, project_objects
 from greylag.cluster.kubernetes.options import Options, quantity
 from greylag.cluster.kubernetes.ownership import Ownership
 from greylag.cluster.kubernetes.tokens import AgentKeys, random_token, token_of
+from greylag.common.concurrent import beside
 from greylag.domain.errors import ClusterError, OvertakenError
 from greylag.domain.project import Environment, Fence, ProjectRef
 
@@ -320,8 +321,11 @@ class Applier:
             replicas: 0 or 1.
             mark: as long as it stays the same, the pod does.
         """
-        await self._ready_namespace(environment)
-        secret, token = await self._secret(environment, mark)
+        rules = await self._ready_namespace(environment)
+        # One after the other, what a slow API server answers would take longer than a step may.
+        async with beside(self._secret(environment, mark), "secret of an environment") as reading:
+            await self._all(rules)
+            secret, token = await reading
         if token is None:
             token = random_token()
             if found is not None:
@@ -400,8 +404,8 @@ class Applier:
         if self._cache.find("Ingress", names.namespace, names.ingress) is not None:
             await self._api.delete("Ingress", names.namespace, names.ingress, again=True)
 
-    async def _ready_namespace(self, environment: Environment) -> None:
-        """See to the namespace and its rules, which stand before anything can run there."""
+    async def _ready_namespace(self, environment: Environment) -> Sequence[Object]:
+        """See to the namespace; return its rules, which stand before anything can run there."""
         namespace, *rules = shared_objects(environment, self._options)
         await self._not_terminating(environment.names.namespace)
         await self._all([namespace])
@@ -409,7 +413,7 @@ class Applier:
         # A watch may tell of a new one before the answer to its making comes.
         if ours and label_of(self._cache.find("Namespace", "", name), INSTANCE_LABEL) != ours:
             await self._ownership.take(name, frm=None)
-        await self._all(rules)
+        return rules
 
     async def _not_terminating(self, name: str) -> None:
         """Wait a little for a namespace that is being removed; ``ClusterError`` if it lasts."""
