@@ -4,6 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 kind=${1:-runtime}
+export PIP_USER=0 # a person's pip.conf may say to install beside .venv, where pip then refuses to
 say() { printf 'setup: %s\n' "$*" >&2; }
 
 find_python() {

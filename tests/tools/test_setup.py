@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 # In place of the system's Python: it says which one it is, and makes environments of itself.
 PYTHON = """#!/bin/sh
 echo "$@" >>"$LOG"
+echo "${PIP_USER:-}" >"$LOG.user"
 case "$*" in
     "-m venv --clear .venv")
         rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/pip ;;
@@ -71,6 +72,11 @@ def test_one_whose_making_was_cut_off_before_it_had_pip_is_made_anew(house: Path
     (house / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(house.parent / "python", house / ".venv" / "bin")
     assert_made_anew(house, "cpython-311")
+
+
+def test_it_installs_into_the_environment_whatever_pip_is_set_to(house: Path) -> None:
+    set_up(house)
+    assert (house.parent / "log.user").read_text() == "0\n"
 
 
 def assert_made_anew(folder: Path, version: str) -> None:
