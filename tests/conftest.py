@@ -4,6 +4,7 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 from tests.identity.people import Provider, running_provider
 
@@ -14,6 +15,10 @@ CLUSTER_SECONDS = 420
 # No test depends on how quick the machine is.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# Its own way of telling a stack takes a second and more on a busy machine, in which a test's event
+# loop does nothing else.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 # Started in the background of a script, this process may have inherited an ignored SIGINT, and
 # programs that tests start would inherit it too; Ctrl-C tests need the ordinary state.
