@@ -31,21 +31,11 @@ export function openFile(path: string): void {
 function FilesPane({ api, workspace, news, status }: { api: string; workspace: Workspace } & Now) {
   const [folder, setFolder] = useState("");
   const [open, show, close] = useOpenFile(workspace);
-  const [said, say] = useState("");
-  const [again, setAgain] = useState(0);
   const [repository, setRepository] = useState(false);
-  const attempt = useCallback(async (action: () => Promise<unknown>) => {
-    say("");
-    try {
-      await action();
-    } catch (error) {
-      say(wordsOf(error));
-    }
-    setAgain((count) => count + 1);
-  }, []);
-  const upload = (uploads: Upload[] | Promise<Upload[]>) => attempt(async () => say(await uploadAll(workspace, await uploads, say)));
+  const { said, again, attempt } = useDoing();
+  const upload = (uploads: Upload[] | Promise<Upload[]>) => attempt(async (say) => say(await uploadAll(workspace, await uploads, say)));
   const unpack = (into: string, archive: File | string) =>
-    attempt(async () => {
+    attempt(async (say) => {
       const name = typeof archive === "string" ? archive : archive.name;
       const isEmpty = (await workspace.list(into)).entries.length === 0;
       if (!isEmpty && !confirm(`Unpack ${visible(name)}? Its files replace those of the same path.`)) return;
@@ -106,7 +96,34 @@ function useOpenFile(workspace: Workspace) {
   return [open, show, () => setOpen(null)] as const;
 }
 
-type Doing = (action: () => Promise<unknown>) => Promise<void>;
+type Doing = (action: (say: (words: string) => void) => Promise<unknown>) => Promise<void>;
+
+/** Return how to do something; what is `said` of that, and of what goes on at once; and what grows with each thing that
+ * is done.
+ */
+function useDoing() {
+  const [said, setSaid] = useState("");
+  const [again, setAgain] = useState(0);
+  const lines = useRef(new Map<unknown, string>()); // by what was done, since nothing was under way
+  const under = useRef(0);
+  const attempt = useCallback<Doing>(async (action) => {
+    const say = (words: string) => {
+      lines.current.set(action, words);
+      setSaid([...lines.current.values()].filter(Boolean).join(" "));
+    };
+    if (!under.current) lines.current.clear();
+    under.current += 1;
+    say("");
+    try {
+      await action(say);
+    } catch (error) {
+      say(wordsOf(error));
+    }
+    under.current -= 1;
+    setAgain((count) => count + 1);
+  }, []);
+  return { said, again, attempt };
+}
 
 function DropZone({ hidden, onDrop, children }: { hidden: boolean; onDrop: (transfer: DataTransfer) => void; children: ComponentChildren }) {
   const [over, setOver] = useState(false);

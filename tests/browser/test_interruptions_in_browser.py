@@ -269,6 +269,32 @@ async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
     await expect(said).to_be_empty()
 
 
+async def test_what_came_of_one_thing_in_the_files_is_said_beside_what_comes_of_another(
+    running: Site, person: Person
+) -> None:
+    page, said = person.page, person.page.locator("#files .files-status").first
+    told = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await told.wait()
+        await route.continue_()
+
+    await person.open_project(await running.project(active=True))
+    await page.route("**/content?*", hold)
+    why = {"detail": "It is there already."}
+    await page.route("**/folder", lambda route: route.fulfill(status=409, json=why))
+    file = FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a" * 100_000)
+    await page.locator("#files input[type=file]").first.set_input_files([file])
+    await page.get_by_label("More for this folder").click()
+    await page.get_by_role("button", name="New folder").click()
+    await page.get_by_label("Name of the new folder").fill("made")
+    await page.keyboard.press("Enter")
+    await expect(said).to_contain_text("It is there already.")
+    told.set()
+    await expect(said).to_contain_text("1 of 1 uploaded.")
+    await expect(said).to_contain_text("It is there already.")
+
+
 @pytest.mark.parametrize("stream", ["turns/*/events", "live?*"])
 async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less(
     running: Site, person: Person, stream: str
