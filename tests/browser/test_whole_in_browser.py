@@ -75,6 +75,7 @@ async def test_a_reload_and_dropped_connections_lose_and_repeat_nothing(whole: W
         await expect(prose).to_contain_text("0350")
         await person.page.reload()
         await person.answered()
+        await expect(person.page.locator(".turn-line")).to_have_count(1)  # all of it is shown
         assert (await prose.inner_text()).split() == [f"{n:04d}" for n in range(600)]
         assert await person.page.locator(".turn").count() == 1
 

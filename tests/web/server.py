@@ -61,7 +61,7 @@ async def site(
     host: str = "127.0.0.1",
 ) -> AsyncIterator[Site]:
     """Run everything in memory, worker included; ``signed_in``: the client sends the token."""
-    house = House(auto=auto)
+    house = House(auto=auto, activation_timeout=120.0)  # a slow browser may be at it meanwhile
     app = create_app(house.use_cases, chosen or settings())
     async with house.working(), served(app, host=host) as port:
         base = f"http://127.0.0.1:{port}"
