@@ -39,13 +39,17 @@ base() {
     if ! build inspect --type image "$tag" >/dev/null 2>&1; then
         say "making the base of Debian's packages (about half a minute, once)"
         # Devices and names are the running container's matter, not this machine's. As in Debian's
-        # own slim image nothing is kept that only people read, and dpkg does not wait for the disk.
-        mmdebstrap --quiet --format=tar --variant=apt --skip=output/dev \
+        # own slim image nothing is kept that only people read, or that apt makes anew: each step's
+        # layer would hold it again. dpkg does not wait for the disk.
+        kept='Dir::Cache { pkgcache ""; srcpkgcache ""; }; APT::Keep-Downloaded-Packages "false";'
+        KEPT_BY_APT=$kept mmdebstrap --quiet --format=tar --variant=apt --skip=output/dev \
             --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
             --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
             --dpkgopt='path-exclude=/usr/share/locale/*' \
             --dpkgopt='path-exclude=/usr/share/info/*' \
             --customize-hook='rm -f "$1/etc/hostname" "$1/etc/hosts" "$1/etc/resolv.conf"' \
+            --customize-hook='rm -f "$1"/var/cache/apt/*.bin' \
+            --customize-hook='echo "$KEPT_BY_APT" >"$1/etc/apt/apt.conf.d/99kept"' \
             "$suite" "$work/base.tar" ${GREYLAG_DEBIAN_MIRROR:+"$GREYLAG_DEBIAN_MIRROR"} >&2
         container=$(build from scratch)
         build add --quiet "$container" "$work/base.tar" / >/dev/null
