@@ -30,7 +30,10 @@ export class OtherTurns {
 
   /** Take what the live stream tells of the project's turns. */
   take(told: TurnState[]): void {
-    if (!told.length) return; // it is not known how they stand now
+    if (!told.length) {
+      this.#all ??= []; // whatever comes is news
+      return; // it may only not be known how they stand now
+    }
     // What no follower here will tell of; what ended before this page is no news.
     const known = new Map((this.#all ?? told).map((turn) => [turn.turn_id, turn.state]));
     const ended = told.some((turn) => turn.state === "ended" && known.get(turn.turn_id) !== "ended" && !this.#of.shows(turn));

@@ -715,7 +715,7 @@ async def test_turns_of_late_keep_their_order_though_they_are_told_of_before_the
     )
 
     async def after_turns(route: Route) -> None:
-        await page.wait_for_function("window.told")
+        await page.wait_for_function("() => window.told")
         await route.continue_()
 
     async def after_conversation(route: Route) -> None:

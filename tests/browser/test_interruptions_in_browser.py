@@ -295,6 +295,20 @@ async def test_what_came_of_one_thing_in_the_files_is_said_beside_what_comes_of_
     await expect(said).to_contain_text("It is there already.")
 
 
+async def test_the_first_turn_of_a_project_is_news_though_it_is_told_of_when_it_has_ended(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    for event in ("turns", "turn-ended"):
+        listen = f"document.addEventListener('greylag:{event}', () => window['{event}'] = true)"
+        await page.add_init_script(listen)
+    await person.open_project(path)
+    await page.wait_for_function("() => window.turns")
+    async with running.http.post(f"{path}/messages", json={"message": "Brief"}) as answer:
+        await answer.read()
+    await page.wait_for_function("() => window['turn-ended']", timeout=10_000)
+
+
 @pytest.mark.parametrize("stream", ["turns/*/events", "live?*"])
 async def test_a_stream_that_breaks_at_once_each_time_is_asked_for_less_and_less(
     running: Site, person: Person, stream: str
