@@ -10,7 +10,7 @@ import { OtherTurns } from "./other_turns";
 import { PastTurns } from "./past_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { ANSWER_MS, Backoff, Refused, ask, fragment, post, wordsOf } from "./sse";
+import { ANSWER_MS, Backoff, Refused, ask, fragment, isUnreached, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -364,17 +364,18 @@ class Console {
     let fresh = clear;
     let ending = "";
     let wakeFailure = "";
-    let isLost = false;
+    let lost = ""; // what was said of its connection
     const handlers: Handlers = {
       state: () => (view.asks ? "asks" : "working"),
       opened: () => {
-        isLost = false;
+        lost = "";
         if (this.#stream === stream) this.#say("way", "");
       },
-      lost: () => {
-        if (this.#stream !== stream || isLost) return; // said once: what failed since is not to be said over
-        isLost = true;
-        this.#say("way", "The connection was lost. Trying again...");
+      lost: (why) => {
+        const words = isUnreached(why) ? "The connection was lost. Trying again..." : `${why!.message} Trying again...`;
+        if (this.#stream !== stream || lost === words) return; // said once: what failed since is not to be said over
+        lost = words;
+        this.#say("way", words);
       },
       waking: (content) => {
         if (content.status === "error") wakeFailure = String(content.code);
@@ -471,7 +472,7 @@ class Console {
   #refused(stream: TurnStream, view: TurnView, error: unknown): void {
     if (!(error instanceof Refused)) throw error;
     if (this.#stream !== stream) return this.#say("asked", wordsOf(error));
-    view.fail({ ...error.problem, detail: error.message });
+    view.fail({ ...error.problem, detail: isUnreached(error) ? wordsOf(error) : error.message });
   }
 
   async #over(stream: TurnStream, view: TurnView, words: string | null): Promise<void> {
@@ -539,9 +540,10 @@ class Console {
     this.#say(about, "");
     try {
       await action();
+      this.#say("way", "");
       return true;
     } catch (error) {
-      this.#say(about, wordsOf(error));
+      this.#say(isUnreached(error) ? "way" : about, wordsOf(error));
       return false;
     }
   }

@@ -72,13 +72,11 @@ export class Rest {
     return look;
   }
 
-  /** Wait until its stream is needed; return whether it rested till then. */
-  async over(): Promise<boolean> {
-    let rested = false;
-    for (; this.#may; rested = true) {
+  /** Wait until its stream is needed. */
+  async over(): Promise<void> {
+    while (this.#may) {
       channel.postMessage({ rests: true });
       await new Promise((done) => news.addEventListener("doing", done, { once: true }));
     }
-    return rested;
   }
 }

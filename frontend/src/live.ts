@@ -3,7 +3,7 @@
 import htmx from "htmx.org/dist/htmx.esm.js";
 import { type Doing, isHeeded, onOtherLive, tellDoing, tellLive } from "./doing";
 import { Place } from "./places";
-import { Backoff, Refused, Silence, ask, frames } from "./sse";
+import { Backoff, Refused, Silence, ask, frames, isUnreached } from "./sse";
 
 const TOLD_MS = 5_000; // what runs has been told then, if anything does
 const LOST_MS = 3_000; // one that was cut may be there again before anybody needs to know
@@ -53,6 +53,12 @@ async function follow(stream: Live): Promise<void> {
   const { signal } = stream.leave;
   const backoff = new Backoff();
   let losing: ReturnType<typeof setTimeout> | undefined;
+  let why = "";
+  let isTold = false;
+  const tell = () => {
+    isTold = true;
+    say(`Not live: ${why || "the connection is lost."} Trying again...`);
+  };
   signal.addEventListener("abort", () => clearTimeout(losing));
   while (!signal.aborted) {
     const given = new AbortController();
@@ -65,6 +71,7 @@ async function follow(stream: Live): Promise<void> {
       backoff.opened();
       clearTimeout(losing);
       losing = undefined;
+      isTold = false;
       say("");
       document.dispatchEvent(new Event("greylag:live"));
       const openedAt = performance.now();
@@ -92,11 +99,13 @@ async function follow(stream: Live): Promise<void> {
       if (signal.aborted) return;
       if (given.signal.aborted) continue;
       if (error instanceof Refused && error.status === 404) return leave();
+      why = isUnreached(error) ? "" : (error as Refused).message;
     } finally {
       silence.over();
       place.leave();
     }
-    losing ??= setTimeout(() => say("Not live: the connection is lost. Trying again..."), LOST_MS);
+    losing ??= setTimeout(tell, LOST_MS);
+    if (isTold) tell(); // for another reason, it may be
     await backoff.pause(signal);
   }
 }

@@ -1,5 +1,5 @@
 // What went wrong with what a person asked for: said once, and gone when it works again.
-import { ANSWER_MS, isWholePage, refusal, wordsOf as said } from "./sse";
+import { ANSWER_MS, isUnreached, isWholePage, refusal, wordsOf as said } from "./sse";
 
 const MOST = 3;
 const NOT_LOADED = "This cannot be loaded now. Try again when the server can be reached, or reload the page.";
@@ -32,7 +32,7 @@ export function startNotices(): void {
     // server is away.
     if (new URL(xhr.responseURL).pathname === body.dataset.signIn) return location.reload();
     const refused = refusal(xhr);
-    const isOther = refused.status < 300 || (refused.passing && !refused.problem.code);
+    const isOther = refused.status < 300 || isUnreached(refused);
     notify(isOther ? lost(event, refused.status === 504) : said(refused));
   });
   body.addEventListener("htmx:sendError", (event) => notify(lost(event, navigator.onLine)));

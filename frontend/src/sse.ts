@@ -10,6 +10,8 @@ export const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 /** Longer than the platform waits for an agent: a connection may have died without a word, and the browser goes on for minutes. */
 export const ANSWER_MS = 40_000;
 
+const UNREACHED = "The server cannot be reached. Try again.";
+
 /** A problem document, or what stands for one. */
 export interface Problem {
   detail?: string;
@@ -41,9 +43,14 @@ export class Refused extends Error {
   }
 }
 
+/** Tell whether no server of ours has answered: nothing did, or something on the way, as a proxy whose server is away. */
+export function isUnreached(error: unknown): boolean {
+  return !(error instanceof Refused) || (error.passing && !error.problem.code);
+}
+
 /** Return in words what went wrong, for a person. */
 export function wordsOf(error: unknown): string {
-  if (!(error instanceof Refused)) return "The server cannot be reached. Try again.";
+  if (!(error instanceof Refused) || isUnreached(error)) return UNREACHED;
   return [error.message, error.problem.hint].filter(Boolean).join(" ");
 }
 

@@ -3,7 +3,7 @@ import { Rest } from "./doing";
 import { Place } from "./places";
 import { ANSWER_MS, Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
-const PATIENCE_MS = 60_000; // with a server that answers, but not well; a network that is away is waited for
+const PATIENCE_MS = 60_000; // with a server that takes no message now; a turn, and a network that is away, are waited for
 
 export type Decision = "allow_once" | "allow_session" | "reject_once";
 
@@ -27,7 +27,7 @@ export interface TurnState {
 export interface Handlers {
   state(): TurnState["state"];
   opened(): void;
-  lost(): void;
+  lost(why: Refused | null): void;
   waking(content: Record<string, any>): void;
   event(type: string, content: Record<string, any>): void;
 }
@@ -55,7 +55,7 @@ export class TurnStream {
     const rest = new Rest(() => this.turnId, handlers.state);
     let refusedSince: number | null = null;
     for (;;) {
-      if (await rest.over()) refusedSince = null; // nobody was asked meanwhile
+      await rest.over();
       const rests = new AbortController();
       const place = new Place(() => this.turnId !== null && rests.abort());
       const taken = place.taken(signal);
@@ -63,6 +63,7 @@ export class TurnStream {
       const silence = new Silence();
       const look = rest.begin(() => rests.abort(), rests.signal);
       let isCut = true;
+      let why: Refused | null = null;
       try {
         const response = await this.#open(AbortSignal.any([signal, silence.signal, rests.signal]));
         backoff.opened();
@@ -82,7 +83,8 @@ export class TurnStream {
         if (rests.signal.aborted) continue;
         if (error instanceof Refused) {
           refusedSince ??= Date.now();
-          if (!this.#passes(error) || Date.now() - refusedSince > PATIENCE_MS) throw error;
+          if (!this.#passes(error, refusedSince)) throw error;
+          why = error;
         }
       } finally {
         silence.over();
@@ -90,14 +92,17 @@ export class TurnStream {
         place.leave();
       }
       if (signal.aborted) return;
-      if (isCut) handlers.lost();
+      if (isCut) handlers.lost(why);
       await backoff.pause(signal);
     }
   }
 
-  /** Streams there may be only so many of; one that has ended makes room for that of a turn that runs. */
-  #passes(error: Refused): boolean {
-    return error.passing || (this.turnId !== null && error.status === 429);
+  /** A turn goes on, however long nobody can tell of it. Streams there may be only so many of; one that has ended makes
+   * room for its.
+   */
+  #passes(error: Refused, since: number): boolean {
+    if (this.turnId !== null) return error.passing || error.status === 429;
+    return error.passing && Date.now() - since <= PATIENCE_MS;
   }
 
   /** Its id is the environment's word: whatever it holds, it leads nowhere else. */

@@ -1,5 +1,5 @@
 // Files on their way into the workspace.
-import { Refused, checkOwn, refusal, wordsOf } from "./sse";
+import { Refused, checkOwn, isUnreached, refusal, wordsOf } from "./sse";
 import { visible } from "./text";
 import type { Upload, Workspace } from "./workspace";
 
@@ -19,7 +19,7 @@ export async function uploadAll(workspace: Workspace, uploads: Upload[], say: (w
     } catch (error) {
       const refused = error instanceof Refused ? error : null;
       if (!replace && refused?.status === 412) there.push(upload);
-      else failed.set(upload, refused?.message ?? wordsOf(error));
+      else failed.set(upload, refused && !isUnreached(refused) ? refused.message : wordsOf(error));
       // Where nothing answers the next will not arrive, either.
       return refused !== null && refused.status < 500;
     }

@@ -594,6 +594,63 @@ async def test_a_page_in_the_place_of_an_answer_of_the_api_is_no_success(
     await person.answered()
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(502, "The connection was lost."), (503, "No store."), (429, "Too many streams.")],
+)
+async def test_a_turn_that_nobody_can_tell_of_for_long_is_not_said_to_have_ended(
+    running: Site, person: Person, proxy: DroppingProxy, status: int, words: str
+) -> None:
+    page = person.page
+    await page.clock.install()
+    await person.open_project(await running.project(active=True))
+    await person.say("run: it")
+    allow = page.get_by_role("button", name="Allow", exact=True)
+    await allow.wait_for()
+    body = NGINX if status == 502 else json.dumps({"code": "x", "detail": words})
+    await page.route("**/*", lambda route: route.fulfill(status=status, body=body))
+    proxy.drop()
+    said = page.locator("#console-status")
+    await expect(said).to_have_text(f"{words} Trying again...")
+    for _ in range(12):
+        async with page.expect_response("**/events"):
+            await page.clock.fast_forward(11_000)
+    await expect(said).to_have_text(f"{words} Trying again...")
+    live = f"Not live: {words.replace('The connection was', 'the connection is')} Trying again..."
+    await expect(page.locator("#live-lost")).to_have_text(live)
+    await page.unroute("**/*")
+    await page.clock.fast_forward(16_000)
+    await expect(said).to_be_empty()
+    await allow.click()
+    await person.answered()
+    assert (await person.answer()).endswith("It ran.")
+
+
+async def test_what_was_refused_stays_said_when_a_stream_begins_anew(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    await page.add_init_script("document.hasFocus = () => false")
+    await person.open_project(await running.project(active=True))
+    await person.say("run: it")
+    allow = page.get_by_role("button", name="Allow", exact=True)
+    await allow.wait_for()
+    refusal = '{"code": "forbidden", "detail": "You may not."}'
+    await page.route("**/confirmations/*", lambda route: route.fulfill(status=403, body=refusal))
+    await allow.click()
+    said = page.locator("#console-status")
+    await expect(said).to_have_text("You may not.")
+    wants = "setInterval(() => new BroadcastChannel('greylag-places').postMessage(true), 500)"
+    async with page.expect_response("**/events"):  # it makes room for another
+        await page.evaluate(f"() => {{ {wants} }}")
+    await page.evaluate(AT_REST)
+    await expect(said).to_have_text("You may not.")
+    await page.unroute("**/confirmations/*")
+    await allow.click()
+    await person.answered()
+    await expect(said).to_be_empty()
+
+
 async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
     running: Site, person: Person
 ) -> None:
