@@ -1,5 +1,5 @@
 // Files for the agent: they are put into the workspace, and the message says where they are.
-import { wordsOf } from "./sse";
+import { Refused, wordsOf } from "./sse";
 import { visible } from "./text";
 import { Workspace } from "./workspace";
 
@@ -17,7 +17,18 @@ export function startAttaching(form: HTMLFormElement, api: string, said: (words:
   const take = async (files: Iterable<File>) => {
     if (!under) failed.clear();
     under += 1;
-    for (const file of files) await attach(file);
+    let away: unknown = null; // where nothing answers the next will not arrive, either
+    for (const file of files) {
+      try {
+        if (away) throw away;
+        await attach(file);
+      } catch (error) {
+        if (!(error instanceof Refused) || error.status >= 500) away = error;
+        const why = wordsOf(error);
+        failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
+        say();
+      }
+    }
     under -= 1;
     if (under) return;
     say();
@@ -26,13 +37,7 @@ export function startAttaching(form: HTMLFormElement, api: string, said: (words:
   const attach = async (file: File) => {
     say(`Attaching ${visible(file.name)}`);
     const path = `${FOLDER}/${Date.now().toString(36)}-${file.name.replace(/[^\w.-]+/g, "-").slice(-80)}`;
-    try {
-      await workspace.write(path, file, null);
-    } catch (error) {
-      const why = wordsOf(error);
-      failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
-      return say();
-    }
+    await workspace.write(path, file, null);
     text.value = [text.value.trimEnd(), path].filter(Boolean).join("\n");
     text.dispatchEvent(new Event("input", { bubbles: true }));
   };

@@ -367,6 +367,7 @@ class Console {
     let lost = ""; // what was said of its connection
     const handlers: Handlers = {
       state: () => (view.asks ? "asks" : "working"),
+      runs: () => this.#stream === stream || this.#alsoRunning.some(([one]) => one === stream),
       opened: () => {
         lost = "";
         if (this.#stream === stream) this.#say("way", "");
@@ -540,10 +541,9 @@ class Console {
     this.#say(about, "");
     try {
       await action();
-      this.#say("way", "");
       return true;
     } catch (error) {
-      this.#say(isUnreached(error) ? "way" : about, wordsOf(error));
+      this.#say(about, wordsOf(error));
       return false;
     }
   }

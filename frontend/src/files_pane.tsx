@@ -104,22 +104,22 @@ type Doing = (action: (say: (words: string) => void) => Promise<unknown>) => Pro
 function useDoing() {
   const [said, setSaid] = useState("");
   const [again, setAgain] = useState(0);
-  const lines = useRef(new Map<unknown, string>()); // by what was done, since nothing was under way
-  const under = useRef(0);
+  const lines = useRef(new Map<unknown, string>()); // by what was done last, and what is under way
+  const under = useRef(new Set<unknown>());
   const attempt = useCallback<Doing>(async (action) => {
     const say = (words: string) => {
       lines.current.set(action, words);
       setSaid([...lines.current.values()].filter(Boolean).join(" "));
     };
-    if (!under.current) lines.current.clear();
-    under.current += 1;
+    for (const one of lines.current.keys()) if (!under.current.has(one)) lines.current.delete(one);
+    under.current.add(action);
     say("");
     try {
       await action(say);
     } catch (error) {
       say(wordsOf(error));
     }
-    under.current -= 1;
+    under.current.delete(action);
     setAgain((count) => count + 1);
   }, []);
   return { said, again, attempt };

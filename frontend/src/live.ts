@@ -83,6 +83,7 @@ async function follow(stream: Live): Promise<void> {
       };
       for await (const frame of frames(response, alive)) {
         if (signal.aborted) return;
+        place.opened();
         if (frame.data.type === "gone") return leave();
         if (frame.id !== null) stream.last = frame.id;
         if (frame.data.type === "html") show(frame.data.content.html);

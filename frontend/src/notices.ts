@@ -14,6 +14,7 @@ export function startNotices(): void {
     const { detail } = event as CustomEvent;
     detail.headers.Accept = "text/html"; // errors then come as pieces of a page, not as documents for programs
     detail.timeout ||= ANSWER_MS;
+    detail.wentOut = navigator.onLine;
   });
   body.addEventListener("htmx:beforeOnLoad", (event) => {
     if ((event as CustomEvent).detail.xhr.status !== 401) return;
@@ -35,8 +36,9 @@ export function startNotices(): void {
     const isOther = refused.status < 300 || isUnreached(refused);
     notify(isOther ? lost(event, refused.status === 504) : said(refused));
   });
-  body.addEventListener("htmx:sendError", (event) => notify(lost(event, navigator.onLine)));
-  body.addEventListener("htmx:timeout", (event) => notify(lost(event, true)));
+  for (const kind of ["htmx:sendError", "htmx:timeout"]) {
+    body.addEventListener(kind, (event) => notify(lost(event, (event as CustomEvent).detail.requestConfig.wentOut)));
+  }
   body.addEventListener("htmx:afterRequest", (event) => {
     const { successful, xhr } = (event as CustomEvent).detail;
     if (successful && xhr.status >= 200 && xhr.status < 400) notices.replaceChildren();

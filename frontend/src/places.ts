@@ -6,6 +6,8 @@ const PLACES = ["0", "1", "2", "3"].map((number) => `greylag-place-${number}`);
 // How long a place is held at least; of the window that a person works in it is given up seldom.
 const LEAST_MS = 2_000;
 const FOCUSED_MS = 20_000;
+const OPENING_MS = 10_000; // what is not answered yet has got nowhere, and would have to begin anew
+const LONGEST_MS = 30_000; // whoever holds a place and does not heed, as a page that stands still, may do so for ever
 const AGAIN_MS = 1_000;
 const SOON_MS = 50; // one that is free has been taken then
 const APART_MS = 200; // of several that may give theirs up one does
@@ -35,17 +37,22 @@ function areFew(): boolean {
 export class Place {
   #left = new AbortController();
   #heldAt = 0;
+  #isOpen = false;
   #giving: ReturnType<typeof setTimeout> | undefined;
 
   /** `giveUp` is called when it is another's turn: the stream is to end, and then to `leave`. */
   constructor(private giveUp: () => void) {}
 
-  /** Return once it is taken, or nobody waits for it any more. */
+  /** Return once it is taken, nobody waits for it any more, or none becomes free for long. */
   async taken(until: AbortSignal): Promise<void> {
     if (!areFew()) return;
     const found = new AbortController();
     const signal = AbortSignal.any([until, this.#left.signal, found.signal]);
-    const asking = [setTimeout(() => tell(true), SOON_MS), setInterval(() => tell(true), AGAIN_MS)];
+    const asking = [
+      setTimeout(() => tell(true), SOON_MS),
+      setInterval(() => tell(true), AGAIN_MS),
+      setTimeout(() => found.abort(), LONGEST_MS),
+    ];
     await new Promise<void>((done) => {
       const hold = () => {
         if (signal.aborted) return;
@@ -58,6 +65,13 @@ export class Place {
     asking.forEach(clearTimeout);
   }
 
+  /** The stream has begun to tell. */
+  opened(): void {
+    if (this.#isOpen) return;
+    this.#isOpen = true;
+    this.#heldAt = performance.now();
+  }
+
   leave(): void {
     this.#left.abort();
   }
@@ -66,7 +80,7 @@ export class Place {
     clearTimeout(this.#giving);
     if (!wanted) return;
     const isSeen = document.visibilityState === "visible";
-    const least = isSeen && document.hasFocus() ? FOCUSED_MS : LEAST_MS;
+    const least = isSeen && document.hasFocus() ? FOCUSED_MS : this.#isOpen ? LEAST_MS : OPENING_MS;
     const wait = this.#heldAt + least - performance.now();
     if (wait <= 0 && !isSeen) return this.giveUp(); // a browser may let timers of what nobody sees wait for a minute
     this.#giving = setTimeout(this.giveUp, Math.max(0, wait) + Math.random() * APART_MS);

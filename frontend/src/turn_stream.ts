@@ -3,7 +3,7 @@ import { Rest } from "./doing";
 import { Place } from "./places";
 import { ANSWER_MS, Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
-const PATIENCE_MS = 60_000; // with a server that takes no message now; a turn, and a network that is away, are waited for
+const PATIENCE_MS = 60_000; // with a server that answers, but not well; a turn that runs, and a network that is away, are waited for
 
 export type Decision = "allow_once" | "allow_session" | "reject_once";
 
@@ -26,6 +26,7 @@ export interface TurnState {
 /** What a turn's follower is told, and asked. */
 export interface Handlers {
   state(): TurnState["state"];
+  runs(): boolean;
   opened(): void;
   lost(why: Refused | null): void;
   waking(content: Record<string, any>): void;
@@ -67,6 +68,7 @@ export class TurnStream {
       try {
         const response = await this.#open(AbortSignal.any([signal, silence.signal, rests.signal]));
         backoff.opened();
+        place.opened();
         handlers.opened();
         let fate: Fate = "goes on";
         for await (const { id, data } of frames(response, () => silence.heard())) {
@@ -83,7 +85,9 @@ export class TurnStream {
         if (rests.signal.aborted) continue;
         if (error instanceof Refused) {
           refusedSince ??= Date.now();
-          if (!this.#passes(error, refusedSince)) throw error;
+          // A turn goes on, however long nobody can tell of it.
+          const goesOn = this.turnId !== null && handlers.runs();
+          if (!this.#passes(error) || (!goesOn && Date.now() - refusedSince > PATIENCE_MS)) throw error;
           why = error;
         }
       } finally {
@@ -97,12 +101,9 @@ export class TurnStream {
     }
   }
 
-  /** A turn goes on, however long nobody can tell of it. Streams there may be only so many of; one that has ended makes
-   * room for its.
-   */
-  #passes(error: Refused, since: number): boolean {
-    if (this.turnId !== null) return error.passing || error.status === 429;
-    return error.passing && Date.now() - since <= PATIENCE_MS;
+  /** Streams there may be only so many of; one that has ended makes room for that of a turn that runs. */
+  #passes(error: Refused): boolean {
+    return error.passing || (this.turnId !== null && error.status === 429);
   }
 
   /** Its id is the environment's word: whatever it holds, it leads nowhere else. */

@@ -216,27 +216,64 @@ async def test_an_answer_that_nobody_takes_can_be_given_again(
     assert (await person.answer()).count("It ran.") == 1
 
 
-async def test_why_an_answer_was_refused_is_said_however_often_the_stream_is_opened_anew() -> None:
+UNREACHED = "The server cannot be reached. Try again."
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Allow", "It was answered by another."), ("Allow", ""), ("Stop", "")]
+)
+async def test_why_what_somebody_pressed_failed_is_said_however_often_the_stream_is_opened_anew(
+    name: str, words: str
+) -> None:
     async with (
         site(settings(stream_seconds=0.25)) as brief,
         at_browser(f"http://127.0.0.1:{brief.port}") as person,
     ):
         page, said = person.page, person.page.locator("#console-status")
+        button = page.get_by_role("button", name=name, exact=True)
+
+        async def fail(route: Route) -> None:
+            if words:
+                await route.fulfill(status=409, json={"detail": words})
+            else:
+                await route.abort()
+
         await person.open_project(await brief.project(active=True))
         await person.say("run: ls")
-        why = {"detail": "It was answered by another."}
-        await page.route("**/confirmations/*", lambda route: route.fulfill(status=409, json=why))
-        await page.get_by_role("button", name="Allow").click()
-        await expect(said).to_have_text("It was answered by another.")
+        await page.get_by_role("button", name="Allow", exact=True).wait_for()
+        await page.route(re.compile("/(confirmations/.*|cancel)$"), fail)
+        await button.click()
+        await expect(said).to_have_text(words or UNREACHED)
         for _ in range(2):
             async with page.expect_response("**/turns/*/events"):
                 pass
         await page.evaluate(AT_REST)
-        await expect(said).to_have_text("It was answered by another.")
-        await page.unroute("**/confirmations/*")
-        await page.get_by_role("button", name="Allow").click()
+        await expect(said).to_have_text(words or UNREACHED)
+        await page.unroute_all()
+        await button.click()
         await person.answered()
         await expect(said).to_be_empty()
+
+
+async def test_of_files_that_nothing_answers_the_first_alone_is_tried(
+    running: Site, person: Person
+) -> None:
+    page, tried = person.page, 0
+
+    async def fail(route: Route) -> None:
+        nonlocal tried
+        tried += 1
+        await route.abort()
+
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.route("**/content?*", fail)
+    names = ("a.txt", "b.txt", "c.txt")
+    files = [FilePayload(name=name, mimeType="text/plain", buffer=b"a") for name in names]
+    await page.locator("#attach-files").set_input_files(files)
+    words = f"Not attached: a.txt, b.txt, c.txt. {UNREACHED}"
+    await expect(page.locator("#console-status")).to_have_text(words)
+    assert tried == 1
 
 
 async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
@@ -626,29 +663,89 @@ async def test_a_turn_that_nobody_can_tell_of_for_long_is_not_said_to_have_ended
     assert (await person.answer()).endswith("It ran.")
 
 
-async def test_what_was_refused_stays_said_when_a_stream_begins_anew(
+async def test_steps_that_nobody_can_tell_of_for_long_are_said_to_be_away(
     running: Site, person: Person
 ) -> None:
     page = person.page
-    await page.add_init_script("document.hasFocus = () => false")
+    await page.clock.install()
     await person.open_project(await running.project(active=True))
-    await person.say("run: it")
-    allow = page.get_by_role("button", name="Allow", exact=True)
-    await allow.wait_for()
-    refusal = '{"code": "forbidden", "detail": "You may not."}'
-    await page.route("**/confirmations/*", lambda route: route.fulfill(status=403, body=refusal))
-    await allow.click()
+    for words in ("one", "two"):
+        await person.say(words)
+        await person.answered()
+    await page.reload()
+    steps = page.get_by_role("button", name="Show the steps").first
+    await steps.wait_for()
+    refused = {"code": "agent_failed", "detail": "It answered something else."}
+    await page.route("**/events", lambda route: route.fulfill(status=502, json=refused))
+    async with page.expect_response("**/events"):
+        await steps.click()
     said = page.locator("#console-status")
-    await expect(said).to_have_text("You may not.")
-    wants = "setInterval(() => new BroadcastChannel('greylag-places').postMessage(true), 500)"
-    async with page.expect_response("**/events"):  # it makes room for another
-        await page.evaluate(f"() => {{ {wants} }}")
+    for _ in range(20):
+        await page.evaluate(AT_REST)
+        if await said.inner_text():
+            break
+        await page.clock.run_for(11_000)
+    await expect(said).to_have_text("It answered something else.")
+    await page.unroute_all()
+
+
+# The clock that tests own tells nothing of how a page came.
+BY_HTTP_1 = "performance.getEntriesByType = () => [{ nextHopProtocol: 'http/1.1' }]"
+WANTS = "() => setInterval(() => new BroadcastChannel('greylag-places').postMessage(true), 500)"
+
+
+async def test_a_stream_keeps_its_place_until_it_was_answered_and_gives_it_to_others_then(
+    running: Site, person: Person
+) -> None:
+    page, answer, asked = person.page, asyncio.Event(), 0
+
+    async def late(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+        await route.continue_()
+
+    path = await running.project(active=True)
+    await begin(running, path, "run: ls")
+    await page.clock.install()
+    await page.add_init_script(f"document.hasFocus = () => false; {BY_HTTP_1}")
+    await page.route("**/events", late)
+    async with page.expect_request("**/events"):
+        await person.open_project(path)
+    await page.evaluate(WANTS)
+    await page.clock.run_for(8_000)
     await page.evaluate(AT_REST)
-    await expect(said).to_have_text("You may not.")
-    await page.unroute("**/confirmations/*")
-    await allow.click()
-    await person.answered()
-    await expect(said).to_be_empty()
+    assert asked == 1
+    answer.set()
+    await page.get_by_role("button", name="Allow", exact=True).wait_for()
+    async with page.expect_response("**/events"):
+        await page.clock.run_for(4_000)
+    assert asked == 2
+    await page.unroute_all()
+
+
+async def test_a_page_whose_streams_get_no_place_for_long_goes_on_without(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    path = await running.project(active=True)
+    await person.open_project(path)
+    await page.evaluate(
+        "() => { for (const one of '0123') navigator.locks.request(`greylag-place-${one}`,"
+        " { steal: true }, () => new Promise(() => {})) }"
+    )
+    other = await page.context.new_page()
+    await other.clock.install()
+    await other.add_init_script(BY_HTTP_1)
+    streams: list[str] = []
+    other.on("request", lambda one: streams.append(one.url) if "/live?" in one.url else None)
+    await other.goto(path.removeprefix("/api"))
+    await other.wait_for_selector("#composer[data-ready]")
+    await other.clock.run_for(5_000)
+    assert streams == []
+    async with other.expect_response("**/live?*"):
+        await other.clock.run_for(30_000)
+    await other.close()
 
 
 async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
@@ -670,6 +767,30 @@ async def test_what_went_wrong_in_a_dialog_is_seen_and_dismissed_on_a_phone(
     await page.get_by_role("link", name="Cancel").click()
     await page.evaluate("document.getElementById('rail-new').click()")
     await expect(page.locator("body > #notices .notice")).to_be_visible()
+    person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
+
+
+async def test_a_form_whose_answer_is_lost_with_the_network_may_have_been_done(
+    running: Site, person: Person
+) -> None:
+    page = person.page
+    await running.project()
+    await page.goto("/users/ada")
+
+    async def lose(route: Route) -> None:
+        if route.request.method != "POST":
+            await route.continue_()
+            return
+        await route.fetch()
+        await page.context.set_offline(True)
+        await route.abort("internetdisconnected")
+
+    await page.route("**/new-project", lose)
+    await page.locator("#rail-new").click()
+    await page.locator("#dialog").get_by_label("Name").fill("Typed")
+    await page.locator("#dialog .btn-primary").click()
+    await expect(page.locator(".notice")).to_contain_text("may have been done")
+    await page.unroute_all()
     person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
 
 
