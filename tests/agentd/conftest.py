@@ -93,8 +93,14 @@ async def execd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]
 
 
 @pytest.fixture
-def execution(execd: Path) -> Execution:
-    return Execution(execd)
+async def execution(execd: Path) -> Execution:
+    client = Execution(execd)
+    try:
+        async with asyncio.timeout(20):
+            await client.hello()
+    except (TimeoutError, ExecutionError) as error:
+        pytest.fail(f"execd has ended in an earlier test: {error}")
+    return client
 
 
 async def _answers(client: Execution) -> bool:

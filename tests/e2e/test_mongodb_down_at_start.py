@@ -16,6 +16,7 @@ PATIENCE = 60
 async def test_programs_that_start_before_mongodb_become_ready_by_themselves(
     tmp_path: Path,
 ) -> None:
+    mongo_servers.skip_without_server()
     port = free_port()
     settings = {
         "MONGODB_URI": f"mongodb://127.0.0.1:{port}/",

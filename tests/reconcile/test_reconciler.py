@@ -23,7 +23,15 @@ from greylag.domain.errors import (
     StoreUnavailableError,
 )
 from greylag.domain.lifecycle import MAX_RESTARTS, PROCESS_STARTED, Observation, Observed, Verb
-from greylag.domain.project import Desired, Fence, Project, ProjectRef, Status
+from greylag.domain.project import (
+    Desired,
+    Environment,
+    Fence,
+    GitSource,
+    Project,
+    ProjectRef,
+    Status,
+)
 from greylag.ports import AgentAddress, AgentStatus, Claim, Outcome
 from greylag.reconcile import outcomes
 from greylag.reconcile.loop import OUTAGE_PAUSE, Slot, WorkLoop
@@ -529,10 +537,10 @@ async def test_records_from_an_older_copy_are_taken_over_in_one_pass_and_told_of
     assert (await bench.told()).count("records_restored") == 1
 
 
-async def outdated(pace: Pace = PACE) -> Bench:
+async def outdated(pace: Pace = PACE, source: GitSource | None = None) -> Bench:
     """Return one whose project runs with settings that are not those of now, and knows it."""
     bench = Bench(pace=pace)
-    await bench.create()
+    await bench.create(source=source)
     await bench.reach(Desired.ACTIVE)
     bench.cluster.outdate(REF, "new-image")
     await bench.store.poke(REF, bench.clock.now())
@@ -567,6 +575,10 @@ async def test_what_is_outdated_is_started_anew_when_asked_and_nobody_is_answere
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
 
 
+def _activations() -> float:
+    return REGISTRY.get_sample_value("greylag_activation_seconds_count") or 0
+
+
 async def test_whoever_comes_just_before_it_is_started_anew_is_answered_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -583,9 +595,12 @@ async def test_whoever_comes_just_before_it_is_started_anew_is_answered_first(
 
     await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
     monkeypatch.setattr(bench.gateway, "status", somebody_comes)
+    since, counted = (await bench.project()).last_activated_at, _activations()
+    bench.clock.advance(1)
     await bench.loop.drain()
     project = await bench.project()
     assert (project.status, project.settled, bench.verbs()) == (Status.ACTIVE, True, before)
+    assert (project.last_activated_at, _activations()) == (since, counted)  # it never ended
 
     turn = await bench.gateway.start_turn(at, None, "wait: a while", "m1")
     await bench.gateway.cancel_turn(at, turn.turn_id)
@@ -594,16 +609,25 @@ async def test_whoever_comes_just_before_it_is_started_anew_is_answered_first(
     assert bench.verbs() == [*before, Verb.STOP, Verb.START]
 
 
+@pytest.mark.parametrize("source", [None, GitSource("https://git.example/x.git", "main", 3)])
 @pytest.mark.parametrize("error", [AgentTokenLostError, ClusterUnavailableError])
 async def test_one_that_nobody_can_reach_any_more_is_started_anew_when_asked(
-    error: type[ClusterError], monkeypatch: pytest.MonkeyPatch
+    error: type[ClusterError], source: GitSource | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = await outdated()
+    bench = await outdated(source=source)
     before = bench.verbs()
 
     async def lost(_: object) -> AgentAddress:
         raise error("Its key is gone.")
 
+    if error is AgentTokenLostError:
+        stop = bench.cluster.stop
+
+        async def stopped(environment: Environment) -> None:
+            monkeypatch.undo()
+            await stop(environment)
+
+        monkeypatch.setattr(bench.cluster, "stop", stopped)
     monkeypatch.setattr(bench.cluster, "reach", lost)
     await refresh(bench.store, REF.user_id, REF.project_id, bench.clock.now())
     await bench.loop.drain()

@@ -44,10 +44,15 @@ class _DriversSocket(socket.socket):
 pool_shared.socket = SimpleNamespace(**vars(socket) | {"socket": _DriversSocket})  # type: ignore[assignment, attr-defined]
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """Start a server; return its process, which ends when its input does, and its URI."""
+def skip_without_server() -> None:
+    """Skip a test for which no server can be started here."""
     if importlib.util.find_spec("secantus") is None:
         pytest.skip("MONGODB IS NOT TESTED: install secantusdb or set GREYLAG_TEST_MONGODB_URI")
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server; return its process, which ends when its input does, and its URI."""
+    skip_without_server()
     command = [sys.executable, str(PROGRAM), *arguments]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own program
     assert server.stdout is not None

@@ -209,7 +209,8 @@ def with_git(project: Project, seen: Observation, state: CloneState | None) -> O
 
 
 def _untold(project: Project, seen: Observation) -> Observation:
-    if project.source is None or project.status is Status.ACTIVE:
+    # One that is only to be started anew had come up, too.
+    if project.source is None or project.status in {Status.ACTIVE, Status.DEACTIVATING}:
         return replace(seen, error=seen.error or _known_failure(project))
     error = ErrorInfo("agent_unreachable", "The environment was not told yet what to clone.")
     return replace(seen, state=Observed.STARTING, endpoint=None, error=error)

@@ -80,6 +80,8 @@ def settled(
     outcome = replace(outcome, events=[_REACHED[status], *outcome.events])
     if status is project.status:
         return outcome
+    if active and project.status is Status.DEACTIVATING:
+        return outcome  # its end did not come about
     if active:
         return replace(outcome, last_activated_at=now)
     return replace(outcome, last_deactivated_at=now)

@@ -554,8 +554,8 @@ class _Pass:
 
     def _count(self, outcome: Outcome, now: datetime) -> None:
         metrics.PASSES.labels(outcome.status, outcome.error.code if outcome.error else "").inc()
-        became_active = outcome.status is Status.ACTIVE and self.project.status is not Status.ACTIVE
-        if became_active and self.project.deadline_at is not None:
+        ran = self.project.status in {Status.ACTIVE, Status.DEACTIVATING}
+        if outcome.status is Status.ACTIVE and not ran and self.project.deadline_at is not None:
             took = now - (self.project.deadline_at - self._timeout)
             metrics.ACTIVATIONS.observe(max(0, took.total_seconds()))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from http import HTTPStatus
 from urllib.parse import quote
 
 import aiohttp
@@ -156,7 +157,8 @@ class AgentLocator:
         try:
             return token_of(await self._api.read("Secret", environment.names.namespace, name))
         except ApiError as error:
-            if not (error.is_refusal and self._keys):
+            # Who is not known at all is told nothing of keys.
+            if not (error.status == HTTPStatus.FORBIDDEN and self._keys):
                 raise
             raise AgentTokenLostError(
                 "The environment was started with another GREYLAG_AGENT_KEY, or without one.",
