@@ -833,6 +833,8 @@ async def test_what_only_reads_and_is_not_answered_is_not_said_to_have_been_done
     notice = page.locator(".notice")
     await expect(notice).to_contain_text("cannot be reached")
     await expect(notice).not_to_contain_text("may have been done")
+    await page.evaluate("() => document.dispatchEvent(new Event('greylag:live'))")
+    await expect(notice).to_have_count(0)
     never.set()
     person.complaints[:] = [one for one in person.complaints if not one.startswith("htmx:")]
 
