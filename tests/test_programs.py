@@ -4,14 +4,16 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.program import PATIENCE, finish, start
+from tests.cli.program import PATIENCE, environment, finish, start
 from tests.harness import settings
 from tests.store import mongo_servers
 
-from greylag import programs
+from greylag import programs, worker_program
 from greylag.common.server import listen
 from greylag.domain.errors import ConfigError, StoreUnavailableError
 
@@ -42,6 +44,30 @@ async def test_a_worker_told_to_end_while_it_waits_for_its_store_ends(tmp_path: 
             await process.wait()
 
 
+def test_a_worker_at_work_has_loaded_nothing_that_only_the_web_needs(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from unittest.mock import patch\n"
+        "from greylag.cli.main import main\n"
+        "def told(*_, **__):\n"
+        " print(sorted({'fastapi', 'jinja2', 'greylag.web.app'} & set(sys.modules)))\n"
+        " os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with patch('greylag.cli.programs._announce', told): sys.exit(main(['worker']))"
+    )
+    settings = {
+        "GREYLAG_DATA": str(tmp_path / "data"),
+        "GREYLAG_HEALTH_PORT": "0",
+        "GREYLAG_METRICS_PORT": "0",
+    }
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", code],
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 @pytest.mark.parametrize("given", ["health_port", "metrics_port"])
 async def test_a_port_that_is_taken_is_named_by_its_setting_before_anything_starts(
     given: str, tmp_path: Path
@@ -50,7 +76,7 @@ async def test_a_port_that_is_taken_is_named_by_its_setting_before_anything_star
         ports = {given: taken.getsockname()[1]}
         chosen = settings(data=tmp_path / "data", **ports)
         with pytest.raises(ConfigError, match=f"GREYLAG_{given.upper()}: the port") as told:
-            await programs.work(chosen, lambda *_, **__: None)
+            await worker_program.work(chosen, lambda *_, **__: None)
     assert "Choose another" in told.value.info.hint
     assert not chosen.data.exists()
 
@@ -64,7 +90,7 @@ async def test_a_start_that_fails_lets_go_of_the_ports_that_it_had(
         had.append(listen(host, port))
         return had[-1]
 
-    monkeypatch.setattr(programs, "listen", noted)
+    monkeypatch.setattr(worker_program, "listen", noted)
     chosen = settings(
         data=tmp_path / "data",
         port=0,
@@ -78,5 +104,5 @@ async def test_a_start_that_fails_lets_go_of_the_ports_that_it_had(
         ports = {"health_port": 0, "metrics_port": taken.getsockname()[1]}
         chosen = settings(data=tmp_path / "data", **ports)
         with pytest.raises(ConfigError):
-            await programs.work(chosen, lambda *_, **__: None)
+            await worker_program.work(chosen, lambda *_, **__: None)
     assert [one.fileno() for one in had] == [-1] * 3

@@ -1,52 +1,43 @@
-"""The long-running programs: web and worker in one process, or each alone.
+"""The programs that serve the web: alone, or with the worker in the same process (the worker alone:
+``worker_program.py``).
 
 Each runs until SIGINT or SIGTERM, and tells ``announce`` when it is at work. A ``ConfigError`` says
 that an address or the data folder cannot be used.
 """
 
 import asyncio
-import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Protocol
 
 import structlog
 from pydantic import SecretStr
-from starlette.types import ASGIApp
 
 from greylag.common.agent_api import LEGACY_API
-from greylag.common.clock import SystemClock
 from greylag.common.net import network_of
-from greylag.common.server import HttpServer, ServerLimits, addresses_of, listen
+from greylag.common.server import HttpServer, ServerLimits, addresses_of
 from greylag.common.token_file import ensure_token
 from greylag.config import Settings
-from greylag.domain.errors import ConfigError
 from greylag.services.use_cases import OPEN_TO_ALL, UseCases
-from greylag.web.app import create_app, create_health_app
+from greylag.web.app import create_app
 from greylag.web.auth import Signatures
-from greylag.web.metrics import create_metrics_app
 from greylag.wiring import assembled
+from greylag.worker_program import (
+    GRACEFUL_SHUTDOWN_SECONDS,
+    STOPPING,
+    Announce,
+    also_served,
+    metrics_of,
+    metrics_port,
+    open_port,
+)
 
 _log = structlog.get_logger(__name__)
 
-GRACEFUL_SHUTDOWN_SECONDS = 3
 FINISH_SECONDS = 60
 """What a web alone lets uploads, downloads and waits for environments take after it was told to
 end: others serve meanwhile. Its pod's ``terminationGracePeriodSeconds`` is longer.
 """
-_WATCHERS = 64
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-class Announce(Protocol):
-    """Tells a person that a program is at work."""
-
-    def __call__(self, address: str, *others: str, link: str | None = None) -> None:
-        """Tell its address, or a sentence; the other addresses that it has; and the link that signs
-        one browser in, if there is one. The link is for this person: it is never logged.
-        """
 
 
 async def up(settings: Settings, announce: Announce) -> None:
@@ -58,9 +49,9 @@ async def up(settings: Settings, announce: Announce) -> None:
     """
     async with (
         _web_port(settings) as listener,
-        _metrics_port(settings) as watched,
+        metrics_port(settings) as watched,
         assembled(settings) as greylag,
-        _also_served(watched, _metrics(greylag.use_cases)),
+        also_served(watched, metrics_of(greylag.use_cases)),
         asyncio.TaskGroup() as tasks,
     ):
         looked = asyncio.Event()
@@ -84,9 +75,9 @@ async def serve(settings: Settings, announce: Announce) -> None:
     has_key = settings.model_key is not None
     async with (
         _web_port(settings) as listener,
-        _metrics_port(settings) as watched,
+        metrics_port(settings) as watched,
         assembled(settings, patient=True, tries_model=has_key) as greylag,
-        _also_served(watched, _metrics(greylag.use_cases)),
+        also_served(watched, metrics_of(greylag.use_cases)),
     ):
         await _serve_with_token(
             greylag.use_cases, settings, listener, announce, finishes_within=FINISH_SECONDS
@@ -97,58 +88,6 @@ async def serve_parts(use_cases: UseCases, settings: Settings, announce: Announc
     """Run the web over use cases that the caller has made, with the token of ``settings``."""
     async with _web_port(settings) as listener:
         await _serve(use_cases, settings, listener, announce)
-
-
-async def work(settings: Settings, announce: Announce) -> None:
-    """Run the worker alone; a store that cannot be reached is waited for."""
-    async with (
-        _watched_port(settings.health_port, "GREYLAG_HEALTH_PORT") as probed,
-        _metrics_port(settings) as watched,
-        assembled(settings, patient=True) as greylag,
-        _also_served(probed, create_health_app(greylag.use_cases.store.ping)),
-        _also_served(watched, _metrics(greylag.use_cases)),
-        asyncio.TaskGroup() as tasks,
-    ):
-        looked = asyncio.Event()
-        working = tasks.create_task(
-            greylag.worker.run(looked, settings.startup_reconcile_timeout), name="worker"
-        )
-        loop = asyncio.get_running_loop()
-        for number in _STOPPING:
-            loop.add_signal_handler(number, working.cancel)
-        beside = {
-            tasks.create_task(_announce_after(looked, announce), name="announcement"),
-            tasks.create_task(greylag.notifier.run(), name="notifications"),
-        }
-        await asyncio.wait({working})
-        for task in beside:
-            task.cancel()
-
-
-@asynccontextmanager
-async def _also_served(listener: socket.socket | None, app: ASGIApp) -> AsyncIterator[None]:
-    """Serve beside the block, if there is a listener, those who watch the program."""
-    if listener is None:
-        yield
-        return
-    server = HttpServer(
-        app,
-        ends_within=GRACEFUL_SHUTDOWN_SECONDS,
-        limits=ServerLimits(connections=_WATCHERS),
-    )
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(server.serve([listener]), name=f"port {listener.getsockname()[1]}")
-        yield
-        server.finish()
-
-
-def _metrics(use_cases: UseCases) -> ASGIApp:
-    return create_metrics_app(use_cases.store, SystemClock())
-
-
-async def _announce_after(looked: asyncio.Event, announce: Announce) -> None:
-    await looked.wait()
-    announce("the worker is running")
 
 
 async def _serve_with_token(
@@ -187,7 +126,7 @@ async def _serve(
         ends_within=GRACEFUL_SHUTDOWN_SECONDS,
         finishes_within=finishes_within,
         limits=_limits(settings),
-        signals=_STOPPING,
+        signals=STOPPING,
         started=lambda: announce(*_sites(settings, listener)),
     )
     await server.serve([listener])
@@ -209,34 +148,9 @@ def _limits(settings: Settings) -> ServerLimits:
 
 
 def _web_port(settings: Settings) -> AbstractAsyncContextManager[socket.socket]:
-    return _port(
+    return open_port(
         settings.host,
         settings.port,
         f"The address {settings.host}:{settings.port}",
         "Choose another with --host and --port, or stop what listens there.",
     )
-
-
-def _metrics_port(settings: Settings) -> AbstractAsyncContextManager[socket.socket | None]:
-    return _watched_port(settings.metrics_port, "GREYLAG_METRICS_PORT")
-
-
-def _watched_port(
-    port: int | None, setting: str
-) -> AbstractAsyncContextManager[socket.socket | None]:
-    # On all addresses: probes and Prometheus come from elsewhere.
-    if port is None:
-        return nullcontext()
-    return _port(
-        "", port, f"{setting}: the port {port}", "Choose another, or stop what listens there."
-    )
-
-
-@asynccontextmanager
-async def _port(host: str, port: int, called: str, hint: str) -> AsyncIterator[socket.socket]:
-    try:
-        listener = listen(host, port)
-    except OSError as error:
-        raise ConfigError(f"{called} cannot be used: {error.strerror}.", hint=hint) from error
-    with listener:
-        yield listener

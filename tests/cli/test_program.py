@@ -66,7 +66,7 @@ def test_a_verb_imports_only_what_it_needs(words: list[str], heavy: set[str]) ->
     [
         (["up"], "greylag.programs.up"),
         (["serve"], "greylag.programs.serve"),
-        (["worker"], "greylag.programs.work"),
+        (["worker"], "greylag.worker_program.work"),
         (["agentd"], "greylag.agentd.main._serve"),
     ],
 )

@@ -17,7 +17,7 @@ from greylag.domain.errors import GreylagError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from greylag.config import Settings
-    from greylag.programs import Announce
+    from greylag.worker_program import Announce
 
 Program = Callable[["Settings", "Announce"], Coroutine[Any, Any, None]]
 
@@ -76,9 +76,9 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 def worker(data: Path | None) -> None:
     """Run the worker alone: it makes environments match their records."""
     with loading():
-        from greylag import programs
+        from greylag import worker_program
 
-    _run(programs.work, data=data)
+    _run(worker_program.work, data=data)
 
 
 @click.command()

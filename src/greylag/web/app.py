@@ -2,25 +2,19 @@
 tells of itself.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import (
     DEFAULT_EXCLUDED_CONTENT_TYPES,
     GZipResponder,
     IdentityResponder,
 )
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from greylag import __version__
 from greylag.config import Settings
-from greylag.domain.errors import GreylagError
 from greylag.services.use_cases import UseCases
 from greylag.web import audit, oidc, preview_links
 from greylag.web.addresses import STATIC, RootPath, VersionedFiles, behind
@@ -32,7 +26,7 @@ from greylag.web.dashboard import notifications as notification_pages
 from greylag.web.dashboard import projects as project_pages
 from greylag.web.dashboard import users as user_pages
 from greylag.web.deps import CallDep, Site, UseCasesDep, api_router, problems
-from greylag.web.errors import install_error_handlers, problem_response
+from greylag.web.error_handlers import install_error_handlers
 from greylag.web.guard import Guard
 from greylag.web.preview import PreviewSite
 from greylag.web.preview_links import PreviewLinks
@@ -96,27 +90,6 @@ async def ready(use_cases: UseCasesDep) -> HealthOut:
     """Ok when the store can be read and written; a problem document otherwise."""
     await use_cases.store.ping()
     return HealthOut(status="ok")
-
-
-def create_health_app(check_ready: Callable[[], Awaitable[None]]) -> ASGIApp:
-    """Return the application that tells the health of a program that serves nothing else.
-
-    It answers `/healthz` and `/readyz` as the web does.
-    ``check_ready`` returns when work can be done and fails by a ``GreylagError`` otherwise.
-    """
-    ok = HealthOut(status="ok").model_dump()
-
-    async def health(_: Request) -> Response:
-        return JSONResponse(ok)
-
-    async def ready(_: Request) -> Response:
-        try:
-            await check_ready()
-        except GreylagError as error:
-            return problem_response(error.info)
-        return JSONResponse(ok)
-
-    return RequestLogger(Starlette(routes=[Route("/healthz", health), Route("/readyz", ready)]))
 
 
 # Those that are asked for most come first: each is looked through in turn.

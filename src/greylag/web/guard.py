@@ -26,6 +26,7 @@ from greylag.services.audit import Audit
 from greylag.web import errors, oidc
 from greylag.web.addresses import STATIC, address, asked_path
 from greylag.web.auth import SIGN_IN, SIGN_OUT, Authenticator
+from greylag.web.error_handlers import page_or_problem
 from greylag.web.request_log import exchange_of
 
 MAX_HEADER_BYTES = 65_536
@@ -101,7 +102,7 @@ class Guard:
             if isinstance(error, ForbiddenError):
                 await self._refused(scope, error)
             asked = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
-            return errors.page_or_problem(asked, error.info)
+            return page_or_problem(asked, error.info)
         return None
 
     async def _refused(self, scope: Scope, error: GreylagError) -> None:
