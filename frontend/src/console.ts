@@ -95,6 +95,7 @@ class Console {
   }
 
   start(): void {
+    if (this.#leadToOwn()) return;
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#submit();
@@ -142,6 +143,23 @@ class Console {
   /** What has no session yet is this tab's: each makes one of its own. */
   #placeOf(session: string | null, tab: string = tabName()): string {
     return this.#nameOf(session ?? `new ${tab}`);
+  }
+
+  /** Have a page that names no session, and was given the newest, show the one that this tab has sent a first message to
+   * begin with; tell whether it leads there.
+   */
+  #leadToOwn(): boolean {
+    const sent = this.#sentIn(null);
+    const known = this.#known;
+    for (const pending of sent.all) if (known.has(pending.messageId)) sent.forget(pending);
+    const leads = this.#session !== null && !new URLSearchParams(location.search).has("session") && sent.all.length > 0;
+    if (leads) location.replace(`${this.#page}?session=new`);
+    return leads;
+  }
+
+  /** The ids of the messages that are shown. */
+  get #known(): Set<string | undefined> {
+    return new Set([...this.#conversation.querySelectorAll<HTMLElement>("[data-message-id]")].map((one) => one.dataset.messageId));
   }
 
   /** Go on with what a tab that was closed had sent to begin a session with. */
@@ -325,10 +343,10 @@ class Console {
   /** A page that was left before its message had become a turn sends it again: the same id, the same turn. */
   #sendPending(): void {
     const sent = this.#sentIn(this.#session);
-    const known = [...this.#conversation.querySelectorAll<HTMLElement>("[data-message-id]")].map((one) => one.dataset.messageId);
+    const known = this.#known;
     for (const pending of sent.all) {
       if (this.#stream?.pending.messageId === pending.messageId) continue;
-      const isTurn = known.includes(pending.messageId);
+      const isTurn = known.has(pending.messageId);
       if (!isTurn && !this.#stream && isFresh(pending)) {
         this.#send(pending);
         continue;

@@ -432,23 +432,61 @@ async def turns_from_elsewhere_come_in_their_order(
 
 
 async def test_a_first_message_on_its_way_is_its_own_tab_s(running: Site, person: Person) -> None:
+    """Also where the server shows the session that another tab has made meanwhile."""
     path = await running.project(active=True)
-    await person.page.route("**/messages", lambda _: None)
+    page = person.page
+
+    async def hold(route: Route) -> None:
+        if (route.request.post_data_json or {}).get("message") != "First of mine":
+            await route.continue_()
+
+    await page.route("**/messages", hold)  # until the page is left
+    await person.open_project(path)
+    address = page.url
+    for leave in ("reload", "come again"):
+        if leave == "reload":
+            await person.say("First of mine")
+            await expect(page.locator(".said")).to_have_text("First of mine")
+        other = await page.context.new_page()
+        await other.goto(f"{address}?session=new")
+        await other.wait_for_selector("#composer[data-ready]")
+        await other.fill("#message", "Another session")
+        await other.press("#message", "Enter")
+        await expect(other.locator(".said")).to_have_text(["Another session"])
+        await expect(other.locator(".answer")).to_have_text("You said: Another session")
+        await other.close()
+        await (page.reload() if leave == "reload" else page.goto(address))
+        await expect(page.locator(".said")).to_have_text(["First of mine"])
+    await page.route("**/messages", lambda route: route.continue_())
+    await page.goto(address)
+    await expect(page.locator(".answer")).to_have_text("You said: First of mine")
+    await expect(page).to_have_url(re.compile("session=(?!new)"))
+    # It has become a turn: a new session is empty.
+    await page.goto(f"{address}?session=new")
+    await page.wait_for_selector("#composer[data-ready]")
+    await expect(page.locator(".turn")).to_have_count(0)
+
+
+async def test_a_first_message_that_has_become_a_turn_unseen_begins_no_session_anew(
+    running: Site, person: Person
+) -> None:
+    path = await running.project(active=True)
+    page = person.page
+
+    async def answer_elsewhere(route: Route) -> None:
+        body = route.request.post_data_json
+        async with running.http.post(f"{path}/messages", json=body) as answer:
+            await answer.read()
+
+    await page.route("**/messages", answer_elsewhere)
     await person.open_project(path)
     await person.say("First of mine")
-    await expect(person.page.locator(".said")).to_have_text("First of mine")
-    other = await person.page.context.new_page()
-    await other.goto(person.page.url)
-    await other.wait_for_selector("#composer[data-ready]")
-    await other.fill("#message", "Another session")
-    await other.press("#message", "Enter")
-    await expect(other.locator(".said")).to_have_text(["Another session"])
-    await expect(other.locator(".answer")).to_have_text("You said: Another session")
-    await person.page.unroute("**/messages")
-    await person.page.reload()
-    await person.answered()
-    await expect(person.page.locator(".answer")).to_have_text("You said: First of mine")
-    await other.close()
+    await expect(page.locator(".session-title")).to_have_text("First of mine")
+    await page.reload()
+    await expect(page.locator(".answer")).to_have_text("You said: First of mine")
+    await page.goto(f"{page.url.partition('?')[0]}?session=new")
+    await page.wait_for_selector("#composer[data-ready]")
+    await expect(page.locator(".turn")).to_have_count(0)
 
 
 async def _when(may: asyncio.Event, route: Route) -> None:
