@@ -254,7 +254,8 @@ class Console {
 
   #replay(article: HTMLElement, running: boolean): Promise<void> {
     const stream = new TurnStream(this.#api, { session: this.#session }, article.dataset.turn);
-    const view = this.#view(article, stream);
+    const decide = (id: string, decision: Decision) => this.#decide(stream, id, decision);
+    const view = new TurnView(article, decide, running ? null : this.#scroller.put);
     if (running) this.#join(stream, view);
     return this.#follow(stream, view, true);
   }
@@ -416,6 +417,7 @@ class Console {
     } catch (error) {
       if (error instanceof Refused && error.problem.code === "session_busy") return this.#busy(stream, view);
       this.#refused(stream, view, error);
+      if (view.abandon()) fresh = true;
     }
     if (!this.#leaving.signal.aborted) await this.#over(stream, view, fresh ? null : ending);
   }
@@ -548,10 +550,6 @@ class Console {
 
   #decide(stream: TurnStream, id: string, decision: Decision): Promise<boolean> {
     return this.#try("asked", () => stream.confirm(id, decision));
-  }
-
-  #view(article: HTMLElement, stream: TurnStream): TurnView {
-    return new TurnView(article, (id, decision) => this.#decide(stream, id, decision));
   }
 
   /** Do it and tell what went wrong; true when nothing did. */

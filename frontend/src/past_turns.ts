@@ -26,7 +26,7 @@ export class PastTurns {
   dress(turns: HTMLElement[]): void {
     for (const article of turns) {
       const text = article.querySelector("[data-markdown]")?.textContent;
-      if (text) void TurnView.format(article, text);
+      if (text) void TurnView.format(article, text, this.#of.scroller.put);
       if (article.dataset.turn) this.#offerSteps(article);
       showTurnEnd(article, this.#of.ends);
     }

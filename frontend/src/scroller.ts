@@ -2,6 +2,8 @@
 // touch, keys, the scroll bar, or by what moves the view up by more than there is less to scroll, which
 // nothing does by itself (what a browser finds in the page, the focus, a selection that is drawn). It is
 // never read off where the view stands, which changes by itself.
+import { Words } from "./same_words";
+
 const AT_END_PX = 8;
 const AWAY = new Set(["ArrowUp", "PageUp", "Home"]);
 
@@ -57,6 +59,26 @@ export class Scroller {
     this.#place.scrollTop += (turns()[top]?.top ?? 0) - (before[top]?.top ?? 0);
     this.#pin();
   }
+
+  /** Put `drawn` in the place of `shown`, beside which it stands unseen and which says the same: who reads there goes on
+   * with the same words.
+   */
+  readonly put = (shown: HTMLElement, drawn: HTMLElement): void => {
+    const change = () => {
+      drawn.className = shown.className;
+      shown.remove();
+    };
+    if (this.#following) return change();
+    const { top } = this.#place.getBoundingClientRect();
+    const before = shown.getBoundingClientRect();
+    if (before.top >= top) return change();
+    const words = before.bottom > top ? Words.at(shown, before.left + 2, top + 1) : null;
+    const same = words?.sameIn(drawn);
+    const moved = same && same.top - drawn.getBoundingClientRect().top - (words!.top - before.top);
+    const { scrollTop } = this.#place;
+    change();
+    this.#place.scrollTop = scrollTop + (moved ?? drawn.getBoundingClientRect().height - before.height);
+  };
 
   #leave(): void {
     if (this.#place.scrollHeight > this.#place.clientHeight) this.#following = false;

@@ -9,6 +9,9 @@ import type { Problem } from "./sse";
 const BUDGET_MS = 7; // of a frame, for what has come
 const WITHOUT_FRAME_MS = 500;
 
+/** Puts what is drawn in the place of what is shown. */
+export type Put = (shown: HTMLElement, drawn: HTMLElement) => void;
+
 /** Shows a turn's answer in its article; what has come is shown once per frame, a bounded amount each. */
 export class TurnView {
   readonly model = new TurnModel();
@@ -16,13 +19,17 @@ export class TurnView {
   #answer: HTMLElement;
   #end: HTMLElement;
   #decide: Decide;
+  #put: Put | null;
   #scheduled = false;
   #shown: (() => void)[] = [];
 
-  /** `article` is a turn that the server rendered; `decide` answers a confirmation. */
-  constructor(article: HTMLElement, decide: Decide) {
+  /** `article` is a turn that the server rendered; `decide` answers a confirmation. With `put` the answer is drawn
+   * unseen, and put in its place once it is whole.
+   */
+  constructor(article: HTMLElement, decide: Decide, put: Put | null = null) {
     this.article = article;
-    this.#answer = article.querySelector<HTMLElement>(".answer")!;
+    this.#put = put;
+    this.#answer = put ? Object.assign(document.createElement("div"), { className: "coming" }) : this.#shownAnswer;
     this.#end = article.querySelector<HTMLElement>(".turn-end")!;
     this.#decide = decide;
   }
@@ -44,11 +51,14 @@ export class TurnView {
   }
 
   /** Show an answer that is whole. */
-  static async format(article: HTMLElement, text: string): Promise<void> {
-    const view = new TurnView(article, async () => false);
+  static async format(article: HTMLElement, text: string, put: Put): Promise<void> {
+    const view = new TurnView(article, async () => false, put);
     view.apply("message", { content: text });
-    view.model.end();
-    await view.painted();
+    await view.#whole();
+  }
+
+  get #shownAnswer(): HTMLElement {
+    return this.article.querySelector<HTMLElement>(".answer")!;
   }
 
   apply(type: string, content: Record<string, any>): void {
@@ -79,14 +89,33 @@ export class TurnView {
 
   /** Resolves when all is shown; `words` say how the turn ended, when that is worth words. */
   async finish(words: string): Promise<void> {
-    this.model.end();
-    await this.painted();
+    await this.#whole();
     this.working("");
     this.#end.textContent = "forgotten" in this.article.dataset ? `${words} ${FORGOTTEN}`.trim() : words;
     const { outcome, changes } = this.model;
     this.article.dataset.turnStatus = outcome;
     // What the server has told of is newer: it knows of undos.
     if (changes !== undefined) this.article.dataset.changes ??= JSON.stringify(changes);
+  }
+
+  async #whole(): Promise<void> {
+    this.model.end();
+    await this.painted();
+    if (!this.#put || !drawn.has(this.#answer)) return;
+    await this.painted(); // once more: until then it has no sizes
+    const shown = this.#shownAnswer;
+    this.#put(shown, this.#answer);
+    render(null, shown);
+    this.#put = null;
+  }
+
+  /** Leave what is shown where it is, of an answer that was to take its place whole; tell whether it was. */
+  abandon(): boolean {
+    if (!this.#put) return false;
+    this.#put = null;
+    this.clear();
+    this.#answer.remove();
+    return true;
   }
 
   /** Resolves when all that has come stands in the page. */
@@ -119,7 +148,8 @@ export class TurnView {
   #render(): void {
     if (!drawn.has(this.#answer)) {
       if (!this.model.items.length) return;
-      this.#answer.replaceChildren(); // else what the server has written would stay beside it
+      if (this.#put) this.#shownAnswer.after(this.#answer);
+      else this.#answer.replaceChildren(); // else what the server has written would stay beside it
       drawn.add(this.#answer);
     }
     render(<Answer model={this.model} decide={this.#decide} />, this.#answer);

@@ -35,6 +35,28 @@ GROWS = """async () => {
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   return left;
 }"""
+# Where words stand on the screen.
+TOP_OF = """async words => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const texts = document.createTreeWalker(conversation, NodeFilter.SHOW_TEXT);
+  const place = document.createRange();
+  while (texts.nextNode()) {
+    const at = texts.currentNode.data.search(words + "(?![0-9])");
+    if (at < 0 || texts.currentNode.parentElement.closest(".said")) continue;
+    place.setStart(texts.currentNode, at);
+    place.setEnd(texts.currentNode, at + 1);
+    return place.getBoundingClientRect().top;
+  }
+}"""
+# Has words stand near the top of what is seen.
+SCROLLED_TO = f"""async words => {{
+  const top = {TOP_OF};
+  scroller.dispatchEvent(new WheelEvent("wheel", {{ deltaY: -1 }}));
+  for (let round = 0; round < 3; round++) {{
+    scroller.scrollTop += await top(words) - scroller.getBoundingClientRect().top - 4;
+  }}
+  return top(words);
+}}"""
 PARAGRAPHS = "".join(f"Paragraph {n} of many words to read.\n\n" for n in range(1500))
 SCREEN_AT_200_PERCENT = {"width": 640, "height": 400}
 MARKDOWN = """\
@@ -155,7 +177,7 @@ async def test_the_view_follows_what_grows_until_the_person_leaves_the_end(perso
     await expect(person.page.locator("#to-end")).to_be_hidden()
     assert await scroller.evaluate(FROM_END) <= 8
     await person.page.reload()
-    await expect(person.page.locator(".prose")).to_contain_text("Paragraph 1499")
+    await expect(person.page.locator(".answer .prose")).to_contain_text("Paragraph 1499")
     await person.page.wait_for_function(
         f"() => ({FROM_END})(document.getElementById('scroller')) <= 8"
     )
@@ -380,7 +402,7 @@ async def test_what_is_read_of_a_long_answer_stays_in_place_as_it_scrolls(person
     page = person.page
     await told(person, *words(PARAGRAPHS))
     await page.reload()
-    await expect(page.locator(".prose")).to_contain_text("Paragraph 1499")
+    await expect(page.locator(".answer .prose")).to_contain_text("Paragraph 1499")
     await page.wait_for_function(AT_END)
     await page.locator("#scroller").hover()
     for _ in range(25):
@@ -606,6 +628,39 @@ async def test_earlier_messages_come_above_what_is_seen(running: Site, person: P
     assert before is not None
     assert after is not None
     assert abs(before["y"] - after["y"]) < 2
+
+
+async def test_who_reads_an_answer_goes_on_with_the_same_words_when_it_is_drawn_from_its_events(
+    person: Person,
+) -> None:
+    page, drawn = person.page, asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await drawn.wait()
+        await route.continue_()
+
+    before = "".join(f"{n}. **Paragraph {n}** of many words to read.\n" for n in range(1, 150))
+    code = "~~~py\n" + "x = 1\n" * 200 + "~~~\n\n"
+    after = "".join(f"Paragraph {n} of `many` words to read.\n\n" for n in range(150, 300))
+    output = "\n".join(map(str, range(300)))
+    await told(person, *words(before), *shell("ls", output), *words(code + after))
+    await page.route("**/turns/*/events", hold)
+    await page.reload()
+    await page.wait_for_selector("#composer[data-ready]")
+    top = await page.evaluate(SCROLLED_TO, "Paragraph 229")
+    drawn.set()
+    await expect(page.locator(".answer .step")).to_have_count(1)
+    assert abs(await page.evaluate(TOP_OF, "Paragraph 229") - top) < 2
+    # So it is where the steps of an earlier turn are asked for.
+    await told(person, *words("And one more."))
+    for reading in ("Paragraph 77", "Paragraph 229", "And one more."):
+        await page.reload()
+        steps = page.get_by_role("button", name="Show the steps")
+        await expect(page.locator(".prose[data-markdown]")).to_have_count(0)
+        top = await page.evaluate(SCROLLED_TO, reading)
+        await steps.first.evaluate("one => one.click()")
+        await expect(page.locator(".answer .step")).to_have_count(1)
+        assert abs(await page.evaluate(TOP_OF, reading) - top) < 2, reading
 
 
 async def test_what_was_said_is_read_asleep_and_is_there_once_when_it_wakes(

@@ -747,6 +747,7 @@ def _begin(run: _Run) -> None:
             if told == "wait":
                 return
             run.add(told, **content)
+            run.answer += str(content.get("content", "")) if told == "message" else ""
             if told == "tool_confirmation":
                 run.confirmation = content["id"]
         if run.confirmation is None:
