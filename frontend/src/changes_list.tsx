@@ -4,7 +4,7 @@ import { Asleep } from "./asleep";
 import { ChangeView } from "./change_view";
 import { type ChangeLog, type Span, type Turn, onUndone, outcomeOf, reasonsOf, refusalOf } from "./changes";
 import { LineCounts } from "./diff_view";
-import { type Attempt, useAnswer, useAttempt } from "./hooks";
+import { type Attempt, useAnswer, useAttempt, useAttemptedLook } from "./hooks";
 import type { Now } from "./panes";
 import { counted, visible } from "./text";
 import { ago } from "./times";
@@ -44,16 +44,15 @@ function Review({ log, workspace, mayWrite, session, reviewed, news, attempt }: 
   const [turns, setTurns] = useState<Turn[] | null>(null);
   const [chosen, choose] = useState("");
   const [older, setOlder] = useState<Turn | null>(null); // than those that are listed
-  useEffect(() => attempt(async () => setTurns(session ? await log.turns(session) : [])), [log, session, news]);
+  useAttemptedLook(attempt, async () => (session ? log.turns(session) : []), setTurns, [log, session, news]);
   useEffect(() => { if (reviewed) choose(`turn ${reviewed}`); }, [reviewed, news]);
   const all = turns && older && !turns.some((one) => one.turn_id === older.turn_id) ? [...turns, older] : (turns ?? []);
   const ended = all.filter((one) => one.status !== "running" && one.changes?.files !== 0);
   const newest = ended.find((one) => one.changes) ?? ended[0];
   const shown = chosen || (newest ? `turn ${newest.turn_id}` : "");
   const [kind, id = ""] = shown.split(" ");
-  useEffect(() => {
-    if (turns && id && !turns.some((one) => one.turn_id === id)) attempt(async () => setOlder(await log.turn(id)));
-  }, [turns, id]);
+  const lacking = turns && id && !turns.some((one) => one.turn_id === id);
+  useAttemptedLook(attempt, async () => (lacking ? log.turn(id) : null), (found) => found && setOlder(found), [turns, id]);
   if (turns === null) return null;
   const turn = kind === "turn" ? all.find((one) => one.turn_id === id) : undefined;
   return (

@@ -3,6 +3,7 @@ import type { ComponentChild } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { useHighlighted } from "./code_block";
 import { Draft } from "./drafts";
+import { useLook } from "./hooks";
 import { previewFile } from "./preview_pane";
 import { Refused, wordsOf } from "./sse";
 import { visible } from "./text";
@@ -70,25 +71,18 @@ export function FileView({ workspace, path, news, onClose, onFolder }: FileViewP
 function useFile({ workspace, path, news, onFolder }: Omit<FileViewProps, "onClose">, editing: boolean) {
   const [shown, setShown] = useState<Shown | null>(null);
   const [said, say] = useState("");
-  const asked = useRef(0);
-  const load = async () => {
-    const mine = (asked.current += 1);
-    const current = () => mine === asked.current;
+  const look = async () => {
     say("");
-    try {
-      const { entry } = await workspace.list(path);
-      if (entry.kind === "folder") return void (current() && onFolder(path));
-      if (entry.etag === shown?.entry.etag) return;
-      const found = await read(workspace, entry);
-      if (current()) setShown(found);
-    } catch (error) {
-      if (!current()) return;
-      if (error instanceof Refused && error.status === 404 && !editing) setShown(null);
-      say(wordsOf(error));
-    }
+    const { entry } = await workspace.list(path);
+    if (entry.kind === "folder") return null;
+    return entry.etag === shown?.entry.etag ? shown : read(workspace, entry);
   };
-  useEffect(() => void load(), [news, editing]);
-  useEffect(() => () => { asked.current += 1; }, []);
+  const take = (found: Shown | null) => (found ? setShown(found) : onFolder(path));
+  const refuse = (error: unknown) => {
+    if (error instanceof Refused && error.status === 404 && !editing) setShown(null);
+    say(wordsOf(error));
+  };
+  useLook(look, take, refuse, [news, editing]);
   return { shown, said };
 }
 

@@ -4,9 +4,10 @@ import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preac
 import { Asleep } from "./asleep";
 import { FileView } from "./file_view";
 import { GitBar } from "./git_bar";
+import { useLive, useLook } from "./hooks";
 import { LineForm } from "./line_form";
 import { type Now, showPane, startPane } from "./panes";
-import { wordsOf } from "./sse";
+import { isUnreached, wordsOf } from "./sse";
 import { ago } from "./times";
 import { counted, visible } from "./text";
 import { uploadAll } from "./upload";
@@ -106,18 +107,26 @@ function useDoing() {
   const [again, setAgain] = useState(0);
   const lines = useRef(new Map<unknown, string>()); // by what was done last, and what is under way
   const under = useRef(new Set<unknown>());
+  const lost = useRef(new Set<unknown>()); // what did not reach the server
+  const tell = (action: unknown, words: string) => {
+    lines.current.set(action, words);
+    setSaid([...lines.current.values()].filter(Boolean).join(" "));
+  };
+  useLive(() => {
+    for (const action of lost.current) tell(action, "");
+    lost.current.clear();
+  });
   const attempt = useCallback<Doing>(async (action) => {
-    const say = (words: string) => {
-      lines.current.set(action, words);
-      setSaid([...lines.current.values()].filter(Boolean).join(" "));
-    };
+    const say = (words: string) => tell(action, words);
     for (const one of lines.current.keys()) if (!under.current.has(one)) lines.current.delete(one);
+    lost.current.clear(); // what was under way is not lost
     under.current.add(action);
     say("");
     try {
       await action(say);
     } catch (error) {
       say(wordsOf(error));
+      if (isUnreached(error)) lost.current.add(action);
     }
     under.current.delete(action);
     setAgain((count) => count + 1);
@@ -238,29 +247,26 @@ function useListing(workspace: Workspace, folder: string, news: number, onTop: F
   const [error, setError] = useState("");
   const shown = useRef(listing);
   shown.current = listing;
-  useEffect(() => {
-    let current = true;
+  const look = async (isWanted: () => boolean) => {
     // As much of the same folder as was shown.
     const least = shown.current?.entry.path === folder ? shown.current.entries.length : 0;
-    const look = async () => {
-      let found = await workspace.list(folder);
-      while (current && found.next && found.entries.length < least) {
-        const next = await workspace.list(folder, found.next);
-        found = { ...next, entries: [...found.entries, ...next.entries] };
-      }
-      return found;
-    };
-    look().then(
-      (found) => {
-        if (!current) return;
-        setListing(found);
-        setError("");
-        if (!folder) onTop(found.entries.some((entry) => entry.name === ".git"));
-      },
-      (failure) => { if (current) { setListing(null); setError(wordsOf(failure)); } },
-    );
-    return () => { current = false; };
-  }, [workspace, folder, news, onTop]);
+    let found = await workspace.list(folder);
+    while (isWanted() && found.next && found.entries.length < least) {
+      const next = await workspace.list(folder, found.next);
+      found = { ...next, entries: [...found.entries, ...next.entries] };
+    }
+    return found;
+  };
+  const take = (found: Listing) => {
+    setListing(found);
+    setError("");
+    if (!folder) onTop(found.entries.some((entry) => entry.name === ".git"));
+  };
+  const refuse = (failure: unknown) => {
+    setListing(null);
+    setError(wordsOf(failure));
+  };
+  useLook(look, take, refuse, [workspace, folder, news, onTop]);
   const more = async () => {
     if (!listing) return;
     const isShown = () => shown.current === listing; // another folder's list takes no more of this one
@@ -328,21 +334,12 @@ interface SearchProps {
 function Search({ workspace, onOpen, children }: SearchProps) {
   const [text, setText] = useState("");
   const [found, setFound] = useState<{ matches: Match[]; whole: boolean } | string | null>(null);
-  useEffect(() => {
-    let current = true;
+  const look = async (isWanted: () => boolean) => {
     setFound(null);
-    const timer = setTimeout(() => {
-      if (!text.trim()) return;
-      workspace.search(text.trim()).then(
-        (matches) => current && setFound(matches),
-        (failure) => current && setFound(wordsOf(failure)),
-      );
-    }, SEARCH_WAIT_MS);
-    return () => {
-      current = false;
-      clearTimeout(timer);
-    };
-  }, [workspace, text]);
+    await new Promise((done) => setTimeout(done, SEARCH_WAIT_MS));
+    return isWanted() && text.trim() ? workspace.search(text.trim()) : null;
+  };
+  useLook(look, setFound, (failure) => setFound(wordsOf(failure)), [workspace, text]);
   return (
     <>
       <input class="input files-search" type="search" placeholder="Search names and contents" aria-label="Search files" value={text}

@@ -1,6 +1,6 @@
 // The logs of a project: what Greylag did, which is live anyway, and the last of what its environment said.
-import { showPane, whenShown } from "./panes";
-import { ask, wordsOf } from "./sse";
+import { isShown, showPane, whenShown } from "./panes";
+import { ask, isUnreached, wordsOf } from "./sse";
 import { visible } from "./text";
 
 const LINES = 200;
@@ -10,13 +10,16 @@ export function startLog(): void {
   const place = document.getElementById("environment-log");
   const api = document.querySelector<HTMLElement>("[data-api]")?.dataset.api;
   if (!place || !api) return;
+  let isLost = false;
   const read = async () => {
+    isLost = false;
     const text = place.querySelector("pre")!;
     place.hidden = false;
     try {
       const said = await (await ask(`${api}/logs?tail=${LINES}`)).text();
       text.textContent = said.split("\n").map(inWords).join("\n") || "Nothing yet.";
     } catch (error) {
+      isLost = isUnreached(error);
       text.textContent = wordsOf(error);
     }
     text.scrollTop = text.scrollHeight;
@@ -26,6 +29,7 @@ export function startLog(): void {
     log.scrollTop = log.scrollHeight;
     void read();
   });
+  document.addEventListener("greylag:live", () => isLost && isShown("log") && void read());
   place.querySelector("button")!.addEventListener("click", () => void read());
   document.addEventListener("click", (event) => {
     const link = (event.target as Element).closest<HTMLElement>("[data-shows]");

@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { copy } from "./clipboard";
 import { CopyButton } from "./code_block";
-import { type Attempt, useAttempt } from "./hooks";
+import { type Attempt, useAttempt, useAttemptedLook } from "./hooks";
 import { isShown, showPane } from "./panes";
 import { ANSWER_MS, Refused, ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
@@ -174,14 +174,7 @@ interface OpenedProps {
 /** One preview, with what may be done with it; `opened` changes when it is to be loaded again. */
 function Opened({ api, page, target, opened, open, attempt }: OpenedProps) {
   const [link, setLink] = useState<Link | null>(null);
-  useEffect(() => {
-    let current = true;
-    attempt(async () => {
-      const made = await linkTo(api, target);
-      if (current) setLink(made);
-    });
-    return () => { current = false; };
-  }, [api, target, opened]);
+  useAttemptedLook(attempt, () => linkTo(api, target), setLink, [api, target, opened]);
   const where = target.port === null ? `${page}/preview?` : `${page}/preview/${encodeURIComponent(target.port)}?`;
   const name = target.port === null ? target.path : `port ${target.port}`;
   return (
@@ -223,7 +216,9 @@ async function linkTo(api: string, { port, path }: Target, seconds: number | nul
 function Shares({ api, target, attempt }: { api: string; target: Target; attempt: Attempt }) {
   const [shares, setShares] = useState<Share[] | null>(null);
   const [isOpen, setOpen] = useState(false);
-  const load = async () => setShares((await (await ask(`${api}/shares`)).json()).shares);
+  const look = async (): Promise<Share[]> => (await (await ask(`${api}/shares`)).json()).shares;
+  const load = async () => setShares(await look());
+  useAttemptedLook(attempt, async () => (isOpen ? look() : null), setShares, [api, isOpen]);
   const make = (seconds: number) => attempt(async () => {
     await copy(linkTo(api, target, seconds).then(({ url }) => url)); // where it is not, it can be below
     await load();
@@ -232,13 +227,8 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
     await ask(`${api}/shares/${encodeURIComponent(name)}`, { method: "DELETE" });
     await load();
   });
-  const toggle = (event: Event) => {
-    const { open } = event.currentTarget as HTMLDetailsElement;
-    if (open && !isOpen) attempt(load);
-    setOpen(open);
-  };
   return (
-    <details class="preview-shares" onToggle={toggle}>
+    <details class="preview-shares" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>Shared links</summary>
       <p class="quiet">Whoever has a link sees {target.port === null ? "this file and what lies beside and below it" : "and uses all that this port serves"}, without signing in, until it runs out or you end it.</p>
       <div class="files-tools" role="group" aria-label="Copy a link that is good for">

@@ -2,7 +2,7 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
-import { type Attempt, useAttempt } from "./hooks";
+import { type Attempt, useAttempt, useAttemptedLook } from "./hooks";
 import { loaded } from "./notices";
 import { startPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -38,8 +38,9 @@ function wordsFor(failure: unknown): string {
 function Shells({ list, failed, attempt }: { list: string; failed: boolean; attempt: Attempt }) {
   const [shells, setShells] = useState<Shell[] | null>(null);
   const [chosen, choose] = useState<string | null>(null);
-  const load = async () => setShells((await (await ask(list)).json()).terminals);
-  useEffect(() => attempt(load), [list]);
+  const look = async (): Promise<Shell[]> => (await (await ask(list)).json()).terminals;
+  const load = async () => setShells(await look());
+  useAttemptedLook(attempt, look, setShells, [list]);
   if (shells === null) return failed ? <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => attempt(load)}>Try again</button></p> : null;
   const shown = shells.find((one) => one.terminal_id === chosen) ?? shells.at(-1);
   const start = () => attempt(async () => {

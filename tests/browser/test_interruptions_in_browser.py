@@ -8,6 +8,7 @@ import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from playwright.async_api import FilePayload, Page, Route, WebSocketRoute, expect
@@ -44,6 +45,7 @@ window.WebSocket = class extends WebSocket {
     this.addEventListener("message", () => heard++);
   }
 };"""
+OPEN_LOG = "document.querySelector('[data-shows=log]').click()"
 # What follows from what has happened has happened then, but for what waits for a time.
 AT_REST = """() => new Promise((done) => {
   const { port1, port2 } = new MessageChannel();
@@ -859,3 +861,72 @@ async def test_a_pane_that_could_not_load_shows_what_it_holds_when_it_is_asked_f
         await page.locator(f"#tab-{name}").click()
         await expect(page.locator(f"#pane-{name}")).to_contain_text(words)
         await expect(page.locator(f"#pane-{name}")).not_to_contain_text("cannot be loaded")
+
+
+async def test_what_panes_could_not_ask_for_they_ask_again_once_the_line_is_back(
+    running: Site, person: Person, proxy: DroppingProxy
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await begin(running, path, "Hello")
+    await person.open_project(path)
+    await page.wait_for_selector("#composer[data-ready]")
+    asked = re.compile(
+        r"/(terminals|search\?.*|content\?.*|preview|turns\?limit=30|shares|logs.*)$"
+    )
+    await page.route(asked, lambda route: route.abort())
+    files = page.locator("#files")
+    await page.get_by_label("Search files").fill("main")
+    await expect(files).to_contain_text("cannot be reached")
+    shown = {
+        "terminal": "No terminal is open.",
+        "changes": "1 file changed",
+        "preview": "Nothing of this project is shared.",
+        "log": "agent is ready",
+    }
+    for name in shown:
+        tab = page.locator(f"#tab-{name}")
+        await (tab.click() if name != "log" else page.evaluate(OPEN_LOG))
+        if name == "preview":
+            await page.get_by_text("Shared links", exact=True).click()
+        await expect(page.locator(f"#pane-{name}")).to_contain_text("cannot be reached")
+    await page.unroute(asked)
+    proxy.drop()  # and the live stream is opened again
+    for name, words in shown.items():
+        pane = page.locator(f"#pane-{name}")
+        await expect(pane).not_to_contain_text("cannot be reached")
+        await expect(pane).to_contain_text(words)
+    await expect(files).to_contain_text("match")
+
+
+async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is_back(
+    running: Site, person: Person
+) -> None:
+    page, tried = person.page, 0
+    answer: dict[str, Any] | None = None
+
+    async def refuse(route: Route) -> None:
+        nonlocal tried
+        if route.request.method != "POST":
+            return await route.continue_()
+        tried += 1
+        return await (route.fulfill(**answer) if answer else route.abort())
+
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.route(re.compile(r"/(terminals|files/folder.*)$"), refuse)
+    await page.locator("#tab-terminal").click()
+    terminals, live = (
+        page.locator("#terminals"),
+        "document.dispatchEvent(new Event('greylag:live'))",
+    )
+    await page.get_by_role("button", name="New terminal").click()
+    await expect(terminals).to_contain_text("cannot be reached")
+    await page.evaluate(f"() => {{ {live} }}")
+    await expect(terminals).not_to_contain_text("cannot be reached")
+    answer = {"status": 409, "body": '{"code": "x", "detail": "There are too many."}'}
+    await page.get_by_role("button", name="New terminal").click()
+    await expect(terminals).to_contain_text("There are too many.")
+    await page.evaluate(f"() => {{ {live} }}")
+    await page.evaluate(AT_REST)
+    await expect(terminals).to_contain_text("There are too many.")
+    assert tried == 2  # what was wanted then is not done now
