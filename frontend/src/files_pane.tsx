@@ -119,7 +119,7 @@ function useDoing() {
   const attempt = useCallback<Doing>(async (action) => {
     const say = (words: string) => tell(action, words);
     for (const one of lines.current.keys()) if (!under.current.has(one)) lines.current.delete(one);
-    lost.current.clear(); // what was under way is not lost
+    lost.current.clear(); // it is of what is over alone
     under.current.add(action);
     say("");
     try {
