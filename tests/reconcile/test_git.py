@@ -1,14 +1,17 @@
 """What a project starts from, as the reconciler sees to it; the test owns time."""
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from tests.reconcile.bench import PACE, REF, Bench
 
 from greylag.common.git import CAUSES, CloneState
+from greylag.domain.lifecycle import Observation, Observed, with_git
 from greylag.domain.project import Desired, GitSource, ProjectRef, Status
 from greylag.domain.users import OPERATOR
-from greylag.reconcile import reconciler
+from greylag.reconcile import outcomes, reconciler
 from greylag.services.secrets import NewSecret
 
 URL = "https://example.org/a.git"
@@ -39,6 +42,21 @@ async def test_a_project_is_active_when_its_repository_is_there_and_the_log_tell
     told = [event.message for event in events if event.code.startswith("git_")]
     assert told == [cloning(20).detail, cloning(40).detail, "The repository is cloned."]
     assert events[-1].code == "active"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_one_on_its_way_to_its_end_has_been_active_only_where_nobody_wanted_it_asleep(
+    *, asked: bool
+) -> None:
+    bench = Bench()
+    made = await bench.create(source=SOURCE)
+    known = replace(made, status=Status.DEACTIVATING, desired=Desired.ACTIVE, generation=3)
+    project = replace(known, observed_generation=2 if asked else 3)
+    ready = Observation(Observed.READY, endpoint=ADDRESS)
+    assert with_git(project, ready, None).state is (Observed.STARTING if asked else Observed.READY)
+    now = bench.clock.now()
+    outcome = outcomes.settled(project, Status.ACTIVE, ready, now, timedelta(minutes=1))
+    assert outcome.last_activated_at == (now if asked else None)
 
 
 async def test_what_takes_longer_than_a_start_is_waited_for(

@@ -227,6 +227,11 @@ class Project:
         return awake and self.desired is Desired.INACTIVE and self.deadline_at is None
 
     @property
+    def starts_anew(self) -> bool:
+        """Whether it is on its way to its end only to be started anew: nobody wants it asleep."""
+        return self.status is Status.DEACTIVATING and self.observed_generation >= self.generation
+
+    @property
     def settled(self) -> bool:
         """Whether the reconciler has brought what is wanted now to its end, good or bad.
 

@@ -80,7 +80,7 @@ def settled(
     outcome = replace(outcome, events=[_REACHED[status], *outcome.events])
     if status is project.status:
         return outcome
-    if active and project.status is Status.DEACTIVATING:
+    if active and project.starts_anew:
         return outcome  # its end did not come about
     if active:
         return replace(outcome, last_activated_at=now)
