@@ -23,8 +23,10 @@ export function startAttaching(form: HTMLFormElement, api: string, said: (words:
         if (away) throw away;
         await attach(file);
       } catch (error) {
-        if (!(error instanceof Refused) || error.status >= 500) away = error;
-        const why = wordsOf(error);
+        // What the browser cannot read fails as what nothing answers does.
+        const isThere = away !== null || (await file.stream().getReader().read().then(() => true, () => false));
+        if (isThere && (!(error instanceof Refused) || error.status >= 500)) away = error;
+        const why = isThere ? wordsOf(error) : "It cannot be read.";
         failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
         say();
       }

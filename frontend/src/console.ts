@@ -10,7 +10,7 @@ import { OtherTurns } from "./other_turns";
 import { PastTurns } from "./past_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { ANSWER_MS, Backoff, Refused, ask, fragment, isUnreached, post, wordsOf } from "./sse";
+import { ANSWER_MS, Backoff, Refused, UNREACHED, ask, fragment, isUnreached, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -111,6 +111,8 @@ class Console {
     addEventListener("pagehide", () => this.#leaving.abort());
     addEventListener("pageshow", (event) => event.persisted && location.reload());
     document.addEventListener("greylag:changed", () => void this.#wakeUp());
+    // Of what nobody has asked for nobody needs to know any more.
+    document.addEventListener("greylag:live", () => this.#said.get("turns") === UNREACHED && this.#say("turns", ""));
     document.addEventListener("greylag:turns", (event) => {
       this.#others.take((event as CustomEvent<TurnState[]>).detail);
     });
@@ -152,7 +154,7 @@ class Console {
     const sent = this.#sentIn(null);
     const known = this.#known;
     for (const pending of sent.all) if (known.has(pending.messageId)) sent.forget(pending);
-    const leads = this.#session !== null && !new URLSearchParams(location.search).has("session") && sent.all.length > 0;
+    const leads = this.#session !== null && !new URLSearchParams(location.search).has("session") && sent.all.some(isFresh);
     if (leads) location.replace(`${this.#page}?session=new`);
     return leads;
   }
@@ -203,8 +205,10 @@ class Console {
     const turns = [...this.#conversation.querySelectorAll<HTMLElement>(".turn")];
     this.#past.dress(turns.slice(0, -1));
     const newest = turns.at(-1);
-    if (newest?.dataset.turn) void this.#replay(newest, newest.dataset.turnStatus === "running");
-    else if (newest) this.#past.dress([newest]);
+    if (newest?.dataset.turn) {
+      const told = this.#replay(newest, newest.dataset.turnStatus === "running");
+      void told.then(() => newest.querySelector("[data-markdown]") && this.#past.dress([newest]));
+    } else if (newest) this.#past.dress([newest]);
     this.#past.offerEarlier();
     this.#sendPending();
     this.#queue.show();
@@ -224,8 +228,8 @@ class Console {
   /** The first message of a page has woken the agent: only now it can be told of. */
   async #learnFacts(): Promise<void> {
     if (this.#learnt || this.#facts.known) return;
-    this.#learnt = true;
     this.#takeFacts(await this.#told(`?session=${encodeURIComponent(this.#session ?? "new")}`));
+    this.#learnt = true;
     this.#facts.show();
   }
 

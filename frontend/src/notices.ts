@@ -36,9 +36,8 @@ export function startNotices(): void {
     const isOther = refused.status < 300 || isUnreached(refused);
     notify(isOther ? lost(event, refused.status === 504) : said(refused));
   });
-  for (const kind of ["htmx:sendError", "htmx:timeout"]) {
-    body.addEventListener(kind, (event) => notify(lost(event, (event as CustomEvent).detail.requestConfig.wentOut)));
-  }
+  body.addEventListener("htmx:sendError", (event) => notify(lost(event, (event as CustomEvent).detail.requestConfig.wentOut)));
+  body.addEventListener("htmx:timeout", (event) => notify(lost(event, true)));
   body.addEventListener("htmx:afterRequest", (event) => {
     const { successful, xhr } = (event as CustomEvent).detail;
     if (successful && xhr.status >= 200 && xhr.status < 400) notices.replaceChildren();

@@ -59,24 +59,30 @@ export class Words {
 }
 
 function lettersOf(text: string): string {
-  return text.replace(/^\s*\d+[.)]\s/gm, "").replace(/[^\p{L}\p{N}]+/gu, "");
+  return text.replace(/^[^\S\n]*\d+[.)]\s/gm, "").replace(/[^\p{L}\p{N}]+/gu, "");
 }
 
 function textsIn(element: Node): Text[] {
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
   const found: Text[] = [];
-  while (walker.nextNode()) found.push(walker.currentNode as Text);
+  while (walker.nextNode()) {
+    const node = walker.currentNode as Text;
+    if (node.parentElement?.closest(".prose")) found.push(node); // steps and thoughts one of the two forms alone has
+  }
   return found;
 }
 
-/** Return the letter of a text that has `count` before it, of those after `from`. */
-function letterIn(node: Text, count: number, from = 0): Range | null {
-  const found = [...node.data.slice(from).matchAll(/[\p{L}\p{N}]/gu)][count];
-  if (!found) return null;
-  const letter = document.createRange();
-  letter.setStart(node, from + found.index);
-  letter.setEnd(node, from + found.index + found[0].length);
-  return letter;
+/** Return the letter of a text that has so many units before it, of those of letters after `from`. */
+function letterIn(node: Text, units: number, from = 0): Range | null {
+  for (const found of node.data.slice(from).matchAll(/[\p{L}\p{N}]/gu)) {
+    units -= found[0].length;
+    if (units >= 0) continue;
+    const letter = document.createRange();
+    letter.setStart(node, from + found.index);
+    letter.setEnd(node, from + found.index + found[0].length);
+    return letter;
+  }
+  return null;
 }
 
 /** Return where `all` has the beginning of `wanted`, next to `about`; that, where it has not. */

@@ -10,7 +10,7 @@ export const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 /** Longer than the platform waits for an agent: a connection may have died without a word, and the browser goes on for minutes. */
 export const ANSWER_MS = 40_000;
 
-const UNREACHED = "The server cannot be reached. Try again.";
+export const UNREACHED = "The server cannot be reached. Try again.";
 
 /** A problem document, or what stands for one. */
 export interface Problem {

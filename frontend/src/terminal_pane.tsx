@@ -38,10 +38,12 @@ function wordsFor(failure: unknown): string {
 function Shells({ list, failed, attempt }: { list: string; failed: boolean; attempt: Attempt }) {
   const [shells, setShells] = useState<Shell[] | null>(null);
   const [chosen, choose] = useState<string | null>(null);
+  const [tries, setTries] = useState(0);
   const look = async (): Promise<Shell[]> => (await (await ask(list)).json()).terminals;
   const load = async () => setShells(await look());
-  useAttemptedLook(attempt, look, setShells, [list]);
-  if (shells === null) return failed ? <p class="files-empty"><button type="button" class="btn btn-small" onClick={() => attempt(load)}>Try again</button></p> : null;
+  useAttemptedLook(attempt, look, setShells, [list, tries]);
+  const again = <button type="button" class="btn btn-small" onClick={() => setTries(tries + 1)}>Try again</button>;
+  if (shells === null) return failed ? <p class="files-empty">{again}</p> : null;
   const shown = shells.find((one) => one.terminal_id === chosen) ?? shells.at(-1);
   const start = () => attempt(async () => {
     const made: Shell = await (await post(list, { rows: 24, columns: 80 })).json();

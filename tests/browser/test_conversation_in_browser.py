@@ -42,7 +42,7 @@ TOP_OF = """async words => {
   const place = document.createRange();
   while (texts.nextNode()) {
     const at = texts.currentNode.data.search(words + "(?![0-9])");
-    if (at < 0 || texts.currentNode.parentElement.closest(".said")) continue;
+    if (at < 0 || texts.currentNode.parentElement.closest(".said, .thought")) continue;
     place.setStart(texts.currentNode, at);
     place.setEnd(texts.currentNode, at + 1);
     return place.getBoundingClientRect().top;
@@ -643,13 +643,14 @@ async def test_who_reads_an_answer_goes_on_with_the_same_words_when_it_is_drawn_
     code = "~~~py\n" + "x = 1\n" * 200 + "~~~\n\n"
     after = "".join(f"Paragraph {n} of `many` words to read.\n\n" for n in range(150, 300))
     output = "\n".join(map(str, range(300)))
-    await told(person, *words(before), *shell("ls", output), *words(code + after))
+    thought = ("thinking", {"message": before + after})  # a draft of it
+    await told(person, thought, *words(before), *shell("ls", output), *words(code + after))
     await page.route("**/turns/*/events", hold)
     await page.reload()
     await page.wait_for_selector("#composer[data-ready]")
     top = await page.evaluate(SCROLLED_TO, "Paragraph 229")
     drawn.set()
-    await expect(page.locator(".answer .step")).to_have_count(1)
+    await expect(page.locator(".answer .step")).to_have_count(2)
     assert abs(await page.evaluate(TOP_OF, "Paragraph 229") - top) < 2
     # So it is where the steps of an earlier turn are asked for.
     await told(person, *words("And one more."))
@@ -659,7 +660,7 @@ async def test_who_reads_an_answer_goes_on_with_the_same_words_when_it_is_drawn_
         await expect(page.locator(".prose[data-markdown]")).to_have_count(0)
         top = await page.evaluate(SCROLLED_TO, reading)
         await steps.first.evaluate("one => one.click()")
-        await expect(page.locator(".answer .step")).to_have_count(1)
+        await expect(page.locator(".answer .step")).to_have_count(2)
         assert abs(await page.evaluate(TOP_OF, reading) - top) < 2, reading
 
 

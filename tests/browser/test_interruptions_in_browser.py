@@ -8,6 +8,7 @@ import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,6 +277,28 @@ async def test_of_files_that_nothing_answers_the_first_alone_is_tried(
     words = f"Not attached: a.txt, b.txt, c.txt. {UNREACHED}"
     await expect(page.locator("#console-status")).to_have_text(words)
     assert tried == 1
+
+
+async def test_a_file_that_cannot_be_read_any_more_is_named_and_the_others_are_attached(
+    running: Site, person: Person, tmp_path: Path
+) -> None:
+    page = person.page
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for file in files:
+        file.write_text("a")
+
+    async def remove(route: Route) -> None:
+        files[1].unlink(missing_ok=True)
+        await route.continue_()
+
+    await person.open_project(await running.project(active=True))
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.route("**/content?*", remove)
+    await page.locator("#attach-files").set_input_files(files)
+    said = page.locator("#console-status")
+    await expect(said).to_have_text("Not attached: b.txt. It cannot be read.")
+    both = re.compile(r"^attachments/\w+-a.txt\nattachments/\w+-c.txt$")
+    await expect(page.locator("#message")).to_have_value(both)
 
 
 async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
