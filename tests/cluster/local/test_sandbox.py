@@ -161,6 +161,21 @@ def test_a_machine_that_takes_its_time_is_not_left_without_a_sandbox(
     assert choose_sandbox("auto", hidden=(), needed=()).bwrap == str(slow)
 
 
+def test_a_mount_that_goes_meanwhile_leaves_nobody_without_a_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    once = tmp_path / "bwrap"
+    told = tmp_path / "told"
+    once.write_text(f"#!/bin/sh\n[ -e {told} ] || {{ : >{told}; exit 1; }}\n")
+    once.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told.touch()  # its help is asked for once
+    choose_sandbox("auto", hidden=(), needed=())
+    told.unlink()
+    assert choose_sandbox("auto", hidden=(), needed=()).bwrap == str(once)
+    assert told.exists()
+
+
 def test_without_a_place_for_temporary_files_nothing_is_said_of_the_sandbox(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -34,6 +34,8 @@ _log = structlog.get_logger(__name__)
 _NAME_SERVERS = Path("/etc/resolv.conf")
 _NAMED = re.compile(r"(?m)^(\s*nameserver\s+)(?:[0-9.]+|::1)(?=\s|$)")
 _PROBE_SECONDS = 30.0  # a busy machine that only takes its time must not end up without a sandbox
+# All that is mounted is mounted anew, which fails where a part goes meanwhile, as a container's.
+_PROBES = 3
 _PROBE = "from importlib.util import find_spec as f; assert f('greylag') and f('structlog')"
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - hidden, not used
 _SYSTEM = frozenset(
@@ -255,17 +257,23 @@ def _probe(sandbox: Sandbox) -> str | None:
             f"Greylag needs a place for temporary files: {error.strerror}.",
             hint="Set TMPDIR to a folder that can be written to and has room.",
         ) from error
+    fault = ""
     with place as folder:
         seccomp = Path(folder, "seccomp")
         sandbox.write(seccomp)
         command = sandbox.command([sys.executable, "-I", "-c", _PROBE], [Path(folder)], seccomp)
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - our own arguments
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-    if done.returncode == 0:
-        return None
-    return done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        for _ in range(_PROBES):
+            try:
+                done = subprocess.run(  # noqa: S603 - our own arguments
+                    command, capture_output=True, timeout=_PROBE_SECONDS, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return str(error)
+            if done.returncode == 0:
+                return None
+            fault = done.stderr.decode(errors="replace").strip()
+            fault = fault or f"exit code {done.returncode}"
+    return fault
 
 
 @cache
