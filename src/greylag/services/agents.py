@@ -53,6 +53,7 @@ MAX_LOG_LINES = 10_000
 MAX_MESSAGE_ID_LENGTH = 128
 MESSAGE_ID_FORM = rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_MESSAGE_ID_LENGTH}}}$"
 _T = TypeVar("_T")
+_Answer = Callable[[AgentAddress], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,22 +208,16 @@ class Agents:
                     yield frames
                     return
         words = f"{project.name} is {project.status}: waking its environment."
-        answer = partial(self._answer_still, principal, ref, new, message_id)
-        yield self._once_awake(project, words, answer)
+        yield self._once_awake(project, words, partial(self._answer_still, principal, ref, answer))
 
     @asynccontextmanager
     async def _answer_still(
-        self,
-        principal: Principal,
-        ref: ProjectRef,
-        new: NewMessage,
-        message_id: str,
-        at: AgentAddress,
+        self, principal: Principal, ref: ProjectRef, answer: _Answer, at: AgentAddress
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Answer somebody who has waited, if they may be answered still."""
         gate = self.projects.gate
         await gate.authorize(await gate.as_of_now(principal), Action.MESSAGES_SEND, ref)
-        async with self._answer(principal, ref, new, message_id, at) as frames:
+        async with answer(at) as frames:
             yield frames
 
     @asynccontextmanager
@@ -264,10 +259,7 @@ class Agents:
         return nullcontext(self._once_awake(project, words + _why(project), answer)), None
 
     async def _once_awake(
-        self,
-        project: Project,
-        words: str,
-        answer: Callable[[AgentAddress], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+        self, project: Project, words: str, answer: _Answer
     ) -> AsyncIterator[bytes]:
         """Yield ``status`` frames, the first with ``words``, until what ``project`` wants is so,
         then what the agent answers.
