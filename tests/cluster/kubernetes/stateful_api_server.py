@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -35,7 +36,8 @@ class StatefulServer:
     version: int = 100
     things: Things = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    forbidden: set[str] = field(default_factory=set)
+    denied: dict[str, int] = field(default_factory=dict)
+    """The status that such requests are answered with, as `GET Secret`."""
     refuses: dict[str, str] = field(default_factory=dict)
     """Volume claims are refused that ask for just this."""
     answers: tuple[int, str, str] | None = None
@@ -101,8 +103,9 @@ class StatefulServer:
         if not names:
             return self._list(kind, namespace, request)
         self.asked.append(f"{request.method} {kind}")
-        if self.asked[-1] in self.forbidden:
-            return web.json_response({"code": 403, "reason": "Forbidden"}, status=403)
+        if denied := self.denied.get(self.asked[-1]):
+            said = {"code": denied, "reason": HTTPStatus(denied).phrase}
+            return web.json_response(said, status=denied)
         told = self.log(request) if self.log and names[1:] == ["log"] else None
         return await (told or self._one(request, (kind, namespace, names[0])))
 

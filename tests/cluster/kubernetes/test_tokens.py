@@ -14,7 +14,7 @@ from tests.cluster.kubernetes.test_writes import OPTIONS, deployment, environmen
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import load_options
 from greylag.cluster.kubernetes.tokens import AgentKeys
-from greylag.domain.errors import AgentTokenLostError, ConfigError
+from greylag.domain.errors import AgentTokenLostError, ClusterError, ConfigError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment
 
@@ -150,13 +150,24 @@ async def test_an_environment_of_before_the_key_is_started_anew_with_it() -> Non
             assert (await worker.reach(environment(1))).token == token_in_secret(server) != first
 
 
-async def test_a_web_without_the_key_of_a_start_says_so_where_it_may_not_read_secrets() -> None:
-    other = KEYED.model_copy(update={"agent_key": (NEW,)})
+@pytest.mark.parametrize(
+    ("status", "keys", "error", "words"),
+    [
+        (403, (NEW,), AgentTokenLostError, "another GREYLAG_AGENT_KEY"),
+        (403, (), ClusterError, "refused"),
+        (401, (NEW,), ClusterError, "does not know Greylag.s credentials"),
+    ],
+)
+async def test_a_web_without_the_key_of_a_start_says_so_where_it_may_not_read_secrets(
+    status: int, keys: tuple[SecretStr, ...], error: type[ClusterError], words: str
+) -> None:
+    other = KEYED.model_copy(update={"agent_key": keys})
     async with stateful() as server, opened(server, KEYED) as worker, opened(server, other) as web:
         await worker.start(environment(1))
         make_pod(server)
         assert (await web.reach(environment(1))).token == token_in_secret(server)
         web._locator.forget(environment(1))
-        server.forbidden.add("GET Secret")
-        with pytest.raises(AgentTokenLostError, match="another GREYLAG_AGENT_KEY"):
+        server.denied["GET Secret"] = status
+        with pytest.raises(ClusterError, match=words) as refused:
             await web.reach(environment(1))
+        assert type(refused.value) is error

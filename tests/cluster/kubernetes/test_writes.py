@@ -689,7 +689,7 @@ async def test_what_refuses_the_look_at_what_no_watch_tells_of_keeps_nobody_from
             assert (await cluster.observe(its)).error is None
             monkeypatch.setattr(observation, "REFRESH_SECONDS", 0.0)
             if refused == "a right":
-                server.forbidden.add("PATCH ConfigMap")
+                server.denied["PATCH ConfigMap"] = 403
             if refused == "an answer":
                 monkeypatch.setattr(cluster._observer, "_refreshed", unanswered)
             seen = await cluster.observe(its)
