@@ -11,17 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp import web
-from tests.cluster.kubernetes.api_server import Answer, cut, says, served, status, thing
+from tests.cluster.kubernetes.api_server import (
+    Answer,
+    cut,
+    says,
+    served,
+    silent,
+    status,
+    stream,
+    thing,
+)
 from tests.cluster.kubernetes.kubeconfigs import certificate, connected
 from tests.ports import free_port
+from yarl import URL
 
 from greylag.cluster.kubernetes import api as api_module
 from greylag.cluster.kubernetes import calls
 from greylag.cluster.kubernetes.api import Api, server_version
 from greylag.cluster.kubernetes.credentials import Credentials, TokenFile
 from greylag.cluster.kubernetes.failures import ApiError, cluster_error
+from greylag.common.concurrent import beside
 from greylag.domain.errors import ClusterUnavailableError, ConfigError
 
 
@@ -215,12 +227,14 @@ async def test_a_log_is_opened_with_the_rotated_token(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def secured(folder: Path) -> AsyncIterator[tuple[str, str]]:
+async def secured(folder: Path, answer: Answer) -> AsyncIterator[tuple[str, str]]:
     """Serve TLS on loopback with a certificate for another name; yield URL and authority."""
     pem, _ = certificate(folder, "-addext", "subjectAltName=DNS:other.test")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "crt.pem", folder / "key.pem")
-    runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=0.1)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     try:
@@ -242,7 +256,7 @@ async def first_word(**options: str) -> str:
 
 
 async def test_what_tls_refuses_is_told_with_the_setting_and_why(tmp_path: Path) -> None:
-    async with secured(tmp_path) as (url, pem):
+    async with secured(tmp_path, status(404)) as (url, pem):
         (tmp_path / "else").mkdir()
         wrong, _ = certificate(tmp_path / "else")
         said = await first_word(host=url, token="t", ca=wrong)
@@ -259,7 +273,7 @@ async def test_what_tls_refuses_is_told_with_the_setting_and_why(tmp_path: Path)
 async def test_a_server_name_in_the_kubeconfig_is_what_the_certificate_must_have(
     tmp_path: Path,
 ) -> None:
-    async with secured(tmp_path) as (url, pem):
+    async with secured(tmp_path, status(404)) as (url, pem):
         found = replace(connected(host=url, token="t", ca=pem), server_name="other.test")
         api = Api(found)
         try:
@@ -278,3 +292,43 @@ async def test_connections_of_streams_that_are_refused_are_given_back() -> None:
         connector = api._http.connector
         assert isinstance(connector, aiohttp.TCPConnector)
         assert not connector._acquired
+
+
+async def left_in_a_watch(api: Api, _: asyncio.Event) -> None:
+    async with api.watch("Pod", resource_version="1", seconds=9, silence=9):
+        pass
+
+
+async def left_in_an_answer(api: Api, _: asyncio.Event) -> None:
+    assert await api.answers(9)
+
+
+async def left_before_the_answer(api: Api, heard: asyncio.Event) -> None:
+    async with beside(api.get("/version"), "asking"):
+        await heard.wait()
+
+
+@pytest.mark.parametrize(
+    ("leave", "answer"),
+    [
+        (left_in_a_watch, stream(then="silent")),
+        (left_in_an_answer, stream(then="silent")),
+        (left_before_the_answer, silent),
+    ],
+)
+async def test_what_is_left_before_its_end_keeps_no_connection_that_waits_for_the_other_side(
+    tmp_path: Path, leave: Callable[[Api, asyncio.Event], Awaitable[None]], answer: Answer
+) -> None:
+    heard = asyncio.Event()
+
+    async def told(request: web.Request) -> web.StreamResponse:
+        heard.set()
+        return await answer(request)
+
+    async with secured(tmp_path, told) as (url, pem):
+        api = Api(replace(connected(host=url, token="t", ca=pem), server_name="other.test"))
+        await leave(api, heard)
+        await api.close()
+        await asyncio.sleep(0)  # what the other side says of it takes more turns of the loop
+        known = psutil.Process().net_connections("tcp4")
+        assert not [one for one in known if one.raddr[1:] == (URL(url).port,)]

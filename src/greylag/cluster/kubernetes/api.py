@@ -19,6 +19,7 @@ from yarl import URL
 
 from greylag.cluster.kubernetes import credentials
 from greylag.cluster.kubernetes.calls import (
+    Answer,
     ApiCall,
     WatchStream,
     kept_alive,
@@ -79,6 +80,7 @@ class Api:
         )
         self._http = aiohttp.ClientSession(
             connector=connector,
+            response_class=Answer,
             cookie_jar=aiohttp.DummyCookieJar(),
             # Lists come as they are: unpacking them would hold the loop up.
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},

@@ -1,5 +1,6 @@
 """What is true of each request to the API server: when it is tried again, and how it is told that
-there is no answer; the events of a watch, and sockets that miss their other end.
+there is no answer; answers that are left before their end, the events of a watch, and sockets that
+miss their other end.
 """
 
 import socket
@@ -35,6 +36,25 @@ class ApiCall:
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     content_type: str = "application/json"
     repeatable: bool = False
+
+
+class Answer(aiohttp.ClientResponse):
+    """An answer whose connection ends at once where it is left before its own end.
+
+    Else TLS would wait for half a minute for what the other side says to that.
+    """
+
+    def close(self) -> None:
+        """Break it off."""
+        if self.connection is not None and self.connection.transport is not None:
+            self.connection.transport.abort()
+        super().close()
+
+    def release(self) -> Any:
+        """Give its connection back, if nothing of it is to come any more."""
+        if not self.content.is_eof():
+            self.close()
+        return super().release()
 
 
 class WatchStream:
