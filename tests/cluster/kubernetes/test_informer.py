@@ -21,6 +21,7 @@ from tests.cluster.kubernetes.api_server import (
 
 from greylag.cluster.kubernetes import informer
 from greylag.cluster.kubernetes.informer import Change, Informers
+from greylag.common.concurrent import beside
 from greylag.domain.errors import ClusterError
 
 
@@ -108,10 +109,9 @@ async def test_a_watch_that_is_forbidden_is_told_as_that() -> None:
     said = 'pods is forbidden: User "w" cannot list resource "pods" in API group ""'
     async with served(status(403, "Forbidden", said)) as (_, api):
         informers = Informers(api, ["Pod"])
-        running = asyncio.create_task(informers.run(), name="informers")
-        with pytest.raises(ClusterError, match="pods is forbidden") as refused:
-            await informers.synced(0.3)
-        running.cancel()
+        async with beside(informers.run(), "informers"):
+            with pytest.raises(ClusterError, match="pods is forbidden") as refused:
+                await informers.synced(0.3)
     assert refused.value.info.code == "cluster_forbidden"
     assert not informers.live
 
