@@ -1,14 +1,21 @@
 """Where environments run by the settings."""
 
+import asyncio
+import gc
+import warnings
 from pathlib import Path
 
+import pytest
+from aiohttp import web
 from tests.cluster.environments import kill_all, reaches
+from tests.cluster.kubernetes.api_server import served, silent
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.contract.store_adapters import make_project
 from tests.fakes.store import MemoryStore
 from tests.harness import settings
 
 from greylag.clusters import open_cluster
+from greylag.common.concurrent import beside
 from greylag.domain.lifecycle import Observed
 
 PROJECT = make_project()
@@ -37,3 +44,24 @@ async def test_a_local_environment_that_runs_with_other_authorities_is_outdated(
         await second.close()
     finally:
         kill_all(tmp_path / "environments")
+
+
+async def test_a_start_that_is_broken_off_leaves_no_connection_to_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def hangs(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        return await silent(request)
+
+    async with served(hangs) as (server, _):
+        for name, value in {"KUBE_HOST": server.url, "KUBE_TOKEN": "t", "ACR_IMAGE": "i"}.items():
+            monkeypatch.setenv(name, value)
+        given = settings(data=tmp_path, cluster="kubernetes")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            async with beside(open_cluster(given, MemoryStore()), "start"):
+                await asked.wait()
+            gc.collect()
+        assert not told

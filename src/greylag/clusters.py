@@ -79,7 +79,7 @@ async def _kubernetes_cluster(
     )
     try:
         await cluster.check()
-    except ConfigError:
+    except BaseException:  # who asks for the end of a start has it here
         await cluster.close()
         raise
     return cluster
