@@ -797,3 +797,18 @@ def test_what_is_there_holds_all_that_is_wanted_or_is_written(
 def test_what_is_being_removed_is_not_as_wanted() -> None:
     going = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
     assert not is_as_wanted({"kind": "K"}, going)
+
+
+async def test_informers_that_died_of_a_fault_keep_no_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def died() -> None:
+        raise RuntimeError("a fault")
+
+    async with stateful() as server, opened(server, OPTIONS) as cluster:
+        monkeypatch.setattr(cluster._informers, "run", died)
+        heard = cluster.changes()
+        with pytest.raises(RuntimeError, match="a fault"):
+            await anext(heard)
+        await cluster.close()
+        assert cluster._api._http.closed

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from greylag.cluster.kubernetes.writes import (
     start_mark,
 )
 from greylag.cluster.shared import ChangeFeed
+from greylag.common.concurrent import cancel_all
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames, environment_names
@@ -269,9 +270,7 @@ class KubernetesCluster:
         """End the informers and close all connections; the environments go on."""
         self._closing.set()
         if self._watching is not None:
-            self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+            await cancel_all([self._watching])
         self._unasked.close()
         self._cache.wake()
         await self._proxy.close()
