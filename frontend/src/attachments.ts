@@ -1,6 +1,7 @@
 // Files for the agent: they are put into the workspace, and the message says where they are.
-import { Refused, wordsOf } from "./sse";
+import { wordsOf } from "./sse";
 import { visible } from "./text";
+import { putEach } from "./upload";
 import { Workspace } from "./workspace";
 
 const FOLDER = "attachments";
@@ -14,29 +15,20 @@ export function startAttaching(form: HTMLFormElement, api: string, said: (words:
   let under = 0; // a message that names a file is sent once the file is there
   const failed = new Map<string, string[]>(); // names by the reason, since nothing was under way
   const say = (now = "") => said([...[...failed].map(([why, names]) => `Not attached: ${names.join(", ")}. ${why}`), now].filter(Boolean).join(" "));
-  const take = async (files: Iterable<File>) => {
+  const take = async (files: File[]) => {
     if (!under) failed.clear();
     under += 1;
-    let away: unknown = null; // where nothing answers the next will not arrive, either
-    for (const file of files) {
-      try {
-        if (away) throw away;
-        await attach(file);
-      } catch (error) {
-        // What the browser cannot read fails as what nothing answers does.
-        const isThere = away !== null || (await file.stream().getReader().read().then(() => true, () => false));
-        if (isThere && (!(error instanceof Refused) || error.status >= 500)) away = error;
-        const why = isThere ? wordsOf(error) : "It cannot be read.";
-        failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
-        say();
-      }
-    }
+    await putEach(files.map((file) => ({ file })), attach, ({ file }, error) => {
+      const why = wordsOf(error);
+      failed.set(why, [...(failed.get(why) ?? []), visible(file.name)]);
+      say();
+    });
     under -= 1;
     if (under) return;
     say();
     text.focus();
   };
-  const attach = async (file: File) => {
+  const attach = async ({ file }: { file: File }) => {
     say(`Attaching ${visible(file.name)}`);
     const path = `${FOLDER}/${Date.now().toString(36)}-${file.name.replace(/[^\w.-]+/g, "-").slice(-80)}`;
     await workspace.write(path, file, null);

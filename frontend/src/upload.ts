@@ -10,27 +10,17 @@ export async function uploadAll(workspace: Workspace, uploads: Upload[], say: (w
   const failed = new Map<Upload, string>();
   const there: Upload[] = [];
   let done = 0;
-  const put = async (upload: Upload, replace: boolean) => {
-    const { path, file } = upload;
-    try {
+  const putAll = (some: Upload[], replace: boolean) => {
+    const put = async ({ path, file }: Upload) => {
       if (file) await send(workspace.contentUrl(path), file, replace, (share) => say(`Uploading ${done + 1} of ${uploads.length}, ${share} %`));
       else await workspace.makeFolder(path);
       done += 1;
-    } catch (error) {
+    };
+    return putEach(some, put, (upload, error) => {
       const refused = error instanceof Refused ? error : null;
       if (!replace && refused?.status === 412) there.push(upload);
       else failed.set(upload, refused && !isUnreached(refused) ? refused.message : wordsOf(error));
-      // Where nothing answers the next will not arrive, either.
-      return refused !== null && refused.status < 500;
-    }
-    return true;
-  };
-  const putAll = async (some: Upload[], replace: boolean) => {
-    for (const [index, upload] of some.entries()) {
-      if (await put(upload, replace)) continue;
-      for (const rest of some.slice(index + 1)) failed.set(rest, "");
-      return;
-    }
+    });
   };
   await putAll(uploads, false);
   const replaced = there.length > 0 && confirm(`${listed(there)} ${there.length === 1 ? "is" : "are"} there already. Replace?`);
@@ -38,6 +28,24 @@ export async function uploadAll(workspace: Workspace, uploads: Upload[], say: (w
   const kept = there.length && !replaced ? ` Kept as it was: ${listed(there)}.` : "";
   const lost = failed.size ? ` Not uploaded: ${listed([...failed.keys()])}. ${[...new Set(failed.values())].join(" ")}` : "";
   return `${done} of ${uploads.length} uploaded.${kept}${lost}`.trim();
+}
+
+/** Put one file after the other; `fail` is told why one is not there. Where nothing answers the next will not arrive, either:
+ * it fails as that did, and is not tried.
+ */
+export async function putEach<T extends Pick<Upload, "file">>(all: T[], put: (one: T) => Promise<void>, fail: (one: T, why: unknown) => void): Promise<void> {
+  let away: unknown = null;
+  for (const one of all) {
+    try {
+      if (away) throw away;
+      await put(one);
+    } catch (error) {
+      // What the browser cannot read fails as what nothing answers does.
+      const isThere = away !== null || !one.file || (await one.file.stream().getReader().read().then(() => true, () => false));
+      if (isThere && (!(error instanceof Refused) || error.status >= 500)) away = error;
+      fail(one, isThere ? error : new Refused(0, { detail: "It cannot be read." }));
+    }
+  }
 }
 
 /** Return the paths of the first few. */

@@ -279,7 +279,7 @@ async def test_of_files_that_nothing_answers_the_first_alone_is_tried(
     assert tried == 1
 
 
-async def test_a_file_that_cannot_be_read_any_more_is_named_and_the_others_are_attached(
+async def test_a_file_that_cannot_be_read_any_more_is_named_and_the_others_are_sent(
     running: Site, person: Person, tmp_path: Path
 ) -> None:
     page = person.page
@@ -299,6 +299,10 @@ async def test_a_file_that_cannot_be_read_any_more_is_named_and_the_others_are_a
     await expect(said).to_have_text("Not attached: b.txt. It cannot be read.")
     both = re.compile(r"^attachments/\w+-a.txt\nattachments/\w+-c.txt$")
     await expect(page.locator("#message")).to_have_value(both)
+    files[1].write_text("b")
+    await page.set_input_files("input[aria-label='Upload files']", files)
+    words = "2 of 3 uploaded. Not uploaded: b.txt. It cannot be read."
+    await expect(page.locator("#files .files-status").first).to_have_text(words)
 
 
 async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
