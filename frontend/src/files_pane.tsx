@@ -4,7 +4,7 @@ import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preac
 import { Asleep } from "./asleep";
 import { FileView } from "./file_view";
 import { GitBar } from "./git_bar";
-import { useLive, useLook } from "./hooks";
+import { useAttempt, useLive, useLook } from "./hooks";
 import { LineForm } from "./line_form";
 import { type Now, showPane, startPane } from "./panes";
 import { isUnreached, wordsOf } from "./sse";
@@ -226,10 +226,9 @@ interface FolderProps {
 }
 
 function Folder({ folder, news, onTop, ...given }: FolderProps) {
-  const { listing, error, more } = useListing(given.workspace, folder, news, onTop);
+  const { listing, said, more } = useListing(given.workspace, folder, news, onTop);
   const renamed = useRef("");
-  if (error) return <p class="files-empty">{visible(error)}</p>;
-  if (!listing) return <p class="files-empty">Loading...</p>;
+  if (!listing) return <p class="files-empty">{visible(said) || "Loading..."}</p>;
   if (listing.entries.length === 0) return <p class="files-empty">Nothing is here yet. Drop files or folders to upload them.</p>;
   return (
     <>
@@ -237,14 +236,15 @@ function Folder({ folder, news, onTop, ...given }: FolderProps) {
         {listing.entries.map((entry) => <Row key={entry.path} entry={entry} renamed={renamed} {...given} />)}
       </ul>
       {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
+      <p class="files-status" role="status">{visible(said)}</p>
     </>
   );
 }
 
-/** Return as much of a folder as is shown, what went wrong, and how to show more. */
+/** Return as much of a folder as is shown, what is `said` of what went wrong, and how to show more. */
 function useListing(workspace: Workspace, folder: string, news: number, onTop: FolderProps["onTop"]) {
   const [listing, setListing] = useState<Listing | null>(null);
-  const [error, setError] = useState("");
+  const { said, say, attempt } = useAttempt();
   const shown = useRef(listing);
   shown.current = listing;
   const look = async (isWanted: () => boolean) => {
@@ -259,25 +259,22 @@ function useListing(workspace: Workspace, folder: string, news: number, onTop: F
   };
   const take = (found: Listing) => {
     setListing(found);
-    setError("");
+    say("");
     if (!folder) onTop(found.entries.some((entry) => entry.name === ".git"));
   };
   const refuse = (failure: unknown) => {
     setListing(null);
-    setError(wordsOf(failure));
+    attempt(() => Promise.reject(failure));
   };
   useLook(look, take, refuse, [workspace, folder, news, onTop]);
-  const more = async () => {
-    if (!listing) return;
+  const more = () => attempt(async () => {
     const isShown = () => shown.current === listing; // another folder's list takes no more of this one
-    try {
-      const next = await workspace.list(folder, listing.next ?? "");
-      if (isShown()) setListing({ ...next, entries: [...listing.entries, ...next.entries] });
-    } catch (failure) {
-      if (isShown()) setError(wordsOf(failure));
-    }
-  };
-  return { listing, error, more };
+    const next = await workspace.list(folder, listing?.next ?? "").catch((failure) => {
+      if (isShown()) throw failure;
+    });
+    if (next && listing && isShown()) setListing({ ...next, entries: [...listing.entries, ...next.entries] });
+  });
+  return { listing, said, more };
 }
 
 interface RowProps extends Omit<FolderProps, "folder" | "news" | "onTop"> {

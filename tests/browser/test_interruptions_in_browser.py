@@ -925,6 +925,14 @@ async def test_what_panes_could_not_ask_for_they_ask_again_once_the_line_is_back
     await expect(files).to_contain_text("match")
 
 
+async def _first_of_two_pages(route: Route) -> None:
+    """Answer nothing of the second one."""
+    if "after=" in route.request.url:
+        return await route.abort()
+    answer = await route.fetch()
+    return await route.fulfill(response=answer, json=await answer.json() | {"next": "a"})
+
+
 async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is_back(
     running: Site, person: Person
 ) -> None:
@@ -938,7 +946,9 @@ async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is
         tried += 1
         return await (route.fulfill(**answer) if answer else route.abort())
 
-    await person.open_project(await running.project(active=True))
+    path = await running.project(active=True)
+    await running.ask("PUT", f"{path}/files/content?path=a.txt", data=b"a")
+    await person.open_project(path)
     await page.wait_for_selector("#composer[data-ready]")
     await page.route(re.compile(r"/(terminals|files/folder.*)$"), refuse)
     await page.locator("#tab-terminal").click()
@@ -957,3 +967,12 @@ async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is
     await page.evaluate(AT_REST)
     await expect(terminals).to_contain_text("There are too many.")
     assert tried == 2  # what was wanted then is not done now
+    await page.route(re.compile(r"/files\?.*$"), _first_of_two_pages)
+    await page.locator("#tab-files").click()
+    files, rows = page.locator("#files"), page.locator(".files-row")
+    await page.get_by_role("button", name="Show more").click()
+    await expect(files).to_contain_text("cannot be reached")
+    await expect(rows).not_to_have_count(0)
+    await page.evaluate(f"() => {{ {live} }}")
+    await expect(files).not_to_contain_text("cannot be reached")
+    await expect(rows).not_to_have_count(0)
