@@ -52,7 +52,7 @@ function Review({ log, workspace, mayWrite, session, reviewed, news, attempt }: 
   const shown = chosen || (newest ? `turn ${newest.turn_id}` : "");
   const [kind, id = ""] = shown.split(" ");
   const lacking = turns && id && !turns.some((one) => one.turn_id === id);
-  useAttemptedLook(attempt, async () => (lacking ? log.turn(id) : null), (found) => found && setOlder(found), [turns, id]);
+  useAttemptedLook(attempt, lacking ? () => log.turn(id) : null, setOlder, [turns, id]);
   if (turns === null) return null;
   const turn = kind === "turn" ? all.find((one) => one.turn_id === id) : undefined;
   return (

@@ -30,17 +30,17 @@ export function useAttempt(told = wordsOf) {
 }
 
 /** Have `take` get what `look` is answered, or `refuse` why it is not. For other `inputs` it looks again, and where the
- * server could not be reached, once it can be; `look` may ask whether its answer is still wanted.
+ * server could not be reached, once it can be; `look` may ask whether its answer is still wanted. Without one nothing is asked.
  */
 export function useLook<T>(
-  look: (isWanted: () => boolean) => Promise<T>, take: (answer: T) => void, refuse: (failure: unknown) => void, inputs: unknown[],
+  look: ((isWanted: () => boolean) => Promise<T>) | null, take: (answer: T) => void, refuse: (failure: unknown) => void, inputs: unknown[],
 ): void {
   const [again, setAgain] = useState(0);
   const [isLost, setLost] = useState(false);
   useEffect(() => {
     let wanted = true;
     setLost(false);
-    look(() => wanted).then((answer) => wanted && take(answer), (failure) => {
+    look?.(() => wanted).then((answer) => wanted && take(answer), (failure) => {
       if (!wanted) return;
       setLost(isUnreached(failure));
       refuse(failure);
@@ -51,11 +51,11 @@ export function useLook<T>(
 }
 
 /** Look as `useLook` does, and have it said why nothing was seen. */
-export function useAttemptedLook<T>(attempt: Attempt, look: () => Promise<T>, take: (answer: T) => void, inputs: unknown[]): void {
-  const began = () => {
+export function useAttemptedLook<T>(attempt: Attempt, look: (() => Promise<T>) | null, take: (answer: T) => void, inputs: unknown[]): void {
+  const began = look && (() => {
     attempt(async () => {}); // nothing is said yet
     return look();
-  };
+  });
   useLook(began, take, (failure) => attempt(() => Promise.reject(failure)), inputs);
 }
 

@@ -218,7 +218,7 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
   const [isOpen, setOpen] = useState(false);
   const look = async (): Promise<Share[]> => (await (await ask(`${api}/shares`)).json()).shares;
   const load = async () => setShares(await look());
-  useAttemptedLook(attempt, async () => (isOpen ? look() : null), setShares, [api, isOpen]);
+  useAttemptedLook(attempt, isOpen ? look : null, setShares, [api, isOpen]);
   const make = (seconds: number) => attempt(async () => {
     await copy(linkTo(api, target, seconds).then(({ url }) => url)); // where it is not, it can be below
     await load();

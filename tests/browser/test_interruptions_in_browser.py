@@ -923,6 +923,14 @@ async def test_what_panes_could_not_ask_for_they_ask_again_once_the_line_is_back
         await expect(pane).not_to_contain_text("cannot be reached")
         await expect(pane).to_contain_text(words)
     await expect(files).to_contain_text("match")
+    await page.route(asked, lambda route: route.abort())
+    await page.locator("#tab-changes").click()
+    changes = page.locator("#pane-changes")
+    await expect(changes).to_contain_text("cannot be reached")
+    await page.get_by_label("What is compared").select_option("since ")  # which asks for no turn
+    await expect(changes.get_by_label("What is compared")).to_have_value("since ")
+    await page.evaluate(AT_REST)
+    await expect(changes).to_contain_text("cannot be reached")
 
 
 async def _first_of_two_pages(route: Route) -> None:
