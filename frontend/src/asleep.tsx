@@ -1,6 +1,6 @@
 // What a pane shows while the environment is not there to tell it anything.
 import type { Attempt } from "./hooks";
-import { post } from "./sse";
+import { LONG, post } from "./sse";
 
 interface AsleepProps {
   api: string;
@@ -17,7 +17,7 @@ export function Asleep({ api, status, words, attempt }: AsleepProps) {
   return (
     <div class="files-empty">
       <p class="mb-3">The project is {status === "error" ? "not active" : "inactive"}. {words}</p>
-      <button type="button" class="btn" onClick={() => attempt(() => post(`${api}/activate`))}>Activate it</button>
+      <button type="button" class="btn" onClick={() => attempt(() => post(`${api}/activate`, {}, LONG))}>Activate it</button>
     </div>
   );
 }

@@ -1,5 +1,5 @@
 // What turns changed in the workspace, as the API gives it.
-import { Refused, ask, post, wordsOf } from "./sse";
+import { LONG, Refused, ask, post, wordsOf } from "./sse";
 import { counted, visible } from "./text";
 
 export interface FileChange {
@@ -110,14 +110,14 @@ export class ChangeLog {
   }
 
   async list(span: Span): Promise<Changes> {
-    if ("turn" in span) return (await ask(`${this.#turn(span.turn)}/changes`)).json();
-    return (await ask(`${this.#api}/changes?${new URLSearchParams(span.since ? { from: span.since } : {})}`)).json();
+    if ("turn" in span) return (await ask(`${this.#turn(span.turn)}/changes`, LONG)).json();
+    return (await ask(`${this.#api}/changes?${new URLSearchParams(span.since ? { from: span.since } : {})}`, LONG)).json();
   }
 
   /** Return what differs in one file of `changes`. */
   async diff({ from_snapshot, to_snapshot }: Changes, path: string): Promise<FileDiff> {
     const query = { from: String(from_snapshot), to: String(to_snapshot), path };
-    return (await ask(`${this.#api}/changes/diff?${new URLSearchParams(query)}`)).json();
+    return (await ask(`${this.#api}/changes/diff?${new URLSearchParams(query)}`, LONG)).json();
   }
 
   /** Return the paths that changed after the states that `changes` compares. */
@@ -129,7 +129,7 @@ export class ChangeLog {
   /** Undo; with `forget` the agent's history is cut, too. */
   async undo(id: string, override: boolean, forget: boolean): Promise<Undone> {
     // An environment of an older version knows no `history`.
-    return (await post(`${this.#turn(id)}/undo`, { override, ...(forget && { history: "cut" }) })).json();
+    return (await post(`${this.#turn(id)}/undo`, { override, ...(forget && { history: "cut" }) }, LONG)).json();
   }
 }
 

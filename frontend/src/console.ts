@@ -10,7 +10,7 @@ import { OtherTurns } from "./other_turns";
 import { PastTurns } from "./past_turns";
 import { Scroller } from "./scroller";
 import { Queue, Sent, closedTabs, isFresh, tabName, written } from "./queue";
-import { ANSWER_MS, Backoff, Refused, UNREACHED, ask, fragment, isUnreached, post, wordsOf } from "./sse";
+import { Backoff, Refused, UNREACHED, ask, fragment, isUnreached, post, wordsOf } from "./sse";
 import { takeFirst } from "./start";
 import { endsMessage, textOr } from "./text";
 import { type TurnEnds, showTurnEnd } from "./turn_end";
@@ -483,8 +483,7 @@ class Console {
   async #showOther(turn: TurnState): Promise<void> {
     const stream = new TurnStream(this.#api, { session: turn.session_id, messageId: turn.message_id }, turn.turn_id);
     const session = this.#session;
-    const asked = `${this.#api}/turns/${encodeURIComponent(turn.turn_id)}`;
-    const { message } = await (await ask(asked, { signal: AbortSignal.timeout(ANSWER_MS) })).json();
+    const { message } = await this.#ends.log.turn(turn.turn_id);
     if (session !== this.#session) return;
     const view = TurnView.create(textOr(message), (id, decision) => this.#decide(stream, id, decision));
     view.article.dataset.turn = turn.turn_id;

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { useAnswer } from "./hooks";
 import { LineForm } from "./line_form";
-import { ask, post, wordsOf } from "./sse";
+import { LONG, ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
 
 interface GitStatus {
@@ -25,14 +25,14 @@ export function GitBar({ api, news }: { api: string; news: number }) {
   const [said, say] = useState("");
   const [busy, setBusy] = useState(false);
   const [again, setAgain] = useState(0);
-  const status = useAnswer<GitStatus>(async () => (await ask(`${api}/git`)).json(), [api, news, again]);
+  const status = useAnswer<GitStatus>(async () => (await ask(`${api}/git`, LONG)).json(), [api, news, again]);
   if (status === null || typeof status === "string" || !status.repository) return null;
   const act = async (verb: string, body: object, told: (done: Record<string, any>) => string) => {
     setWish(null);
     setBusy(true);
     say("");
     try {
-      say(told(await (await post(`${api}/git/${verb}`, body)).json()));
+      say(told(await (await post(`${api}/git/${verb}`, body, LONG)).json()));
     } catch (error) {
       say(wordsOf(error));
     }

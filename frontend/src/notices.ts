@@ -1,10 +1,9 @@
 // What went wrong with what a person asked for: said once, and gone when it works again.
-import { ANSWER_MS, isUnreached, isWholePage, refusal, wordsOf as said } from "./sse";
+import { ANSWER_MS, UNANSWERED, isUnreached, isWholePage, refusal, wordsOf as said } from "./sse";
 
 const MOST = 3;
 const NOT_LOADED = "This cannot be loaded now. Try again when the server can be reached, or reload the page.";
 const UNREACHABLE = "The server cannot be reached. Try again when it is back.";
-const UNANSWERED = "The server did not answer. What you asked for may have been done: look before you try again.";
 
 /** Show errors of requests, and take them away after one that succeeds. */
 export function startNotices(): void {

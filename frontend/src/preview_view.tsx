@@ -7,7 +7,7 @@ import { copy } from "./clipboard";
 import { CopyButton } from "./code_block";
 import { type Attempt, useAttempt, useAttemptedLook } from "./hooks";
 import { isShown, showPane } from "./panes";
-import { ANSWER_MS, Refused, ask, post, wordsOf } from "./sse";
+import { Refused, ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
 
 const FIRST_WAIT_MS = 2000;
@@ -132,7 +132,7 @@ function usePorts(api: string, attempt: Attempt): Port[] | null {
     const look = async () => {
       clearTimeout(timer);
       if (left || document.hidden || !isShown("preview")) return;
-      const found: Port[] = (await (await ask(`${api}/ports`, { signal: AbortSignal.timeout(ANSWER_MS) })).json()).ports;
+      const found: Port[] = (await (await ask(`${api}/ports`)).json()).ports;
       const now = JSON.stringify(found);
       wait = now === before ? Math.min(wait * 1.5, LONGEST_WAIT_MS) : FIRST_WAIT_MS;
       before = now;

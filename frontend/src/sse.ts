@@ -10,7 +10,11 @@ export const SILENCE_MS = 60_000; // a stream has a heartbeat each 15 s
 /** Longer than the platform waits for an agent: a connection may have died without a word, and the browser goes on for minutes. */
 export const ANSWER_MS = 40_000;
 
+/** For what may take the server longer, as a push does, or the line, as a file does: it is waited for until it ends. */
+export const LONG: RequestInit = { signal: null };
+
 export const UNREACHED = "The server cannot be reached. Try again.";
+export const UNANSWERED = "The server did not answer. What you asked for may have been done: look before you try again.";
 
 /** A problem document, or what stands for one. */
 export interface Problem {
@@ -54,7 +58,7 @@ export function wordsOf(error: unknown): string {
   return [error.message, error.problem.hint].filter(Boolean).join(" ");
 }
 
-/** Fetch `url` of the API; an answer that is no success becomes a Refused. */
+/** Fetch `url` of the API; an answer that is no success becomes a Refused. It is to come soon, unless there is another signal. */
 export async function ask(url: string, options: RequestInit = {}): Promise<Response> {
   const response = await fetchAnswer(url, options);
   if (response.ok) checkOwn(response.headers.get("content-type"));
@@ -63,7 +67,7 @@ export async function ask(url: string, options: RequestInit = {}): Promise<Respo
 
 /** Fetch a piece of a page, as the server renders it now. */
 export async function fragment(url: string): Promise<Document> {
-  const text = await (await fetchAnswer(url, { headers: { "HX-Request": "true" }, signal: AbortSignal.timeout(ANSWER_MS) })).text();
+  const text = await (await fetchAnswer(url, { headers: { "HX-Request": "true" } })).text();
   if (isWholePage(text)) throw new Error(NOT_OWN);
   return new DOMParser().parseFromString(text, "text/html");
 }
@@ -93,7 +97,11 @@ export function refusal({ status, responseText }: XMLHttpRequest): Refused {
 
 async function fetchAnswer(url: string, options: RequestInit): Promise<Response> {
   const headers = { Accept: "application/json, text/event-stream", ...(options.headers as Record<string, string>) };
-  const response = await fetch(url, { ...options, headers, redirect: "manual" });
+  const asked = fetch(url, { signal: AbortSignal.timeout(ANSWER_MS), ...options, headers, redirect: "manual" });
+  const response = await asked.catch((error: Error) => {
+    const mayBeDone = error.name === "TimeoutError" && options.method !== undefined;
+    throw mayBeDone ? new Refused(504, { detail: UNANSWERED, code: "unanswered" }) : error;
+  });
   setClock(response.headers.get("date"));
   if (response.type === "opaqueredirect" || response.status === 401) {
     // The sign-in has ended; the page itself leads to the sign-in page and back.

@@ -2,7 +2,7 @@
 import { FitAddon } from "@xterm/addon-fit";
 import { Terminal } from "@xterm/xterm";
 import sheetText from "@xterm/xterm/css/xterm.css";
-import { ANSWER_MS, Backoff, Refused, ask, wordsOf } from "./sse";
+import { Backoff, Refused, ask, wordsOf } from "./sse";
 import { textOr } from "./text";
 
 // The server ends a connection that sends more at once (docs/terminal.md); what is pasted may be long.
@@ -107,7 +107,7 @@ export class Screen {
   /** A page's WebSocket does not tell why it failed: the list does. */
   async #isGone(): Promise<boolean> {
     try {
-      const { terminals } = await (await ask(this.list, { signal: AbortSignal.timeout(ANSWER_MS) })).json();
+      const { terminals } = await (await ask(this.list)).json();
       if (terminals.some((one: { terminal_id: string }) => one.terminal_id === this.id)) return false;
       this.#end("This terminal is gone: the environment was started anew.");
     } catch (error) {

@@ -1,7 +1,7 @@
 // Follows one turn to its end, through dropped connections: every event once, in order.
 import { Rest } from "./doing";
 import { Place } from "./places";
-import { ANSWER_MS, Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
+import { Backoff, Refused, Silence, type StreamEvent, ask, frames, post } from "./sse";
 
 const PATIENCE_MS = 60_000; // with a server that answers, but not well; a turn that runs, and a network that is away, are waited for
 
@@ -112,11 +112,11 @@ export class TurnStream {
   }
 
   cancel(): Promise<Response> {
-    return post(`${this.#turn}/cancel`, {}, { signal: AbortSignal.timeout(ANSWER_MS) });
+    return post(`${this.#turn}/cancel`);
   }
 
   confirm(id: string, decision: Decision): Promise<Response> {
-    return post(`${this.#turn}/confirmations/${encodeURIComponent(id)}`, { decision }, { signal: AbortSignal.timeout(ANSWER_MS) });
+    return post(`${this.#turn}/confirmations/${encodeURIComponent(id)}`, { decision });
   }
 
   /** Before the turn is known the message is sent again: its id makes it the same turn. */

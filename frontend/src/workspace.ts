@@ -1,5 +1,5 @@
 // The workspace's files as the API gives them.
-import { ask, post } from "./sse";
+import { LONG, ask, post } from "./sse";
 
 export interface Entry {
   path: string;
@@ -59,20 +59,20 @@ export class Workspace {
   }
 
   async search(text: string): Promise<{ matches: Match[]; whole: boolean }> {
-    return (await ask(this.#at("/search", { q: text }))).json();
+    return (await ask(this.#at("/search", { q: text }), LONG)).json();
   }
 
   /** Return the first `most` bytes of a file. */
   async read(entry: Entry, most: number): Promise<Content> {
     const headers: Record<string, string> = entry.size > most ? { Range: `bytes=0-${most - 1}` } : {};
-    const response = await ask(this.#at("/content", { path: entry.path }), { headers, cache: "no-store" });
+    const response = await ask(this.#at("/content", { path: entry.path }), { ...LONG, headers, cache: "no-store" });
     return { blob: await response.blob(), etag: response.headers.get("etag") ?? "" };
   }
 
   /** Write a file, unless it is another than the one of `etag` by now; without one, whatever is there. */
   async write(path: string, text: BodyInit, etag: string | null): Promise<Entry> {
     const headers: Record<string, string> = etag === null ? {} : { "If-Match": etag };
-    return (await ask(this.#at("/content", { path }), { method: "PUT", headers: { ...headers, ...BYTES }, body: text })).json();
+    return (await ask(this.#at("/content", { path }), { ...LONG, method: "PUT", headers: { ...headers, ...BYTES }, body: text })).json();
   }
 
   async makeFolder(path: string): Promise<void> {
@@ -84,14 +84,14 @@ export class Workspace {
   }
 
   async remove(entry: Entry): Promise<void> {
-    await ask(this.#at("", { path: entry.path, recursive: String(entry.kind === "folder") }), { method: "DELETE" });
+    await ask(this.#at("", { path: entry.path, recursive: String(entry.kind === "folder") }), { ...LONG, method: "DELETE" });
   }
 
   /** Unpack an archive that is sent, or the one that is there at a path, into a folder. */
   async unpack(path: string, archive: File | string): Promise<Unpacked> {
     const [name, source, body] = typeof archive === "string" ? [archive, archive, null] : [archive.name, "", archive];
     const address = this.#at("/archive", { path, source, format: /\.zip$/i.test(name) ? "zip" : "tar.gz" });
-    return (await ask(address, { method: "POST", headers: BYTES, body })).json();
+    return (await ask(address, { ...LONG, method: "POST", headers: BYTES, body })).json();
   }
 
   /** Return the path of what the agent names, which may call the workspace's own folder by its name. */

@@ -194,16 +194,20 @@ async def test_a_terminal_whose_connection_died_unseen_is_attached_to_again_each
         proxy.end_forgotten()
 
 
-async def test_an_answer_that_nobody_takes_can_be_given_again(
+async def test_what_nothing_answers_is_not_waited_for_and_can_be_asked_for_again(
     running: Site, person: Person
 ) -> None:
-    page, never = person.page, asyncio.Event()
+    page, later = person.page, asyncio.Event()
     await page.add_init_script(
         "const within = AbortSignal.timeout; AbortSignal.timeout = (ms) => within(ms / 100);"
     )
 
     async def hold(_: Route) -> None:
-        await never.wait()
+        await later.wait()
+
+    async def carry(route: Route) -> None:
+        await later.wait()
+        await route.continue_()
 
     await person.open_project(await running.project(active=True))
     await person.say("run: ls")
@@ -211,12 +215,26 @@ async def test_an_answer_that_nobody_takes_can_be_given_again(
     await allow.wait_for()
     await page.route("**/confirmations/*", hold)
     await allow.click()
-    await expect(page.locator("#console-status")).to_contain_text("cannot be reached")
+    await expect(page.locator("#console-status")).to_contain_text("may have been done")
     await page.unroute("**/confirmations/*")
-    never.set()
     await allow.click()
     await person.answered()
     assert (await person.answer()).count("It ran.") == 1
+    # A file may be on its way for long; what only reads has done nothing.
+    await page.route("**/content?*", carry)
+    await page.route(re.compile("/(folder|terminals)$"), hold)
+    file = FilePayload(name="a.txt", mimeType="text/plain", buffer=b"a")
+    await page.locator("#attach-files").set_input_files(file)
+    await page.get_by_label("More for this folder").click()
+    await page.get_by_role("button", name="New folder").click()
+    await page.get_by_label("Name of the new folder").fill("made")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#files")).to_contain_text("may have been done")
+    await page.locator("#tab-terminal").click()
+    await expect(page.locator("#terminals")).to_contain_text("cannot be reached")
+    await expect(page.locator("#console-status")).to_have_text("Attaching a.txt")
+    later.set()
+    await expect(page.locator("#message")).to_have_value(re.compile(r"^attachments/\w+-a.txt$"))
 
 
 UNREACHED = "The server cannot be reached. Try again."
