@@ -88,7 +88,7 @@ function TurnEnd({ ends, turn, answered, failed, known, ask, kept }: TurnEndProp
 
 function Summary({ changes: { files, added_lines, deleted_lines, undo_id, undone_files = 0 } }: { changes: TurnChanges }) {
   return (
-    <span class="turn-changes">
+    <span>
       {counted(files, "file")} changed <LineCounts added={added_lines} deleted={deleted_lines} />
       {undo_id && (undone_files < files ? `, ${undone_files} undone` : ", undone")}
     </span>
