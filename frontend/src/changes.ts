@@ -15,7 +15,7 @@ export interface FileChange {
   shared: boolean;
 }
 
-export interface Reason {
+interface Reason {
   path: string;
   reason: string;
 }
@@ -168,7 +168,7 @@ export function outcomeOf({ changes, kept, kept_total, forgotten_turns = 0 }: Un
 }
 
 /** An undo of a turn, or of the undo that held of it, has been done. */
-export interface UndoNews {
+interface UndoNews {
   turn: string;
   undone: Undone;
   changes: Partial<TurnChanges>;

@@ -14,7 +14,7 @@ import type { Workspace } from "./workspace";
 const PAGE = 200;
 const BRIEF = 60;
 
-export interface PaneProps extends Now {
+interface PaneProps extends Now {
   api: string;
   log: ChangeLog;
   workspace: Workspace;

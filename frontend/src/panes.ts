@@ -15,7 +15,7 @@ export function whenShown(name: string, shown: () => void): void {
 }
 
 /** The project of the page. */
-export interface Project {
+interface Project {
   api: string;
   page: string;
   mayWrite: boolean;

@@ -30,7 +30,7 @@ export interface StreamEvent {
 }
 
 /** One frame of a stream: an event with its id, if it has one. */
-export interface Frame {
+interface Frame {
   id: string | null;
   data: StreamEvent;
 }

@@ -9,7 +9,7 @@ export function ago(moment: Date): string {
 }
 
 /** Return the same in a few characters. */
-export function agoShort(moment: Date): string {
+function agoShort(moment: Date): string {
   const [count, word] = since(moment);
   return count ? `${count}${word === "month" ? "mo" : word[0]}` : "now";
 }

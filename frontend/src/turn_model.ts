@@ -9,7 +9,7 @@ const PIECE = 4096;
 const EXITED = "Command exited with code ";
 const MOST_TEXT = 400_000; // of what one tool prints
 
-export type StepState = "running" | "asks" | "done" | "failed" | "declined" | "stopped";
+type StepState = "running" | "asks" | "done" | "failed" | "declined" | "stopped";
 
 /** A tool call, from its request to its result, as it stands: one that goes on is another. */
 export interface Step {

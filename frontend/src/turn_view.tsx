@@ -10,7 +10,7 @@ const BUDGET_MS = 7; // of a frame, for what has come
 const WITHOUT_FRAME_MS = 500;
 
 /** Puts what is drawn in the place of what is shown. */
-export type Put = (shown: HTMLElement, drawn: HTMLElement) => void;
+type Put = (shown: HTMLElement, drawn: HTMLElement) => void;
 
 /** Shows a turn's answer in its article; what has come is shown once per frame, a bounded amount each. */
 export class TurnView {

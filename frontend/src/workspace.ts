@@ -31,7 +31,7 @@ export interface Content {
 }
 
 /** What came of unpacking an archive. */
-export interface Unpacked {
+interface Unpacked {
   files: number;
   left_out: string[];
 }
