@@ -291,7 +291,10 @@ async def test_ids_of_a_hostile_environment_lead_to_nothing_else(
 async def test_answers_are_light_markdown(running: Site, person: Person) -> None:
     await person.open_project(await running.project(active=True))
     await person.page.fill(
-        "#message", "x\n\n# Head\n\n- one\n- two `code`\n\n```\nlet a;\n```\n**bold**"
+        "#message",
+        "x\n\n# Head\n\n- one\n- two `code`\n\n```\nlet a;\n```\n**bold**\n\n"
+        "[Notes](notes.md) https://a.test/%FF <https://a.test/\u202eb>\n\n![Far](https://a.test/far)"
+        "![A dot](data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7)",
     )
     await person.page.click("#send")
     await person.answered()
@@ -301,6 +304,10 @@ async def test_answers_are_light_markdown(running: Site, person: Person) -> None
     await expect(prose.locator("li code")).to_have_text("code")
     await expect(prose.locator("pre")).to_have_text("let a;\n")
     await expect(prose.locator("strong")).to_have_text("bold")
+    # What leads nowhere from here, or elsewhere than it looks, is no link; a far picture is one.
+    await expect(prose).to_contain_text("Notes (notes.md)")
+    await expect(prose.locator("a")).to_have_text(["https://a.test/\ufffd", "Picture: Far"])
+    await expect(prose.get_by_role("img", name="A dot")).to_have_count(1)
 
 
 async def test_sessions_are_chosen_begun_and_deleted(running: Site, person: Person) -> None:

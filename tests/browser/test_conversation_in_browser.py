@@ -442,8 +442,41 @@ async def test_a_step_says_what_was_done_and_shows_its_output_once_in_colours(
     await expect(person.page.locator(".diff-added").first).to_have_text("+ c")
     await expect(person.page.locator(".step-icon")).to_have_count(3)
     await person.picture("conversation-steps")
+    await other_tools_are_told_by_what_they_do(person)
     await a_long_change_is_compared_once(person)
     await what_a_step_printed_is_made_when_it_is_opened(person)
+
+
+async def other_tools_are_told_by_what_they_do(person: Person) -> None:
+    calls: dict[str, tuple[dict[str, Any], str]] = {
+        "developer__write": ({"path": "b.py", "file_text": "a\nb\n"}, "Wrote b.py +2"),
+        "developer__tree": ({}, "Listed ."),
+        "developer__analyze": ({"path": "src"}, "Read src"),
+        "todo__todo_write": ({"content": "First this"}, "Planned"),
+        "web__fetch": ({"url": "a.test"}, "Used web fetch a.test"),
+        "web__post": ({"url": "a.test", "body": "b"}, "Used web post"),
+    }
+    events: list[tuple[str, dict[str, Any]]] = []
+    for name, (given, _) in calls.items():
+        events.append(("tool_request", {"id": name, "tool_name": name, "arguments": given}))
+        events.append(("tool_response", {"id": name, "result": {"Ok": [], "data": {"made": 1}}}))
+    # A turn that is joined late may tell of a result alone.
+    events.append(("tool_response", {"id": "x", "tool_name": "late", "result": {"Err": {"no": 1}}}))
+    events.append(("context_exceeded", {}))
+    events.append(("history_update", {}))
+    await told(person, *events)
+    turn = person.page.locator(".turn").last
+    titles = [title for _, title in calls.values()]
+    await expect(turn.locator(".step .step-title")).to_have_text(["7 steps", *titles, "Used late"])
+    await expect(turn.locator(".note")).to_have_text(
+        [re.compile("too long"), re.compile("shortened")]
+    )
+    await turn.locator(".step-group > summary").click()
+    await turn.locator(".step summary", has_text="web post").click()
+    await expect(turn.locator(".step-body")).to_contain_text('"body": "b"')
+    await expect(turn.locator(".step-body .terminal")).to_have_text(re.compile('"made": 1'))
+    await turn.locator(".step summary", has_text="late").click()
+    await expect(turn.locator(".terminal").last).to_have_text('{"no":1}')
 
 
 async def a_long_change_is_compared_once(person: Person) -> None:

@@ -46,6 +46,17 @@ window.WebSocket = class extends WebSocket {
     this.addEventListener("message", () => heard++);
   }
 };"""
+# Pastes or drops a file into a field.
+HAND_OVER = """(field, [way, name]) => {
+  const given = new DataTransfer();
+  given.items.add(new File(["b"], name));
+  const about = { bubbles: true, cancelable: true };
+  const kinds = {
+    paste: new ClipboardEvent("paste", { ...about, clipboardData: given }),
+    drop: new DragEvent("drop", { ...about, dataTransfer: given }),
+  };
+  field.dispatchEvent(kinds[way]);
+}"""
 OPEN_LOG = "document.querySelector('[data-shows=log]').click()"
 # What follows from what has happened has happened then, but for what waits for a time.
 AT_REST = """() => new Promise((done) => {
@@ -233,8 +244,14 @@ async def test_what_nothing_answers_is_not_waited_for_and_can_be_asked_for_again
     await page.locator("#tab-terminal").click()
     await expect(page.locator("#terminals")).to_contain_text("cannot be reached")
     await expect(page.locator("#console-status")).to_have_text("Attaching a.txt")
+    await person.say("Before it is there")
+    await expect(page.locator("#console-status")).to_have_text("Wait until the file is attached.")
     later.set()
-    await expect(page.locator("#message")).to_have_value(re.compile(r"^attachments/\w+-a.txt$"))
+    message = page.locator("#message")
+    await expect(message).to_have_value(re.compile(r"^Before .*\nattachments/\w+-a.txt$"))
+    for way, name in (("paste", "b.txt"), ("drop", "c.txt")):
+        await message.evaluate(HAND_OVER, [way, name])
+        await expect(message).to_have_value(re.compile(rf"\nattachments/\w+-{name}$"))
 
 
 UNREACHED = "The server cannot be reached. Try again."

@@ -51,7 +51,9 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     await page.press("#field-name", "Enter")
     await expect(page.locator("h1")).to_have_text("By key")
     await page.get_by_role("button", name="Narrow sidebar").click()
+    await page.get_by_role("button", name="Dark colours").click()
     await page.reload()
+    await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     size = await page.locator("#rail").bounding_box()
     assert size is not None
     assert size["width"] == 48
