@@ -238,8 +238,9 @@ async def test_files_folders_and_archives_are_uploaded(
     await expect(status).to_have_text("1 file unpacked.")
     await page.evaluate(_DROP)
     await expect(row(person, "dropped.txt")).to_be_visible()
-    await page.evaluate(_DROP_EMPTY)
+    await page.evaluate(_DROP_FOLDERS)
     await expect(row(person, "hollow")).to_be_visible()
+    assert await content(whole, "full/inside.txt") == b"inside"
     page.remove_listener("dialog", accept)
     assert await content(whole, "dropped.txt") == b"dropped"
 
@@ -452,10 +453,14 @@ _COUNT_KEPT = """() => {
     return setItem.apply(this, given);
   };
 }"""
-_DROP_EMPTY = """() => {
-  const reader = { readEntries: (take) => take([]) };
-  const entry = { isFile: false, name: "hollow", createReader: () => reader };
-  const items = [{ webkitGetAsEntry: () => entry, getAsFile: () => null }];
+_DROP_FOLDERS = """() => {
+  const folder = (name, ...parts) => {
+    const reader = { readEntries: (take) => take(parts.splice(0)) };
+    return { isFile: false, name, createReader: () => reader };
+  };
+  const file = (take) => take(new File(["inside"], "inside.txt"));
+  const dropped = [folder("full", { isFile: true, name: "inside.txt", file }), folder("hollow")];
+  const items = dropped.map((one) => ({ webkitGetAsEntry: () => one, getAsFile: () => null }));
   const event = new DragEvent("drop", { bubbles: true, cancelable: true });
   Object.defineProperty(event, "dataTransfer", { value: { items } });
   document.querySelector(".files").dispatchEvent(event);

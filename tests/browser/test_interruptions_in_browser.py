@@ -340,6 +340,47 @@ async def test_a_file_that_cannot_be_read_any_more_is_named_and_the_others_are_s
     await expect(page.locator("#files .files-status").first).to_have_text(words)
 
 
+async def test_what_goes_wrong_with_a_file_or_with_its_repository_is_said(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    for name in (".git/config", "a.txt"):
+        await running.ask("PUT", f"{path}/files/content?path={name}", data=b"")
+    counts = {"ahead": 0, "behind": 1, "changed": 0, "untracked": 0, "conflicted": 0}
+    commit = {"repository": True, "branch": None, "commit": "0123456789", "upstream": "origin/main"}
+    denied = {"code": "git_denied", "detail": "It lets nobody in.", "hint": "Ask its owner."}
+    too_large = {"detail": "It is too large."}
+
+    async def refuse(route: Route) -> None:
+        is_read = route.request.method == "GET"
+        await (route.continue_() if is_read else route.fulfill(status=413, json=too_large))
+
+    await page.route(re.compile("/git(/fetch)?$"), lambda one: one.fulfill(json=commit | counts))
+    await page.route("**/git/push", lambda route: route.fulfill(status=409, json=denied))
+    await page.route("**/content?*", refuse)
+    await person.open_project(path)
+    bar, files = page.get_by_role("region", name="Git"), page.locator("#files")
+    await expect(bar).to_contain_text("01234567nothing changed \u00b7 1 behind")
+    await bar.get_by_role("button", name="Fetch").click()
+    await expect(bar.get_by_role("status")).to_have_text("Fetched: 1 behind.")
+    await bar.get_by_role("button", name="Push").click()
+    await bar.get_by_label("Branch to push to").fill("main")
+    await page.keyboard.press("Enter")
+    await expect(bar.get_by_role("status")).to_have_text("It lets nobody in. Ask its owner.")
+    await page.locator(".files-name", has_text="a.txt").click()
+    await expect(files).to_contain_text("It is empty.")
+    await page.get_by_role("button", name="Edit", exact=True).click()
+    await page.locator(".file-editor").fill("Mine")
+    await page.get_by_role("button", name="Save").click()
+    await expect(files.get_by_role("alert")).to_have_text("It is too large.")
+    await expect(page.locator(".file-editor")).to_have_value("Mine")
+    await page.get_by_role("button", name="Discard").click()
+    await running.ask("DELETE", f"{path}/files?path=a.txt")
+    await page.evaluate("document.dispatchEvent(new Event('greylag:turn-ended'))")
+    await page.get_by_role("button", name="Show its folder").click()
+    await expect(page.locator(".files-name")).to_have_text([".git"])
+
+
 async def test_that_a_file_is_not_attached_is_said_whatever_else_ends_meanwhile(
     running: Site, person: Person
 ) -> None:
