@@ -19,6 +19,7 @@ from greylag.domain.errors import (
     MissingError,
 )
 from greylag.domain.users import (
+    LOGIN_LASTS,
     OPERATOR,
     ApiToken,
     DeviceLogin,
@@ -37,6 +38,7 @@ from greylag.store import people as people_store
 from greylag.store.people import RecentPeople
 
 ADA = Principal("Ada", "ada")
+FOR_SOME = replace(ADA, projects=frozenset({"a"}))
 ROOT_USER = Principal("Root", "root", Role.USER, "session 1")
 NEW = NewToken("nightly", frozenset({Scope.PROJECTS_READ, Scope.FILES}), 30)
 ROOT = Path(__file__).parents[2]
@@ -93,6 +95,7 @@ async def test_a_token_counts_until_it_runs_out_and_while_its_user_does() -> Non
     found = await tokens.principal(text, "10.0.0.1")
     assert found is not None
     assert (found.user_id, found.scopes, found.via) == ("ada", NEW.scopes, f"token {kept.id}")
+    assert await people.role_now("ada", found.sign_in) is Role.USER
     assert await tokens.principal(new_token(), "10.0.0.1") is None
     await people.edit("ada", UserEdit(disabled=True))
     assert await tokens.principal(text, "10.0.0.1") is None
@@ -100,6 +103,7 @@ async def test_a_token_counts_until_it_runs_out_and_while_its_user_does() -> Non
     assert await tokens.principal(text, "10.0.0.1") is not None
     clock.advance(30 * 86_400)
     assert await tokens.principal(text, "10.0.0.1") is None
+    assert await people.role_now("ada", found.sign_in) is None
     assert await tokens.listed(ADA, None) == []
     _, short = await tokens.make(ADA, replace(NEW, expires_in_days=None))
     assert short.expires_at - short.created_at == timedelta(days=60)
@@ -195,7 +199,9 @@ async def test_a_user_has_so_many_at_once_and_they_are_listed_in_pages(
         (replace(ADA, scopes=frozenset({Scope.ADMIN})), NEW, ForbiddenError),
         # An administrator whom their groups make a user, as long as they are signed in so.
         (ROOT_USER, replace(NEW, scopes=frozenset({Scope.ADMIN})), ForbiddenError),
-        (replace(ADA, projects=frozenset({"a"})), NEW, ForbiddenError),
+        # One for some projects makes none at all, not even for those.
+        (FOR_SOME, NEW, ForbiddenError),
+        (FOR_SOME, replace(NEW, projects=FOR_SOME.projects), ForbiddenError),
     ],
 )
 async def test_no_token_is_made_that_may_do_more_than_who_asks(
@@ -221,7 +227,8 @@ async def test_a_login_that_a_removed_user_has_allowed_lets_in_nobody_of_their_i
     assert await house.store.labelled(DeviceLogin) == []
     await of.accounts.make(OPERATOR, User("eve", "Another Eve"))
     if late:  # answered by a request that was under way meanwhile
-        await house.store.put(replace(kept, version=0), house.clock.now())
+        begun_later = replace(kept, version=0, expires_at=kept.expires_at + LOGIN_LASTS)
+        await house.store.put(begun_later, house.clock.now())
     with pytest.raises(MissingError):
         await of.device_logins.redeem(secret)
     assert await house.store.labelled(ApiToken) == []

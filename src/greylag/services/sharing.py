@@ -74,8 +74,7 @@ class Members:
         attempts = Attempts("this member")
         while True:
             before = await self.people.find(Member, new.key)
-            known = before is None or before.record_id == new.record_id
-            if before is not None and not known and await self.gate.is_of_now(before):
+            if before and before.record_id != new.record_id and await self.gate.is_of_now(before):
                 has = f"The user {new.owner!r} has another project {new.project_id!r} by now."
                 raise ConflictError(has, hint="Look at the project again.")
             wanted = new if before is None else replace(new, version=before.version)

@@ -310,11 +310,8 @@ def _refusal(principal: Principal, user: User, new: NewToken) -> ForbiddenError 
         )
     if (administrator := beyond_role(principal, user, new.scopes)) is not None:
         return administrator
-    beyond = new.scopes - (principal.scopes if principal.scopes is not None else new.scopes)
-    narrower = principal.projects is not None and not (
-        new.projects is not None and new.projects <= principal.projects
-    )
-    if beyond or narrower:
+    # One that is for some projects alone makes none: the gate lets it do nothing of this kind.
+    if principal.scopes is not None and not new.scopes <= principal.scopes:
         return ForbiddenError(
             "A token makes none that may do more than itself.",
             hint="Sign in, or use a token that may do all this.",
