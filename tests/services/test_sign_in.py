@@ -4,11 +4,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from tests.clocks import FakeClock
 from tests.contract.store_adapters import at
 from tests.harness import Harness, settings
 
+from greylag.domain.audit import AuditAction
 from greylag.domain.errors import SignInRefusedError
 from greylag.domain.users import Role, User
+from greylag.ports import AuditFilter
 from greylag.services.people import UserEdit
 from greylag.services.sign_in import SignInRules
 
@@ -166,3 +169,53 @@ async def test_who_has_signed_in_before_comes_in_where_nobody_new_does() -> None
     await house.store.put(User("bob", "Bob", identity=identity.key), at(0))
     secret = await house.use_cases.people.sign_in(identity, role=role, client="")
     assert secret
+
+
+@pytest.mark.parametrize(
+    ("taken", "why"),
+    [
+        ({}, None),
+        ({"identity": "i another"}, "not a user"),
+        ({"service": True}, "not a user"),
+        ({"disabled": True}, "disabled"),
+    ],
+)
+async def test_an_address_lets_in_whom_it_was_entered_for_and_nobody_in_their_place(
+    taken: dict[str, Any], why: str | None
+) -> None:
+    house = Harness(settings(users="ada:Ada", sign_up="invited"))
+    bob = User("bob", "Bob", email="ada@example.org", **taken)
+    await house.store.put(bob, at(0))
+    identity, role = rules().admit("i", CLAIMS)
+    with pytest.raises(SignInRefusedError, match=why) if why else nullcontext():
+        await house.use_cases.people.sign_in(identity, role=role, client="")
+    kept = await house.use_cases.people.get("bob")
+    assert kept.identity == (bob.identity if why else identity.key)
+
+
+async def test_a_session_ends_unused_for_long_and_at_the_latest_when_its_time_is_over() -> None:
+    clock = FakeClock()
+    given = settings(users="ada:Ada", session_idle_hours=24, session_days=3)
+    house = Harness(given, clock=clock)
+    people = house.use_cases.people
+    identity, role = rules().admit("i", CLAIMS)
+    used = await people.sign_in(identity, role=role, client="10.0.0.1")
+    found = await people.by_session(used, "10.0.0.1")
+    assert found is not None
+    for _ in range(3):
+        clock.advance(23 * 3600)
+        assert await people.by_session(used, "10.0.0.2") == found
+    user_id = found.user_id or ""
+    assert (await people.get(user_id)).email == "ada@example.org"
+    (made,) = await house.store.audit_entries(AuditFilter(action=AuditAction.USER_CREATE), 9)
+    assert made[1]["object"] == f"user/{user_id}"
+    assert await people.role_now(user_id, found.sign_in) is Role.USER
+    unused = await people.sign_in(identity, role=role, client="10.0.0.3")
+    listed = await people.sessions(user_id)
+    assert [one.address for one in listed] == ["10.0.0.3", "10.0.0.2"]
+    clock.advance(3 * 3600)
+    assert await people.by_session(used, "10.0.0.2") is None
+    assert await people.role_now(user_id, found.sign_in) is None
+    clock.advance(21 * 3600)
+    assert await people.by_session(unused, "10.0.0.3") is None
+    assert not await people.sessions(user_id)
