@@ -214,6 +214,9 @@ async def test_what_is_shared_is_listed_and_nothing_beside_it_and_ends_with_the_
     assert [one.project_id for one in page.projects] == ["demo"]
     with pytest.raises(UserNotFoundError):
         await projects.get(ZOE, ProjectRef("ada", "other"))
+    await of.people.make(User("eve", "Eve"))
+    with pytest.raises(UserNotFoundError):
+        await projects.page(ZOE, "eve", PageQuery())
     assert [(one.user_id, one.role) for one in await members.of(ZOE, REF)] == [
         ("Zo\u00eb", "viewer")
     ]
@@ -254,12 +257,17 @@ async def test_who_was_a_member_of_a_project_that_is_gone_sees_nothing_of_its_ow
         assert len(await house.store.labelled(Member)) == bool(left)
 
 
-async def test_who_was_a_member_of_a_project_that_is_gone_is_none_to_be_taken_out() -> None:
+async def test_who_was_a_member_of_a_project_that_is_gone_is_none_and_may_be_one_of_the_next() -> (
+    None
+):
     house = await shared()
+    members = house.use_cases.members
     (member,) = await house.store.labelled(Member)
     async with _made_anew(house, member):
         with pytest.raises(MissingError):
-            await house.use_cases.members.unshare(OPERATOR, REF, "Zo\u00eb")
+            await members.unshare(OPERATOR, REF, "Zo\u00eb")
+        await members.share(OPERATOR, REF, "Zo\u00eb", MemberRole.EDITOR)
+        assert await _who(house, REF) == {"Zo\u00eb": MemberRole.EDITOR}
 
 
 @pytest.mark.parametrize("does", ["share", "unshare"])
@@ -315,6 +323,11 @@ async def test_a_share_is_changed_and_taken_back_at_once_and_whoever_has_it_may_
         await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
     await members.share(ada, REF, "Zo\u00eb", MemberRole.EDITOR)
     await gate.authorize(ZOE, Action.MESSAGES_SEND, REF)
+    kept = await members.of(ada, REF)
+    await members.share(ada, REF, "Zo\u00eb", MemberRole.EDITOR)
+    assert await members.of(ada, REF) == kept
+    told = await house.store.audit_entries(AuditFilter(action=AuditAction.MEMBER_SET), 9)
+    assert [entry["changed"]["role"] for _, entry in told] == ["viewer", "editor"]
     with pytest.raises(ForbiddenError):
         await members.share(ZOE, REF, "Zo\u00eb", MemberRole.EDITOR)
     await members.unshare(ZOE, REF, "Zo\u00eb")
@@ -599,12 +612,11 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     house = Harness(given, clock=clock)
     of, store = house.use_cases, house.store
     ref = (await of.projects.create(OPERATOR, "ada", NewProject("P", "p"))).project.ref
-    await of.members.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
     everything, ada = frozenset(Scope), Principal("ada", "ada")
     text, token = await of.tokens.make(ada, NewToken("t", everything))
-    thief = await of.tokens.principal(text, "192.0.2.1")
+    thief, take = await of.tokens.principal(text, "192.0.2.1"), store.take_duty
     assert thief is not None
-    bob, take = Principal("bob", "bob"), store.take_duty
+    bob, eve = Principal("bob", "bob"), Principal("eve", "eve", Role.ADMIN)
 
     async def refused(waiting: Awaitable[Any], meanwhile: Awaitable[Any], kind: type) -> None:
         """Wait behind one that died, while something happens."""
@@ -627,15 +639,23 @@ async def test_what_may_not_be_any_more_after_a_wait_is_not_done(
     await refused(of.tokens.make(thief, NewToken("u", everything)), revoked, UnauthorizedError)
     operator, signed_out = _in_a_browser(store, clock)
     await refused(of.projects.want(operator, ref, Desired.ACTIVE), signed_out, UnauthorizedError)
-    unshared = of.members.unshare(OPERATOR, ref, "bob")
-    await refused(of.projects.want(bob, ref, Desired.ACTIVE), unshared, UserNotFoundError)
+    waiting: Awaitable[Any]
+    for waiting in (
+        of.projects.want(bob, ref, Desired.ACTIVE),
+        of.shares.make(bob, ref, NewShare(8080, "/", "https://here", 60)),
+    ):
+        await of.members.share(OPERATOR, ref, "bob", MemberRole.EDITOR)
+        await refused(waiting, of.members.unshare(OPERATOR, ref, "bob"), UserNotFoundError)
     await of.accounts.make(OPERATOR, User("eve", "Eve", role=Role.ADMIN))
-    demoted = of.people.edit("eve", UserEdit(role=Role.USER), by=OPERATOR)
-    kept = of.secrets.put(
-        Principal("eve", "eve", Role.ADMIN), "bob", NewSecret("n", "h.example", "word")
-    )
-    await refused(kept, demoted, UserNotFoundError)
-    clock.advance(1)
+    for waiting in (
+        of.secrets.put(eve, "bob", NewSecret("n", "h.example", "word")),
+        of.projects.create(eve, "bob", NewProject("Q")),
+        of.accounts.hand_over(eve, ref, "bob"),
+    ):
+        await of.people.edit("eve", UserEdit(role=Role.ADMIN), by=OPERATOR)
+        demoted = of.people.edit("eve", UserEdit(role=Role.USER), by=OPERATOR)
+        await refused(waiting, demoted, UserNotFoundError)
+        clock.advance(1)
     put = of.secrets.put(bob, "bob", NewSecret("n", "h.example", "word"))
     disabled = UserEdit(disabled=True)
     await refused(put, of.people.edit("bob", disabled, by=OPERATOR), UnauthorizedError)
@@ -768,17 +788,28 @@ async def test_a_user_is_made_limited_disabled_and_removed() -> None:
     await accounts.make(boss, User("eve", "Eve", limits=Limits(projects=2, active=1)))
     with pytest.raises(ConflictError):
         await accounts.make(boss, User("ada", "Twin"))
+    for impossible in (User("a/b", "Eve"), User("adam", "")):
+        with pytest.raises(InvalidRequestError):
+            await accounts.make(boss, impossible)
     eve = Principal("eve", "eve")
     refs = [(await projects.create(eve, "eve", NewProject("P", name))).project.ref for name in "ab"]
     with pytest.raises(LimitExceededError):
         await projects.create(eve, "eve", NewProject("P", "c"))
     await projects.want(eve, refs[0], Desired.ACTIVE)
     await projects.want(eve, refs[0], Desired.ACTIVE)
+    with pytest.raises(InvalidRequestError):
+        await accounts.edit(boss, "eve", UserEdit(display_name=""))
+    await accounts.edit(boss, "eve", UserEdit(display_name="Eva"))
+    assert (await projects.get(boss, refs[0])).desired is Desired.ACTIVE
+    (told,) = await house.store.audit_entries(AuditFilter(action=AuditAction.USER_EDIT), 9)
+    assert told[1]["changed"] == {"name": "Eva"}
     with pytest.raises(LimitExceededError):
         await projects.want(eve, refs[1], Desired.ACTIVE)
     with pytest.raises(ConflictError):
         await accounts.remove(boss, "eve")
     await accounts.edit(boss, "eve", UserEdit(disabled=True))
+    with pytest.raises(ConflictError, match="disable yourself"):
+        await accounts.edit(Principal("eve", "eve", Role.ADMIN), "eve", UserEdit(disabled=True))
     assert (await projects.get(boss, refs[0])).desired is Desired.INACTIVE
     with pytest.raises(ForbiddenError):
         await projects.want(boss, refs[0], Desired.ACTIVE)
@@ -997,14 +1028,21 @@ async def test_what_runs_of_the_disabled_is_stopped_though_nobody_came_to_it() -
         assert told[1]["actor"]["kind"] == "system"
 
 
-async def _is_not_handed_to_one_who_has_such(of: UseCases, ref: ProjectRef, bob: Principal) -> None:
+async def _is_not_handed_to_the_disabled_or_who_has_such(
+    of: UseCases, ref: ProjectRef, bob: Principal
+) -> None:
     theirs = ProjectRef("bob", ref.project_id)
     await of.projects.create(bob, "bob", NewProject("Mine", ref.project_id))
     await of.members.share(bob, theirs, "eve", MemberRole.VIEWER)
-    await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=2)))
+    link = await of.shares.make(bob, theirs, NewShare(8080, "/", "https://here", 60))
+    await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=2), disabled=True))
+    with pytest.raises(ConflictError, match="'bob' is disabled"):
+        await of.accounts.hand_over(WHO_IS[Standing.ADMIN], ref, "bob")
+    await of.accounts.edit(OPERATOR, "bob", UserEdit(disabled=False))
     with pytest.raises(ConflictError, match="has a project"):
         await of.accounts.hand_over(WHO_IS[Standing.ADMIN], ref, "bob")
     assert [one.role for one in await of.members.of(bob, theirs)] == [MemberRole.VIEWER]
+    assert [one.key for one in await of.shares.listed(bob, theirs)] == [link.key]
     await of.projects.settled(await of.projects.want(bob, theirs, Desired.DELETED))
     await of.accounts.edit(OPERATOR, "bob", UserEdit(limits=Limits(projects=1)))
 
@@ -1050,7 +1088,7 @@ async def test_a_project_is_handed_over_with_its_members_and_nothing_of_its_owne
         with pytest.raises(ConflictError, match="already"):
             await of.accounts.hand_over(boss, ref, "ada")
         bob = Principal("bob", "bob")
-        await _is_not_handed_to_one_who_has_such(of, ref, bob)
+        await _is_not_handed_to_the_disabled_or_who_has_such(of, ref, bob)
         given = await _handed_over_while_its_log_is_followed(house, ref, "bob")
         assert [one.user_id for one in await of.members.of(bob, given.ref)] == ["eve"]
         assert await house.store.find(Share, link.key) is None

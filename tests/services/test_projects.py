@@ -120,6 +120,8 @@ async def test_activation_waits_until_active_and_deletion_until_gone() -> None:
         with pytest.raises(ProjectDeletingError):
             await _want(projects, Desired.ACTIVE)
         assert await projects.settled(wanted) is None
+        await projects.create(OPERATOR, "ada", NewProject("Another", "demo"))
+        assert await projects.settled(wanted) is None
 
 
 async def test_a_failed_activation_is_raised_with_the_causes_own_code() -> None:
