@@ -107,6 +107,26 @@ async def test_a_look_that_takes_long_holds_up_no_work(monkeypatch: pytest.Monke
     await asyncio.wait({running})
 
 
+async def test_a_worker_looks_when_the_one_that_looked_has_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, looked = Bench(), asyncio.Event()
+
+    async def listing() -> tuple[ProjectRef, ...]:
+        looked.set()
+        return ()
+
+    monkeypatch.setattr(bench.cluster, "inventory", listing)
+    now = bench.clock.now()
+    await bench.store.take_duty(DUTY, "dead", since=now, now=now, seconds=HELD_SECONDS)
+    work = Worker(bench.store, bench.cluster, bench.clock, bench.reconciler, concurrency=1)
+    running = asyncio.create_task(work.run(asyncio.Event(), 10))
+    async with asyncio.timeout(5):
+        await looked.wait()
+    running.cancel()
+    await asyncio.wait({running})
+
+
 async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     store, cluster, clock = MemoryStore(), CountingCluster(), FakeClock()
     take, tried = store.take_duty, 0

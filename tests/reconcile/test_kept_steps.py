@@ -217,7 +217,10 @@ BAD: list[Any] = [
     [sse.encode({"type": "complete", "content": END})],
     [sse.encode({"type": "complete", "content": END}, id="t-" + "9" * 30)],
     [sse.encode({"type": "complete", "content": END}, id="t-\u0663")],
-    [b'id: t-0\ndata: {"type":"x","content":{"a":[' + b"[]," * 600_000 + b"1]}}\n\n"],
+    [
+        b'id: t-0\ndata: {"type":"x","content":{"a":[' + b"[]," * 600_000 + b"1]}}\n\n",
+        sse.encode({"type": "complete", "content": END}, id="t-1"),
+    ],
     [b": " + b"x" * 1024 * 1024 + b"\n\n"] * 9 + frames("t", COMPLETE),
     frames("t", ("message", {"content": os.urandom(2**21).hex()}), COMPLETE),
     RefusalError("Gone.", "turn_not_found"),

@@ -69,6 +69,8 @@ async def test_what_a_clock_put_off_that_was_ahead_is_due_once_it_is_set_right()
     bench = Bench()
     await bench.create()
     await bench.reach(Desired.ACTIVE)
+    await bench.reconciler._mind_clock()
+    assert await bench.loop.drain() == 0
     bench.clock.set_back(8 * 3600)
     assert await bench.loop.drain() == 0
     await bench.reconciler.news()

@@ -12,7 +12,7 @@ from tests.reconcile.bench import PACE, REF, Bench
 
 from greylag.common.agent_api import MOST_MESSAGES, ChatMessage, Session
 from greylag.domain import transcript
-from greylag.domain.errors import LeaseLostError, StoreUnavailableError
+from greylag.domain.errors import LeaseLostError, SessionNotFoundError, StoreUnavailableError
 from greylag.domain.lifecycle import Verb
 from greylag.domain.project import Desired, Status
 from greylag.domain.transcript import (
@@ -80,6 +80,8 @@ def answering(bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: Callable[..
     @asynccontextmanager
     async def relay(_at: AgentAddress, request: AgentRequest) -> AsyncIterator[AgentAnswer]:
         told = answer(request)
+        if isinstance(told, Exception):
+            raise told
 
         async def body() -> AsyncIterator[bytes]:
             yield told if isinstance(told, bytes) else json.dumps(told).encode()
@@ -266,6 +268,13 @@ async def test_so_many_sessions_and_bytes_are_kept_and_no_more(
     names.clear()
     await look(bench)
     assert names == ["list_sessions"]  # what has no room is not asked for again and again
+    for number in range(1000, 1020):
+        listed.insert(0, session(number))
+        await look(bench)
+        copy = await kept(bench)
+        assert copy is not None
+        assert copy.sessions[0].copied_at is not None
+        assert sum(each.size for each in copy.sessions) <= 1400
 
 
 async def test_of_too_many_sessions_those_used_last_are_kept_in_the_order_told(
@@ -340,6 +349,7 @@ async def test_hostile_messages_hide_no_other_session(monkeypatch: pytest.Monkey
         {"messages": [message(0, content=None)]},
         {"messages": [message(0, turn_id="a/b")]},
         b"{",
+        SessionNotFoundError("It has just gone."),
     ]
 
     def answer(request: AgentRequest) -> Any:
@@ -347,7 +357,8 @@ async def test_hostile_messages_hide_no_other_session(monkeypatch: pytest.Monkey
             return {"sessions": [session(number) for number in range(len(bad) + 1)]}
         number = int(request.parts["session"][1:])
         words = "\ud800\x00" + "x" * 300_000
-        good = {"messages": [message(7, content=words, role="R" * 99, author="A" * 999)]}
+        long = message(7, content=words, role="R" * 99, author="A" * 999)
+        good = {"messages": [long, message(8, shortened=True)]}
         return bad[number] if number < len(bad) else good
 
     answering(bench, monkeypatch, answer)
@@ -358,8 +369,9 @@ async def test_hostile_messages_hide_no_other_session(monkeypatch: pytest.Monkey
     assert [one.session.session_id for one in copy.sessions if one.copied_at] == [f"s{len(bad)}"]
     part = await bench.store.transcript(*tuple_of(), f"s{len(bad)}")
     assert part is not None
-    (one,) = unpack_messages(part)
+    one, other = unpack_messages(part)
     assert (one.content[:3], len(one.content), one.shortened) == ("?\0x", 262_144, True)
+    assert (other.content, other.shortened) == ("m8", True)
     assert (len(one.role), len(one.author or "")) == (40, 200)
 
 
