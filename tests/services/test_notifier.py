@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from tests.harness import Harness, settings
 
 from greylag.common import agent_api
-from greylag.common.agent_api import MOST_TITLE, Operation, Turn
+from greylag.common.agent_api import MOST_TITLE, Operation, Question, Session, Turn
 from greylag.common.clock import SystemClock
 from greylag.domain.errors import StoreUnavailableError
 from greylag.domain.project import Desired, Project, ProjectRef
@@ -284,6 +285,28 @@ async def test_a_project_that_tells_of_turns_without_end_is_held_back(
         assert len(kept) == 2  # and none of those that are held back
 
 
+@pytest.mark.parametrize("limit", ["_MOST_OF_USER_AT_ONCE", "_MOST_TOLD_AT_ONCE"])
+async def test_what_would_be_too_many_at_once_is_told_by_the_next_look(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, limit, 0)
+    async with house() as of:
+        await of.hook()
+        paused: list[list[str]] = []
+
+        async def sleep(seconds: float) -> None:
+            if seconds != notifier.PAUSE_SECONDS:
+                paused.append(of.told)
+                monkeypatch.setattr(notifier, limit, 9)
+            await asyncio.sleep(0)
+
+        monkeypatch.setattr(of.quick, "sleep", sleep)
+        async with running(of.build("w1").notifier):
+            await of.say("hello", "m1")
+            await of.told_all("turn.ended")
+        assert paused == [[]]
+
+
 def test_the_log_hears_once_in_ten_minutes_that_a_project_is_held_back() -> None:
     heard = notifier._Heard()
     heard.told_at.extend(range(notifier.MOST_OF_PROJECT))
@@ -353,6 +376,17 @@ async def test_what_is_no_list_of_turns_is_not_told_and_not_fatal(
             await of.say("hello", "m1")
             await of.told_all("turn.ended")
             assert asked.is_set()
+
+
+def test_a_turn_or_a_question_that_no_address_can_hold_is_not_told() -> None:
+    project, asks = cast("Project", SimpleNamespace(id="p")), partial(Question, arguments="{}")
+    session = Session("s1", "", "", 0, "S")
+    turn = Turn("t", "s1", "m", "running", "hello", "", question=asks("c", "shell"))
+    told = [
+        notifier._notice(project, session, one, SystemClock())
+        for one in (turn, replace(turn, turn_id="a/b"), replace(turn, question=asks("..", "shell")))
+    ]
+    assert [notice is not None for notice in told] == [True, False, False]
 
 
 async def test_a_defect_and_a_row_that_cannot_be_read_end_nothing(

@@ -75,6 +75,7 @@ async def test_a_secret_is_replaced_by_its_name_listed_and_taken_away() -> None:
         await of.secrets.put(OPERATOR, "ada", new)
     with pytest.raises(LimitExceededError):
         await of.secrets.put(OPERATOR, "ada", NewSecret("more", "more", "x"))
+    await of.secrets.put(OPERATOR, "ada", NewSecret("n0", "host0", "y"))
     (refused,) = await of.store.audit_entries(AuditFilter(result="refused"), 9)
     assert refused[1]["action"] == "secrets.set"
 
