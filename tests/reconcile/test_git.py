@@ -8,6 +8,7 @@ import pytest
 from tests.reconcile.bench import PACE, REF, Bench
 
 from greylag.common.git import CAUSES, CloneState
+from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, with_git
 from greylag.domain.project import Desired, GitSource, ProjectRef, Status
 from greylag.domain.users import OPERATOR
@@ -53,10 +54,23 @@ async def test_one_on_its_way_to_its_end_has_been_active_only_where_nobody_wante
     known = replace(made, status=Status.DEACTIVATING, desired=Desired.ACTIVE, generation=3)
     project = replace(known, observed_generation=2 if asked else 3)
     ready = Observation(Observed.READY, endpoint=ADDRESS)
-    assert with_git(project, ready, None).state is (Observed.STARTING if asked else Observed.READY)
+    seen = with_git(project, ready, None)
+    assert seen.state is (Observed.STARTING if asked else Observed.READY)
+    assert (seen.error and seen.error.code) == ("agent_unreachable" if asked else None)
     now = bench.clock.now()
     outcome = outcomes.settled(project, Status.ACTIVE, ready, now, timedelta(minutes=1))
     assert outcome.last_activated_at == (now if asked else None)
+
+
+@pytest.mark.parametrize(("code", "kept"), [("git_denied", True), ("agent_token_lost", False)])
+async def test_what_was_told_before_of_the_clone_alone_counts_until_more_is_known(
+    code: str, *, kept: bool
+) -> None:
+    error = ErrorInfo(code, "It went wrong.")
+    project = replace(await Bench().create(source=SOURCE), status=Status.ACTIVE, error=error)
+    ready = Observation(Observed.READY, endpoint=ADDRESS)
+    for state in (None, cloning(20)):
+        assert with_git(project, ready, state).error == (error if kept else None)
 
 
 async def test_what_takes_longer_than_a_start_is_waited_for(
@@ -98,6 +112,23 @@ async def test_a_clone_that_failed_is_told_and_the_project_can_be_used_and_tried
         bench.clock.advance(PACE.resync * 2)
         await bench.loop.drain()
     assert (await bench.project()).error is None
+
+
+async def test_a_failure_of_which_the_agent_names_no_cause_is_one_of_git() -> None:
+    project = await Bench().create(source=SOURCE)
+    seen = with_git(project, Observation(Observed.READY), CloneState("failed", "It failed."))
+    assert seen.error == ErrorInfo("git_failed", "It failed.")
+
+
+async def test_one_that_is_cloned_anew_is_at_work_and_not_put_to_sleep() -> None:
+    bench = Bench(pace=replace(PACE, idle=60.0))
+    await bench.create(source=SOURCE)
+    await bench.reach(Desired.ACTIVE)
+    bench.gateway.clones[URL] = [cloning(20)]
+    bench.gateway.idle_seconds = 3600
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    assert (await bench.project()).status is Status.ACTIVE
 
 
 async def test_an_agent_that_cannot_be_told_holds_up_what_starts_from_a_repository_alone() -> None:

@@ -237,7 +237,8 @@ async def test_what_are_no_events_of_a_turn_hides_no_other_and_is_not_asked_for_
     listing(bench, monkeypatch, [turn("t"), turn("good")])
     ids = streaming(bench, monkeypatch, {"t": told, "good": good})
     await look(bench)
-    assert [each.turn_id for each in await turns(bench, "s1")] == ["t", "good"]
+    listed = [(each.turn_id, each.ended_at) for each in await turns(bench, "s1")]
+    assert listed == [("t", MOMENT), ("good", MOMENT)]
     assert (await events(bench, "s1", "t"), await events(bench, "s1", "good")) == (None, good[0])
     changed(bench, monkeypatch, [turn("t"), turn("good")])
     await look(bench)

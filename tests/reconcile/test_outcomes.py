@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from greylag.domain.errors import ErrorInfo
-from greylag.domain.lifecycle import Observation, Observed
+from greylag.domain.lifecycle import Observation, Observed, Verb
 from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, Status
 from greylag.reconcile import outcomes
@@ -48,6 +48,12 @@ def test_a_wish_back_before_anything_was_done_is_told_and_is_no_new_activation()
     outcome = outcomes.settled(project, Status.ACTIVE, Observation(Observed.READY), NOW, MINUTE)
     assert [event.code for event in outcome.events] == ["active"]
     assert outcome.last_activated_at == ACTIVE.last_activated_at
+
+
+@pytest.mark.parametrize("verb", [Verb.START, Verb.STOP])
+def test_what_is_started_or_stopped_is_found_nowhere(verb: Verb) -> None:
+    project = replace(ACTIVE, endpoint="http://127.0.0.1:1")
+    assert outcomes.acting(project, verb, NOW, MINUTE).endpoint is None
 
 
 @pytest.mark.parametrize("known", [None, ErrorInfo("unschedulable", "There is no room.")])

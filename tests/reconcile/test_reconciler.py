@@ -28,6 +28,7 @@ from greylag.domain.project import (
     Environment,
     Fence,
     GitSource,
+    NewEvent,
     Project,
     ProjectRef,
     Status,
@@ -152,6 +153,38 @@ async def test_a_wish_changed_while_it_is_starting_is_seen_at_once() -> None:
         await asyncio.sleep(0)
     await working
     assert (await bench.project()).status is Status.INACTIVE
+
+
+async def test_a_start_that_is_wished_for_again_while_it_is_stopped_is_told_whole() -> None:
+    bench = Bench(auto=False)
+    await bench.create()
+    await bench.loop.drain()
+    await bench.want(Desired.ACTIVE)
+    working = asyncio.create_task(bench.loop.drain())
+    with bench.store.subscribe(REF) as news:
+        while PROCESS_STARTED.code not in await bench.told():
+            await news.changed(5)
+        await bench.want(Desired.INACTIVE)
+        while (await bench.project()).status is not Status.DEACTIVATING:
+            await news.changed(5)
+        await bench.want(Desired.ACTIVE)
+    while not working.done():
+        bench.cluster.advance(REF)
+        await asyncio.sleep(0)
+    await working
+    assert (await bench.project()).status is Status.ACTIVE
+    told = (await bench.told())[2:]
+    assert told.count("starting") == told.count(PROCESS_STARTED.code) == 2
+
+
+async def test_what_cannot_work_is_told_where_it_becomes_active_and_nowhere_else() -> None:
+    bench, said = Bench(), NewEvent("no_model", "There is no model.")
+    bench.reconciler._world = replace(bench.reconciler._world, warnings=lambda: [said])
+    await bench.create()
+    await bench.loop.drain()
+    for desired in (Desired.ACTIVE, Desired.INACTIVE):
+        await bench.reach(desired)
+        assert (await bench.told()).count("no_model") == 1
 
 
 async def test_a_terminal_refusal_is_recorded_with_its_code_and_rests() -> None:
