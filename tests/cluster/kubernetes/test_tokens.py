@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tests.cluster.kubernetes.test_writes import OPTIONS, deployment, environmen
 
 from greylag.cluster.kubernetes.cluster import KubernetesCluster
 from greylag.cluster.kubernetes.options import load_options
-from greylag.cluster.kubernetes.tokens import AgentKeys
+from greylag.cluster.kubernetes.tokens import AgentKeys, token_of
 from greylag.domain.errors import AgentTokenLostError, ClusterError, ConfigError
 from greylag.domain.lifecycle import Observed
 from greylag.domain.project import Environment
@@ -26,6 +27,23 @@ PATIENCE = 10
 def token_in_secret(server: StatefulServer) -> str:
     secret = next(thing for key, thing in server.things.items() if key[0] == "Secret")
     return base64.b64decode(secret["data"]["GREYLAG_AGENT_TOKEN"]).decode()
+
+
+@pytest.mark.parametrize(
+    ("secret", "refused", "words"),
+    [
+        (None, AgentTokenLostError, "missing"),
+        ({"data": None}, AgentTokenLostError, "missing"),
+        ({"data": {"GREYLAG_AGENT_TOKEN": ""}}, AgentTokenLostError, "missing"),
+        ({"data": {"GREYLAG_AGENT_TOKEN": "a!bc"}}, ClusterError, "cannot be read"),
+        ({"data": {"GREYLAG_AGENT_TOKEN": "/w=="}}, ClusterError, "cannot be read"),
+    ],
+)
+def test_a_secret_without_a_token_that_can_be_read_is_told(
+    secret: dict[str, Any] | None, refused: type[ClusterError], words: str
+) -> None:
+    with pytest.raises(refused, match=words):
+        token_of(secret)
 
 
 def make_pod(server: StatefulServer) -> None:

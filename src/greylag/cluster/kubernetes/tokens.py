@@ -7,7 +7,6 @@ Without a key it is random, and the environment's Secret alone holds it.
 """
 
 import base64
-import binascii
 import hmac
 import re
 import secrets
@@ -71,7 +70,7 @@ def token_of(secret: Object | None) -> str:
     encoded = ((secret or {}).get("data") or {}).get(TOKEN_KEY)
     try:
         token = base64.b64decode(encoded or "", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ClusterError("The environment's token cannot be read.") from error
     if not token:
         raise AgentTokenLostError("The environment's Secret with its token is missing.")
