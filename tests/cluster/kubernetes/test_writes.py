@@ -256,12 +256,98 @@ async def test_a_namespace_goes_with_its_last_project_unless_the_operator_has_se
         assert "DELETE Deployment" in server.asked
 
 
+@pytest.mark.parametrize("labels", [{}, {"greylag.dev/project": "demo"}])
+async def test_a_namespace_stays_with_what_others_have_there(labels: dict[str, str]) -> None:
+    async with asleep() as (server, cluster):
+        await taken_up(server, cluster)
+        theirs = {"metadata": {"name": "theirs", "labels": labels}}
+        server.put("Pod", environment(2).names.namespace, theirs)
+        await cluster.delete(environment(2))
+        assert "DELETE Deployment" in server.asked
+        assert "DELETE Namespace" not in server.asked
+
+
+@pytest.mark.parametrize(
+    ("removing", "goes_on"), [(None, False), ("record", True), ("older record", False)]
+)
+def test_a_removal_goes_on_under_the_record_that_it_was_begun_for_alone(
+    removing: str | None, *, goes_on: bool
+) -> None:
+    annotations = {"greylag.dev/record": "record", "greylag.dev/removing": removing}
+    assert writes.is_being_removed({"metadata": {"annotations": annotations}}) == goes_on
+    assert not writes.is_being_removed({"metadata": {}})
+
+
 async def test_what_was_deleted_is_not_made_again_under_an_older_claim() -> None:
     async with asleep() as (server, cluster):
         await taken_up(server, cluster)
         await cluster.delete(environment(3))
         with pytest.raises(LeaseLostError):
             await cluster.start(environment(2))
+
+
+async def test_of_the_newest_deletions_the_claims_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writes, "_REMEMBERED", 2)
+    first, second, third = (
+        replace(make_project(name).environment, fence=Fence(name, 1)) for name in ("a", "b", "c")
+    )
+    async with stateful() as server, opened(server, OPTIONS) as cluster:
+        for one in (first, second, first, third):
+            await cluster.delete(one)
+        assert list(cluster._writes._deleted) == [first.ref, third.ref]
+
+
+async def test_while_its_volume_does_not_go_an_environment_keeps_its_claim_and_its_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writes, "GONE_SECONDS", 0.05)
+    async with asleep() as (server, cluster):
+        await taken_up(server, cluster)
+        kept = server.forget
+        monkeypatch.setattr(
+            server, "forget", lambda key: key[0] == "PersistentVolumeClaim" or kept(key)
+        )
+        with pytest.raises(ClusterError, match="PersistentVolumeClaim"):
+            await cluster.delete(environment(3))
+        assert deployment(server)["metadata"]["annotations"]["greylag.dev/claim"] == "3"
+        assert "DELETE Namespace" not in server.asked
+
+
+@pytest.mark.parametrize(("forbidden", "tries"), [(set(), 5), ({"PATCH Deployment"}, 1)])
+async def test_a_step_is_tried_again_where_somebody_was_there_between_and_no_longer_than_that(
+    forbidden: set[str], tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asleep() as (server, cluster):
+        answered = server._one
+
+        async def one(request: web.Request, key: tuple[str, str, str]) -> web.StreamResponse:
+            if request.method == "PATCH":
+                server.put(key[0], key[1], server.things[key])
+            return await answered(request, key)
+
+        monkeypatch.setattr(server, "_one", one)
+        server.forbidden |= forbidden
+        with pytest.raises(ClusterError):
+            await cluster.stop(environment(2))
+        assert server.asked.count("PATCH Deployment") == tries
+
+
+@pytest.mark.parametrize(
+    ("annotations", "fence"),
+    [
+        (None, None),
+        ({"greylag.dev/record": "r"}, None),
+        ({"greylag.dev/claim": "7"}, None),
+        ({"greylag.dev/record": "r", "greylag.dev/claim": "-7"}, None),
+        ({"greylag.dev/record": "r", "greylag.dev/claim": "7"}, Fence("r", 7)),
+    ],
+)
+def test_a_claim_that_a_deployment_does_not_tell_in_whole_is_none(
+    annotations: dict[str, str] | None, fence: Fence | None
+) -> None:
+    assert writes.fence_of({"metadata": {"annotations": annotations}}) == fence
 
 
 def test_each_kind_is_watched_or_is_not() -> None:
@@ -306,7 +392,6 @@ async def one_behind(
 ) -> AsyncIterator[tuple[StatefulServer, KubernetesCluster, KubernetesCluster]]:
     """Yield two workers' clusters; the second one's watches are open, and tell it nothing."""
     monkeypatch.setattr(observation, "BEHIND_SECONDS", 0.05)
-    monkeypatch.setattr(writes, "READ_BACK_SECONDS", 0.05)
     async with stateful() as server, opened(server, OPTIONS) as first:
         await first.observe(environment(1))
         await until(lambda: len(server._watches) == len(WATCHED), "a watch is missing")
@@ -364,6 +449,7 @@ async def test_a_worker_that_is_behind_leaves_what_runs_as_it_is_under_a_newer_c
     async with one_behind(monkeypatch) as (server, ahead, behind):
         await ahead.prepare(environment(3))
         await ahead.start(environment(3))
+        monkeypatch.setattr(writes, "READ_BACK_SECONDS", 0.05)
         with pytest.raises(ClusterError, match="does not show it yet"):
             await behind.prepare(environment(4))
         assert deployment(server)["spec"]["replicas"] == 1
@@ -468,10 +554,12 @@ async def test_the_ingress_goes_with_the_domain() -> None:
     behind = OPTIONS.model_copy(update={"ingress_base_domain": "a.test"})
     async with asleep(behind) as (server, cluster):
         await cluster.start(environment(2))
+        await cluster.stop(environment(3))
+        await cluster.start(environment(4))
         assert any(key[0] == "Ingress" for key in server.things)
         async with opened(server, OPTIONS) as without:
-            await without.stop(environment(3))
-            await without.start(environment(4))
+            await without.stop(environment(5))
+            await without.start(environment(6))
         assert not any(key[0] == "Ingress" for key in server.things)
 
 

@@ -202,14 +202,14 @@ class FencedWrites:
             raise of_cause(stuck_removal(kind, left))
 
     async def _remove_unused_namespace(self, name: str) -> None:
-        """Remove the user's namespace if it is ours, neither we nor others need things there, and
-        nothing is left there that only the operator can put there again.
+        """Remove the user's namespace, which the caches know only if it is ours, if neither we nor
+        others need things there, and nothing is left that only the operator can put there again.
 
         Of several environments that are removed at once each is marked before it looks, so the last
         one sees the marks of all.
         """
         known = self._cache.find("Namespace", "", name)
-        if self._keeps_namespaces or known is None or is_removed(known) or not is_ours(known):
+        if self._keeps_namespaces or known is None or is_removed(known):
             return
         deployments = (await self._api.list("Deployment", name)).items
         going = {_slug(one) for one in deployments if is_being_removed(one)} - {None}
