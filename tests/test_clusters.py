@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from tests.cluster.environments import kill_all, reaches
-from tests.cluster.kubernetes.api_server import served, silent
+from tests.cluster.kubernetes.api_server import Answer, page, says, served, silent, status
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.contract.store_adapters import make_project
 from tests.fakes.store import MemoryStore
 from tests.harness import settings
 
-from greylag.clusters import open_cluster
+from greylag.cluster.kubernetes.cluster import KubernetesCluster
+from greylag.clusters import open_cluster, try_cluster
 from greylag.common.concurrent import beside
+from greylag.domain.errors import ClusterError, ConfigError
 from greylag.domain.lifecycle import Observed
 
 PROJECT = make_project()
@@ -46,6 +48,61 @@ async def test_a_local_environment_that_runs_with_other_authorities_is_outdated(
         kill_all(tmp_path / "environments")
 
 
+VERSION = says({"gitVersion": "v1.35.4"})
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
+    """Let settings lead to this API server."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KUBE_HOST", url)
+    monkeypatch.setenv("KUBE_TOKEN", "t0ken")
+    monkeypatch.setenv("ACR_IMAGE", "goose:1")
+    monkeypatch.setenv("GREYLAG_ALLOW_PLAIN_HTTP", "true")
+
+
+async def test_a_cluster_is_opened_for_the_greylag_of_the_store_as_settings_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = MemoryStore()
+    async with served(VERSION) as (server, _):
+        chosen(monkeypatch, tmp_path, server.url)
+        given = settings(namespace_prefix="team-", lease_seconds=4)
+        cluster = await open_cluster(given, store)
+        assert isinstance(cluster, KubernetesCluster)
+        assert cluster.namespace_prefix == "team-"
+        assert await cluster._ownership.instance() == await store.instance()
+        assert cluster._observer._explaining == 1
+        await cluster.close()
+
+
+async def test_a_cluster_that_does_not_take_us_is_not_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with served(status(401)) as (server, _):
+        chosen(monkeypatch, tmp_path, server.url)
+        with pytest.raises(ConfigError):
+            await open_cluster(settings(), MemoryStore())
+
+
+@pytest.mark.parametrize(
+    ("answer", "works"), [(page(1), True), (status(403), False)], ids=["list", "no right"]
+)
+async def test_a_cluster_is_tried_by_a_list_of_what_is_ours(
+    answer: Answer, *, works: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with served(VERSION, answer) as (server, _):
+        chosen(monkeypatch, tmp_path, server.url)
+        assert await try_cluster(settings(cluster="local")) is None
+        if works:
+            named = f"Kubernetes v1.35.4 at {server.url} (by KUBE_HOST)"
+            assert await try_cluster(settings()) == named
+        else:
+            with pytest.raises(ClusterError):
+                await try_cluster(settings())
+        asked = server.asked[-1].query["labelSelector"]
+        assert asked == "app.kubernetes.io/managed-by=greylag"
+
+
 async def test_a_start_that_is_broken_off_leaves_no_connection_to_its_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,12 +113,10 @@ async def test_a_start_that_is_broken_off_leaves_no_connection_to_its_cluster(
         return await silent(request)
 
     async with served(hangs) as (server, _):
-        for name, value in {"KUBE_HOST": server.url, "KUBE_TOKEN": "t", "ACR_IMAGE": "i"}.items():
-            monkeypatch.setenv(name, value)
-        given = settings(data=tmp_path, cluster="kubernetes")
+        chosen(monkeypatch, tmp_path, server.url)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            async with beside(open_cluster(given, MemoryStore()), "start"):
+            async with beside(open_cluster(settings(), MemoryStore()), "start"):
                 await asked.wait()
             gc.collect()
         assert not told

@@ -52,6 +52,7 @@ async def test_without_release_the_lease_stays(store: ProjectStore) -> None:
     claimed = await claim(store, 0)
     recorded = await store.record(claimed, replace(IDLE, due_at=at(2)), at(1), release=False)
     assert recorded.lease == claimed.project.lease
+    assert recorded.updated_at == at(0)  # nothing has changed that users see
     assert await all_claims(store, 5) == []
     await store.record(claimed, IDLE, at(6), release=True)
 
@@ -90,7 +91,8 @@ async def test_a_poke_during_a_lease_makes_the_project_due_after_it(store: Proje
     await store.poke(REF, at(0))
     assert (await store.get("ada", "demo")).due_at == at(0)
     assert await all_claims(store, 1) == []
-    await store.record(claimed, replace(IDLE, due_at=at(600)), at(1), release=False)
+    working = await store.record(claimed, replace(IDLE, due_at=at(600)), at(1), release=False)
+    assert working.due_at == at(600)
     await store.record(claimed, replace(IDLE, due_at=None), at(2), release=True)
     assert await store.next_due() == at(2)
     again = await claim(store, 2)

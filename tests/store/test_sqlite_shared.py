@@ -103,8 +103,18 @@ async def test_rows_that_were_trimmed_unread_wake_everybody(
     ours, theirs = pair
     for n in range(10):
         await theirs.create(make_project(f"p{n}"))
-    with ours.subscribe(ProjectRef("ada", "p1")) as heard:
+    with ours.subscribe(ProjectRef("ada", "unchanged")) as heard:
         assert await heard.changed(10)
+
+
+async def test_what_was_told_is_not_told_again(pair: Pair) -> None:
+    ours, theirs = pair
+    with ours.subscribe(REF) as heard, ours.subscribe(ProjectRef("ada", "next")) as later:
+        await theirs.create(make_project())
+        assert await heard.changed(10)
+        await theirs.create(make_project("next"))
+        assert await later.changed(10)
+        assert not await heard.changed(0)
 
 
 async def test_when_changes_cannot_be_read_listeners_look_for_themselves(

@@ -138,8 +138,7 @@ def held(record: ProjectRecord | None, claim: Claim) -> tuple[ProjectRecord, Lea
     Raises:
         LeaseLostError: the claim does not hold it any more.
     """
-    lease = record.project.lease if record else None
-    if record is None or lease is None or lease.number != claim.number:
+    if record is None or (lease := record.project.lease) is None or lease.number != claim.number:
         raise lease_lost(claim)
     return record, lease
 

@@ -51,11 +51,11 @@ _log = structlog.get_logger(__name__)
 def note(sql: sqlite3.Connection, source: str, refs: Iterable[ProjectRef | None]) -> None:
     """Add rows for changed projects (``None``: maybe any), inside the transaction of the change."""
     for ref in refs:
-        added = sql.execute(
+        sql.execute(
             "INSERT INTO changes (source, user_id, project_id) VALUES (?, ?, ?)",
             (source, *((None, None) if ref is None else (ref.user_id, ref.project_id))),
         )
-        sql.execute("DELETE FROM changes WHERE n <= ?", ((added.lastrowid or 0) - _KEPT,))
+        sql.execute("DELETE FROM changes WHERE n <= last_insert_rowid() - ?", (_KEPT,))
 
 
 class SqliteFollower:
