@@ -1,14 +1,20 @@
 """Of two Greylags on one cluster each leaves alone what is in the other's namespaces."""
 
+import asyncio
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
+from tests.cluster.kubernetes.api_server import PATIENCE
 from tests.cluster.kubernetes.stateful_api_server import StatefulServer, stateful
 from tests.cluster.kubernetes.test_writes import OPTIONS, environment, opened, ours
 
+from greylag.cluster.kubernetes import writes
+from greylag.cluster.kubernetes.options import Template
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
+from greylag.ports import FoundEnvironment
 
 NAMESPACE = ("Namespace", "", environment(1).names.namespace)
 LABEL = "greylag.dev/instance"
@@ -61,6 +67,30 @@ async def test_a_namespace_is_taken_over_from_the_greylag_that_is_named_alone() 
         assert server.things[NAMESPACE]["metadata"]["labels"][LABEL] == "instance-2"
 
 
+async def test_what_is_found_tells_what_a_lost_record_said() -> None:
+    large = OPTIONS.model_copy(update={"templates": {"large": Template()}})
+    made = replace(environment(7), name="Größe", template="large")
+    async with stateful() as server, opened(server, large, ours) as cluster:
+        await cluster.prepare(made)
+        (found,) = await cluster.found()
+        assert found == FoundEnvironment(
+            ref=made.ref,
+            names=made.names,
+            record_id=made.id,
+            claim=7,
+            name="Größe",
+            template="large",
+            wanted=False,
+            instance=None,
+        )
+        await cluster.start(made)
+        assert [*await cluster.found()] == [replace(found, wanted=True)]
+        server.forget(next(key for key in server.things if key[0] == "Deployment"))
+        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        nothing = replace(found, record_id=None, claim=0, name="", template="default")
+        assert [*await cluster.found()] == [nothing]
+
+
 @pytest.mark.parametrize(
     ("between", "refused"), [("instance-1", True), (None, False)], ids=["taken", "changed"]
 )
@@ -97,3 +127,37 @@ async def test_a_namespace_that_may_not_be_taken_is_not_written_in() -> None:
             with pytest.raises(ClusterError, match="refused a step: Forbidden"):
                 await second.stop(environment(2))
         assert server.things == before
+
+
+async def test_in_a_namespace_that_is_not_greylag_s_nothing_is_made() -> None:
+    async with stateful() as server, opened(server, OPTIONS, ours) as cluster:
+        await cluster.observe(environment(1))
+        # No watch tells of it: they select what is ours.
+        server.things[NAMESPACE] = {"metadata": {"name": NAMESPACE[2], "resourceVersion": "1"}}
+        with pytest.raises(ClusterError, match="is not Greylag's") as refused:
+            await cluster.prepare(environment(1))
+        assert (refused.value.info.code, refused.value.terminal) == ("namespace_foreign", True)
+        assert list(server.things) == [NAMESPACE]
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_a_namespace_that_is_being_removed_is_waited_for_a_little(
+    *, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "_POLL_SECONDS", 0.01)
+    async with stateful() as server, opened(server, OPTIONS, ours) as cluster:
+        meta = {"name": NAMESPACE[2], "labels": {"app.kubernetes.io/managed-by": "greylag"}}
+        server.put("Namespace", "", {"metadata": meta | {"deletionTimestamp": "2026-01-01"}})
+        await cluster.observe(environment(1))
+        server.asked.clear()
+        if not goes:
+            monkeypatch.setattr(writes, "NAMESPACE_GONE_SECONDS", 0.05)
+        making = asyncio.create_task(cluster.prepare(environment(1)))
+        await asyncio.wait([making], timeout=0.1)
+        assert not any(asked.startswith("PATCH") for asked in server.asked[1:])
+        if goes:
+            server.forget(NAMESPACE)
+            await making
+        else:
+            with pytest.raises(ClusterError, match="removed"):
+                await making

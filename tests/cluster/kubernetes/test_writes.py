@@ -278,6 +278,20 @@ def test_a_removal_goes_on_under_the_record_that_it_was_begun_for_alone(
     assert not writes.is_being_removed({"metadata": {}})
 
 
+async def test_a_stop_makes_nothing_but_where_a_pod_runs_that_nothing_owns() -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        server.forget(next(key for key in server.things if key[0] == "Deployment"))
+        assert await cluster._informers["Deployment"].reached(str(server.version), PATIENCE)
+        await cluster.stop(environment(3))
+        assert deployment(server)["spec"]["replicas"] == 0
+    async with stateful() as server, opened(server, OPTIONS) as cluster:
+        await cluster.stop(environment(1))
+        assert server.things == {}
+
+
 async def test_what_was_deleted_is_not_made_again_under_an_older_claim() -> None:
     async with asleep() as (server, cluster):
         await taken_up(server, cluster)
