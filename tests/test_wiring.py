@@ -2,6 +2,7 @@
 
 import json
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,20 @@ async def test_a_setting_that_cannot_work_ends_the_start_with_a_sentence(
             pass
     assert str(refused.value).startswith(sentence)
     assert "sk-123" not in str(refused.value)
+
+
+async def test_the_data_folder_is_made_for_our_account_only(tmp_path: Path) -> None:
+    data = tmp_path / "srv" / "greylag"
+    for _ in range(2):
+        async with assembled(settings(data=data, cluster="local", goose="scripted")):
+            assert stat.S_IMODE(data.stat().st_mode) == 0o700
+
+
+async def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"GREYLAG_DATA: the folder .* cannot be made"):
+        async with assembled(settings(data=tmp_path / "file" / "data", cluster="local")):
+            pass
 
 
 async def test_the_log_of_an_activation_tells_what_is_wrong_with_the_model_provider() -> None:

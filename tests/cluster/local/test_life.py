@@ -369,11 +369,12 @@ DAMAGES: dict[str, Any] = {
     [
         *("{", "null", "5", "[]", '"phase"', "{}"),
         pytest.param("[" * 100_000, id="nested too deep"),
+        pytest.param(None, id="a link to itself"),
         *(pytest.param(changed, id=what) for what, changed in DAMAGES.items()),
     ],
 )
 async def test_a_record_that_cannot_be_read_is_unknown_never_absent_and_hides_no_other(
-    tmp_path: Path, damage: str | dict[str, Any]
+    tmp_path: Path, damage: str | dict[str, Any] | None
 ) -> None:
     other = make_project("other")
     async with open_local(tmp_path) as cluster:
@@ -382,7 +383,11 @@ async def test_a_record_that_cannot_be_read_is_unknown_never_absent_and_hides_no
         path = folder_of(tmp_path, PROJECT).path / "environment.json"
         if isinstance(damage, dict):
             damage = json.dumps(json.loads(path.read_text()) | damage)
-        path.write_text(damage)
+        if damage is None:
+            path.unlink()
+            path.symlink_to(path)
+        else:
+            path.write_text(damage)
         assert (await cluster.observe(PROJECT.environment)).state is Observed.UNKNOWN
         assert list(await cluster.inventory()) == [other.ref]
         assert [one.ref for one in await cluster.found()] == [other.ref]
