@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import resource
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,44 @@ async def test_what_seal_writes_is_seen_only_after_publish_end(tmp_path: Path) -
         journal.append("message", {})
 
 
+async def test_an_ended_journal_is_on_the_disk_with_its_name_before_its_end_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = journal_at(tmp_path)
+    journal.append("complete", {})
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd), journal.size)))
+    await journal.seal()
+    journal.publish_end()
+    file = (tmp_path / "t.sse").stat()
+    (written, seen), (folder, _) = synced
+    assert (written.st_ino, seen) == (file.st_ino, 0)
+    assert stat.S_ISDIR(folder.st_mode)
+    assert written.st_size == file.st_size > 0
+
+
+async def test_a_journal_that_ends_unwritten_writes_nothing_more(tmp_path: Path) -> None:
+    journal = journal_at(tmp_path)
+    journal.append("message", {"content": "never seen"})
+    journal.publish_end()
+    with (tmp_path / "another's").open("wb") as file:
+        assert file.fileno() == journal._fd
+        await asyncio.sleep(0)
+    assert (tmp_path / "another's").read_bytes() == b""
+
+
+async def test_of_an_event_that_no_cut_makes_small_enough_the_plain_values_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_journal, "MOST_EVENT", 1000)
+    journal = journal_at(tmp_path)
+    long = {"name": "shell", "number": 1, "none": None, "lines": ["x" * 100] * 20}
+    kept = journal.append("tool", long)
+    await ended(journal)
+    assert events_of(tmp_path / "t.sse") == [("tool", kept)]
+    assert kept == {"name": "shell", "number": 1}
+
+
 async def test_the_limit_stops_the_turn_but_leaves_room_for_its_end(tmp_path: Path) -> None:
     journal = journal_at(tmp_path, limit=2000)
     for _ in range(9):
@@ -168,7 +207,9 @@ async def test_a_removed_journal_is_told_apart_from_an_empty_one(tmp_path: Path)
         JournalTail(tmp_path / "nothing.sse", None)
 
 
-@pytest.mark.parametrize("value", ["", "t", "t-", "t--1", "u-1", "t-x", "t-1-2", "t-" + "9" * 40])
+@pytest.mark.parametrize(
+    "value", ["", "t", "t-", "t--1", "u-1", "t-x", "t-1-2", "t-\u00b2", "t-\u0661", "t-" + "9" * 40]
+)
 def test_an_id_of_another_shape_is_refused(value: str) -> None:
     with pytest.raises(UnknownEventError):
         turn_journal.event_number("t", value)
@@ -276,11 +317,12 @@ async def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path
         path = tmp_path / f"{name}.sse"
         path.write_bytes(b"x" * 1000)
         os.utime(path, (number, number))
-    (tmp_path / "link.sse").symlink_to("nowhere")  # of a tool that plays tricks
+    (tmp_path / "link.sse").symlink_to("d.sse")  # of a tool that plays tricks
     (tmp_path / "folder.sse").mkdir()
+    (tmp_path / "reserve").write_bytes(b"x" * 1000)
     removed = await Journals(tmp_path, 0, 2500).make_room({"a"}.__contains__)
     assert removed == ["b", "c"]
-    assert names(tmp_path) == ["a.sse", "d.sse", "folder.sse", "link.sse"]
+    assert names(tmp_path) == ["a.sse", "d.sse", "folder.sse", "link.sse", "reserve"]
 
 
 async def test_the_journals_are_looked_through_only_when_there_may_be_no_room(
