@@ -153,7 +153,7 @@ def _check_authorities(path: str | None) -> None:
     if path:
         try:
             ssl.create_default_context(cafile=path)
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:  # SSLError is one
             raise AgentdConfigError(f"SSL_CERT_FILE: {path} holds no certificates.") from error
 
 

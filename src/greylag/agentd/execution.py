@@ -380,7 +380,7 @@ class Execution:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(self._path))
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # TimeoutError is one
             raise ExecutionError(f"execd cannot be reached: {reason_of(error)}.") from error
         try:
             request = {"version": VERSION, "operation": operation, **about}
@@ -388,7 +388,7 @@ class Execution:
             await writer.drain()
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return agreed(await read_frame(reader)), reader, writer
-        except (OSError, TimeoutError, ProtocolError) as error:
+        except (OSError, ProtocolError) as error:
             writer.transport.abort()
             raise ExecutionError(f"execd did not answer: {reason_of(error)}.") from error
         except BaseException:
@@ -556,6 +556,6 @@ async def _closed(writer: Writer) -> None:
 async def _flushed(writer: Writer) -> None:
     """Close a connection once what is unsent has gone, if that takes no longer than a while."""
     writer.close()
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError):
         async with asyncio.timeout(_END_SECONDS):
             await writer.wait_closed()

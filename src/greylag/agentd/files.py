@@ -193,7 +193,7 @@ class WorkspaceFiles:
         except ExecutionRefusedError as error:
             code = error.code if error.code in _CODES else "files_failed"
             raise RequestError(code, str(error)) from error
-        except (ExecutionError, ProtocolError, OSError, TimeoutError) as error:
+        except (ExecutionError, ProtocolError, OSError) as error:  # TimeoutError is an OSError
             reason = f"The workspace's files cannot be reached: {reason_of(error)}"
             raise RequestError("agent_unavailable", reason) from error
 

@@ -173,7 +173,6 @@ def _understood() -> Iterator[None]:
         ExecutionError,
         ProtocolError,
         OSError,
-        TimeoutError,
         KeyError,
         TypeError,
         ValueError,

@@ -138,7 +138,7 @@ class TurnJournal:
         Returns:
             False when no write has failed, and nothing is changed.
         """
-        if self._failure is None or self.closed:
+        if self._failure is None:
             return False
         self._failure = None
         self._sealed = False

@@ -178,8 +178,7 @@ class RunningTurn:
         try:
             self.cancel_confirmations()
             if result is not None:
-                late, found = self._translator.finish(result)
-                error = error or found
+                late, error = self._translator.finish(result)
                 for event in late:
                     self.emit(event)
         except JournalFullError as full:
