@@ -111,3 +111,14 @@ def test_a_value_is_cut_in_every_part_and_keeps_the_true_size() -> None:
     assert (len(cut["a"]), cut["b"]) == (10, 1)
     assert true_size(cut["a"][0]) == 1000
     assert true_size(shortened(cut, 40, 10)["a"][0]) == 1000
+    assert shortened(["x" * 100, "x" * 101], 100, 10) == ["x" * 100, "x" * 100 + mark(101)]
+
+
+def test_what_is_deep_is_cut_where_it_is_too_deep() -> None:
+    value: list[Any] = []
+    for _ in range(900):
+        value = [value]
+    depth, cut = 0, shortened(value, 100, 10)
+    while isinstance(cut, list):
+        depth, (cut,) = depth + 1, cut
+    assert (depth, cut) == (16, mark(0))

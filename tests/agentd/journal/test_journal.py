@@ -88,10 +88,11 @@ async def test_what_seal_writes_is_seen_only_after_publish_end(tmp_path: Path) -
     await journal.seal()
     assert journal.size == 0
     assert (tmp_path / "t.sse").stat().st_size > 0
-    journal.publish_end()
+    for _ in range(2):
+        with pytest.raises(JournalError, match="has ended"):
+            journal.append("message", {})
+        journal.publish_end()
     assert journal.size == (tmp_path / "t.sse").stat().st_size
-    with pytest.raises(JournalError):
-        journal.append("message", {})
 
 
 async def test_an_ended_journal_is_on_the_disk_with_its_name_before_its_end_is_seen(

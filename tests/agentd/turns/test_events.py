@@ -156,6 +156,8 @@ def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
         "context_exceeded"
     ]
     assert status("progress", "goose is compacting the conversation...") == ["history_update"]
+    done = [event.type for event in translator.update(chunk("Compaction complete"))]
+    assert done == ["message", "history_update"]
     assert status("notice", "Something else.") == ["status"]
     assert translator.finish(PromptResult("end_turn", None)) == ([], None)
     advice = "Try using a shorter message."  # which the error has a hint for
@@ -164,6 +166,17 @@ def test_an_overfull_context_is_told_and_fails_the_turn() -> None:
     assert error is not None
     assert error.code == "context_exceeded"
     assert error.text == "Unable to continue: Context limit still exceeded."
+
+
+@pytest.mark.parametrize("status", [None, "text", {"message": 1}, {"type": "notice"}])
+def test_a_status_without_words_and_a_count_that_is_no_number_tell_nothing(status: Any) -> None:
+    translator = Translator("s1", lambda: 1.0)
+    for count in (3, "4"):
+        update = {"sessionUpdate": "session_info_update", "_meta": {"messageCount": count}}
+        assert translator.update(update) == []
+    assert translator.update({"sessionUpdate": "status_message", "status": status}) == []
+    (told,) = translator.update({"sessionUpdate": "message_usage", "usage": {"isCompaction": True}})
+    assert told.content["message_count"] == 3
 
 
 THOUGHT = {**chunk("Let me "), "sessionUpdate": "agent_thought_chunk"}
