@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from greylag.agentd.execution import Execution
+from greylag.agentd.execution import Execution, ExecutionRefusedError
 from greylag.execd import file_server, snapshots
 from greylag.execd.file_server import STALLED_SECONDS
 from greylag.execd.files import Place, Workspace
@@ -151,6 +151,20 @@ async def test_a_reader_that_is_slow_gets_all(
         async with asking as (_, reader, _):
             size, last = await rest(reader, lambda: jump(0.2 * STALLED_SECONDS))
     assert (size >= 6 * MIB, last) == (True, {"ok": True})
+
+
+async def test_a_file_that_is_another_or_shorter_by_now_is_no_whole_one(
+    tmp_path: Path, root: Path
+) -> None:
+    tag = Workspace(str(root)).entry("f")["tag"]
+    about = {"verb": "read", "root": str(root), "path": "f", "start": 1}
+    async with execd(tmp_path) as client:
+        size, last = await asked(client, "files", **about, tag=tag, length=6 * MIB)
+        assert (size, last) == (6 * MIB - 1, None)
+        (root / "f").write_text("another")
+        with pytest.raises(ExecutionRefusedError) as refused:
+            await asked(client, "files", **about, tag=tag, length=1)
+    assert refused.value.code == "file_changed"
 
 
 async def test_a_snapshot_of_folders_named_as_rules_keeps_none_of_them_open(

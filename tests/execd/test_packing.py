@@ -1,5 +1,6 @@
 """Archives of a workspace: while it changes, of any size, and from hostile hands."""
 
+import errno
 import gzip
 import io
 import os
@@ -233,14 +234,14 @@ def test_what_an_archive_holds_takes_the_place_of_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", PACKERS)
 def test_folders_keep_their_rights(form: str, tmp_path: Path) -> None:
     source = tmp_path / "from"
-    for name, mode in (("private", 0o700), ("shut", 0o550)):
+    for name, mode in (("private", 0o700), ("shut", 0o550), ("sticky", 0o1777)):
         (source / name).mkdir(parents=True)
         (source / name / "f").touch()
         (source / name).chmod(mode)
     root = tmp_path / "in"
-    assert unpacked(root, form, packed(source, form)) == (4, [])
+    assert unpacked(root, form, packed(source, form)) == (6, [])
     modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in root.iterdir()}
-    assert modes == {"private": 0o700, "shut": 0o750}
+    assert modes == {"private": 0o700, "shut": 0o750, "sticky": 0o777}
     (source / "shut").chmod(0o750)
 
 
@@ -336,6 +337,46 @@ def test_of_names_that_are_left_out_few_are_told_and_all_can_be(form: str, tmp_p
     made, left_out = unpacked(tmp_path, form, content)
     assert (made, len(left_out), max(map(len, left_out))) == (0, 100, 500)
     "".join(left_out).encode()
+
+
+def test_of_very_many_names_that_are_in_no_archive_the_rest_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(102):
+        os.mkfifo(tmp_path / f"source/{number}")
+    unpacked(tmp_path / "new", "zip", packed(tmp_path / "source", "zip"))
+    *told, last = (tmp_path / "new/LEFT-OUT.txt").read_text().splitlines()
+    assert (len(told), last) == (100, "and 2 more")
+
+
+def test_a_zip_holds_files_as_large_as_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 5_000)
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1_000)
+    with zipfile.ZipFile(io.BytesIO(packed(tmp_path, "zip"))) as archive:
+        assert archive.read("f") == b"x" * 5_000
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o6640, 0o40])
+def test_a_file_of_an_archive_is_its_owner_s_and_nobody_s_program(
+    mode: int, tmp_path: Path
+) -> None:
+    one = named("f")
+    one.mode = mode
+    assert unpacked(tmp_path, "tar.gz", tarred(one)) == (1, [])
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+def test_a_full_disk_ends_an_archive_rather_than_leaving_files_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(packing, "write_all", full)
+    with pytest.raises(RefusedError) as refused:
+        unpacked(tmp_path, "tar.gz", tarred(named("f", 1)))
+    assert refused.value.code == "no_space"
 
 
 def _samples() -> dict[str, bytes]:

@@ -34,7 +34,18 @@ async def problem(answer: aiohttp.ClientResponse) -> tuple[int, str]:
     return answer.status, body["code"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "192.0.2.1",
+        "evil.example@localhost",
+        "localhost/evil.example",
+        "",
+    ],
+)
 async def test_a_foreign_host_is_refused_so_that_no_name_can_be_rebound(
     running: Site, host: str
 ) -> None:
@@ -57,7 +68,9 @@ async def test_names_of_this_machine_are_taken_with_any_port(running: Site, host
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {"origin": "http://127.0.0.1:1"},
+        {"origin": "chrome-extension://localhost"},
         {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
     ],
 )
 async def test_another_site_cannot_write(running: Site, headers: dict[str, str]) -> None:
@@ -68,9 +81,13 @@ async def test_another_site_cannot_write(running: Site, headers: dict[str, str])
 
 
 async def test_our_own_origin_writes(running: Site) -> None:
-    origin = f"http://127.0.0.1:{running.port}"
-    async with running.http.post(ADA, json={"name": "x"}, headers={"origin": origin}) as answer:
-        assert answer.status == 201
+    for own in (
+        {"origin": f"http://127.0.0.1:{running.port}"},
+        {"origin": "http://localhost", "host": "localhost:80"},
+        {"origin": "https://localhost", "host": "localhost:443"},
+    ):
+        async with running.http.post(ADA, json={"name": "x"}, headers=own) as answer:
+            assert answer.status == 201
 
 
 async def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(running: Site) -> None:
@@ -83,6 +100,10 @@ async def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(running
 
     async with running.http.post(ADA, data=pieces()) as answer:
         assert (await problem(answer))[0] == 413
+    path = await running.project()
+    async with running.http.post(f"{path}/activate", data=b" " * 3000) as answer:  # is not read
+        assert await problem(answer) == (413, "too_large")
+    assert (await running.ask("GET", path))[1]["status"] == "inactive"
 
 
 async def test_too_many_headers_are_refused(running: Site) -> None:
@@ -203,10 +224,12 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
                 assert await problem(answer) == (401, "unauthorized")
         async with locked.http.get(ADA, headers={"authorization": f"bearer {TOKEN}"}) as answer:
             assert answer.status == 200
-        for method in ("GET", "HEAD"):
-            async with locked.http.request(method, "/healthz") as answer:
+        for method, path in (("GET", "/healthz"), ("HEAD", "/healthz"), ("GET", "/static/app.css")):
+            async with locked.http.request(method, path) as answer:
                 assert answer.status == 200
         page = {"accept": "text/html"}
+        async with locked.http.post("/users/ada", headers=page) as answer:
+            assert await problem(answer) == (401, "unauthorized")
         async with locked.http.get("/", headers=page, allow_redirects=False) as answer:
             assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2F")
         asked = URL("/users/a%2Fb%20c?session=1%261", encoded=True)

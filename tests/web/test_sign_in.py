@@ -18,13 +18,17 @@ from yarl import URL
 from greylag.common.net import client_of
 from greylag.config import Settings
 from greylag.domain.errors import ConfigError, LimitExceededError
+from greylag.domain.users import OPERATOR, Principal
 from greylag.ports import LONGEST_SIGNED, AuditFilter
+from greylag.web import auth
 from greylag.web.app import create_app
 from greylag.web.auth import (
     COOKIE,
     COOKIE_SECONDS,
     LINK_SECONDS,
     MAX_FAILURES,
+    Authenticator,
+    Cookie,
     Signatures,
     WrongTokens,
 )
@@ -232,6 +236,14 @@ def test_wrong_tokens_are_counted_by_address_then_by_how_they_begin() -> None:
     assert b"the-same"[:8].decode() not in str(vars(wrong))
 
 
+def test_however_many_guess_no_more_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_MAX_COUNTED", 2 * MAX_FAILURES)
+    wrong = WrongTokens(lambda: 0.0)
+    for number in range(10 * MAX_FAILURES):
+        wrong.count(f"10.0.1.{number}", b"%08d" % number)
+    assert len(wrong._failures) == 2 * MAX_FAILURES
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
 async def test_a_client_is_who_a_trusted_proxy_says_and_ipv6_counts_by_network(host: str) -> None:
     async with behind(host=host) as running:
@@ -333,6 +345,23 @@ async def test_without_a_sign_in_everyone_is_the_operator() -> None:
         assert await sign_in(opened, "anything") == (303, "")
         async with opened.http.post("/sign-out", allow_redirects=False) as answer:
             assert answer.status == 303
+
+
+def test_only_a_sign_in_that_somebody_may_end_is_looked_at_again() -> None:
+    of, asked = House().use_cases, {"type": "http", "scheme": "http"}
+    by_token = {**asked, "headers": [(b"authorization", BEARER["authorization"].encode())]}
+    by_cookie = {**asked, "headers": [(b"cookie", f"{COOKIE}=one".encode())]}
+    locked = Authenticator(settings(), of)
+    assert locked.ending(by_token, OPERATOR) is None
+    assert locked.ending(by_cookie, OPERATOR) == ("one",)
+    assert locked.ending(by_token, Principal("user", "eve")) == BEARER["authorization"]
+    assert Authenticator(settings(auth="none"), of).ending(by_cookie, OPERATOR) is None
+
+
+def test_a_cookie_below_a_path_has_a_name_that_browsers_take_there() -> None:
+    behind_tls = {"type": "http", "scheme": "https"}
+    assert Cookie("x", below="/path").name(behind_tls) == "__Secure-x"
+    assert Cookie("x").name(behind_tls) == "__Host-x"
 
 
 def test_an_app_without_a_token_is_not_made_unless_that_is_wanted() -> None:

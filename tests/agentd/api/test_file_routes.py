@@ -427,14 +427,6 @@ def test_a_time_that_is_none_is_an_answer_of_no_form(modified: Any) -> None:
     assert refused.value.code == "agent_unavailable"
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_no_whole_file(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"x" * 100)
-    workspace = Workspace(str(tmp_path))
-    tag = workspace.entry("f")["tag"]
-    with workspace.reading("f", tag) as file:
-        assert len(file.read()) == 100
-
-
 async def _totals(api: Api, session: str) -> list[Any]:
     _, listed = await api.json("GET", f"/api/v1/sessions/{session}/turns")
     return [turn["changes"] for turn in listed["turns"]]
