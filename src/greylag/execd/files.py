@@ -605,8 +605,6 @@ def _linked(old: Place, new: Place) -> bool:
     Folders cannot be linked, nor can files of some file systems; a folder replaces none but an
     empty one.
     """
-    if stat.S_ISDIR(old.look().st_mode):
-        return False
     try:
         os.link(
             old.name,
