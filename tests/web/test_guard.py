@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 from structlog.testing import capture_logs
-from tests.harness import TOKEN
+from tests.harness import BEARER, TOKEN
 from tests.web.server import ADA, Site, settings, site
 from yarl import URL
 
@@ -80,6 +81,14 @@ async def test_another_site_cannot_write(running: Site, headers: dict[str, str])
         assert (await answer.json())["projects"] == []
 
 
+@pytest.mark.parametrize(("name", "foreign"), [("host", ""), ("origin", "https://")])
+async def test_of_two_names_neither_is_believed(running: Site, name: str, foreign: str) -> None:
+    own = f"{foreign and 'http://'}127.0.0.1:{running.port}"
+    headers = CIMultiDict([(name, own), (name, f"{foreign}evil.example")])
+    async with running.http.post(ADA, json={"name": "x"}, headers=headers) as answer:
+        assert await problem(answer) == (403, "forbidden")
+
+
 async def test_our_own_origin_writes(running: Site) -> None:
     for own in (
         {"origin": f"http://127.0.0.1:{running.port}"},
@@ -100,10 +109,8 @@ async def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(running
 
     async with running.http.post(ADA, data=pieces()) as answer:
         assert (await problem(answer))[0] == 413
-    path = await running.project()
-    async with running.http.post(f"{path}/activate", data=b" " * 3000) as answer:  # is not read
+    async with running.http.post("/sign-out", data=b" " * 3000) as answer:  # which reads none
         assert await problem(answer) == (413, "too_large")
-    assert (await running.ask("GET", path))[1]["status"] == "inactive"
 
 
 async def test_too_many_headers_are_refused(running: Site) -> None:
@@ -236,6 +243,7 @@ async def test_only_the_token_or_a_sign_in_opens() -> None:
         async with locked.http.get(asked, headers=page, allow_redirects=False) as answer:
             leads = URL(answer.headers["location"])
         assert leads.query["next"] == own_path(str(asked)) == str(asked)
+        assert own_path("/" + "x" * 2000) == "/"
         async with locked.http.post("/sign-in", data={"token": TOKEN}, headers=page) as answer:
             assert answer.status == 200
         async with locked.http.get(ADA) as answer:
@@ -260,6 +268,8 @@ async def test_nobody_can_try_many_tokens() -> None:
 
         found = [await guess(number) for number in range(22)]
         assert found == [401] * 20 + [429] * 2
+        _, told = await locked.ask("GET", "/api/audit?result=refused", headers=BEARER)
+    assert [one["code"] for one in told["entries"]] == ["limit_exceeded", "unauthorized"]
 
 
 async def test_no_log_line_holds_the_token_and_each_has_the_request_id(

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from yarl import URL
 from greylag.agent.http import HttpAgents
 from greylag.agentd.api import preview as agentd_preview
 from greylag.agentd.config import Secret
+from greylag.common.agent_api import ForwardedAnswer
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole, Role
 from greylag.ports import AgentAddress
@@ -36,6 +38,7 @@ from greylag.services.tokens import new_token
 from greylag.web import stream
 from greylag.web.app import create_app
 from greylag.web.auth import COOKIE, Signatures
+from greylag.web.preview import _answer_headers, _nothing
 from greylag.web.preview_links import Preview
 
 AT_ONCE = aiohttp.ClientWSTimeout(ws_close=0.2)
@@ -185,6 +188,10 @@ async def test_a_shared_link_opens_any_browser_until_it_runs_out(
     assert (await shown.ask(home, jar=ended))[0] == 401
     assert (await shown.ask(home, jar=jars[1]))[0] == 200
     later = int(asyncio.get_running_loop().time()) + 10**10
+    async with _socket(shown, home, jars[0]) as opened:
+        monkeypatch.setattr("greylag.web.preview.time", SimpleNamespace(time=lambda: later))
+        async with asyncio.timeout(20):
+            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     monkeypatch.setattr("greylag.web.preview_links._now", lambda: later)
     assert (await shown.ask(link))[0] == 401
     assert (await shown.ask(home, jar=jars[1]))[0] == 401
@@ -221,6 +228,24 @@ async def test_the_application_is_told_nothing_of_ours_and_can_say_nothing_for_o
     assert away.headers["location"] == "http://localhost:1/elsewhere"
 
 
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("http://localhost:80/x?y", "/x?y"),
+        ("http://localhost:80", "/"),
+        ("http://localhost:8080/x", None),
+        ("http://localhost:80.evil.example/", None),
+        ("x", None),
+    ],
+)
+def test_where_an_application_leads_within_itself_it_leads_within_the_preview(
+    location: str, told: str | None
+) -> None:
+    answer = ForwardedAnswer(302, [(b"location", location.encode())], _nothing())
+    given = dict(_answer_headers(answer, Preview("ada", "notes", 80, 0, shared=False, id="")))
+    assert given[b"location"].decode() == (told or location)
+
+
 async def test_what_lets_in_here_never_reaches_the_application_though_a_client_sends_it_along(
     shown: Shown,
 ) -> None:
@@ -228,7 +253,8 @@ async def test_what_lets_in_here_never_reaches_the_application_though_a_client_s
     operator = f"{COOKIE}={Signatures(SecretStr(TOKEN)).cookie()}"
     person = (await signed_in(shown.running, "eve"))["cookie"]
     of_another_greylag = f"{COOKIE}={Signatures(SecretStr('another'.center(32))).cookie()}"
-    sent = f"{operator}; __Host-{operator}; {person}; {of_another_greylag}; theirs=1"
+    quoted = '"{1}"'.format(*person.split("="))
+    sent = f"{operator}; __Host-{operator}; {person}; a={quoted}; {of_another_greylag}; theirs=1"
     for ours in (f"Bearer {TOKEN}", f"bearer  {TOKEN} ", f"Bearer {new_token()}"):
         status, _, body = await shown.ask(home, jar=dict(jar), cookie=sent, authorization=ours)
         headers = dict(json.loads(body)["headers"])
@@ -607,7 +633,9 @@ async def _file(shown: Shown, path: str, **body: Any) -> tuple[URL, dict[str, st
     return link.origin(), jar, answer.headers["location"]
 
 
-async def test_files_are_shown_as_what_they_are_at_an_origin_of_their_own(files: Shown) -> None:
+async def test_files_are_shown_as_what_they_are_at_an_origin_of_their_own(
+    files: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own, jar, where = await _file(files, "site/a b/\u00fc\\\\x.html")
     assert own.authority == f"files--notes--ada.localhost:{files.running.port}"
     assert where == "/site/a%20b/%C3%BC%5Cx.html"
@@ -642,6 +670,8 @@ async def test_files_are_shown_as_what_they_are_at_an_origin_of_their_own(files:
     assert (await files.ask(own.with_path("/lib.js")))[0] == 401
     port = own.with_host(f"{files.port}--notes--ada.localhost")
     assert (await files.ask(port, jar=jar))[0] == 401
+    monkeypatch.setattr("greylag.web.preview._MOST_FILE", 9)
+    assert (await ask("/data.bin"))[0] == 413
 
 
 async def test_no_path_leads_out_of_what_is_shown(files: Shown, tmp_path: Path) -> None:
@@ -688,17 +718,18 @@ async def test_members_preview_as_far_as_their_role_goes_and_no_longer(files: Sh
     for under, body in ((port, {}), ("files/preview", {"path": "lib.js", "share_seconds": 60})):
         assert (await ask(under, **body))[0] == 403
     assert (await files.running.ask("GET", f"{files.path}/shares", headers=zoe))[0] == 403
-    links, jars = [], [dict[str, str](), dict[str, str]()]
+    links, jars = [], [dict[str, str]() for _ in range(3)]
     links.append(URL((await ask("files/preview", path="lib.js"))[1]["url"], encoded=True))
     await role("editor")
-    links.append(URL((await ask(port, share_seconds=60))[1]["url"], encoded=True))
+    for kind, path in ((port, "/"), ("files/preview", "lib.js")):
+        links.append(URL((await ask(kind, path=path, share_seconds=60))[1]["url"], encoded=True))
     for link, jar in zip(links, jars, strict=True):
         assert (await files.ask(link, jar=jar))[0] == 303
     file, shared = links[0].with_path("/lib.js"), links[1].with_path("/")
-    for name, statuses in (("editor", [200, 200]), ("viewer", [200, 403])):
+    for name, statuses in (("editor", [200, 200, 200]), ("viewer", [200, 403, 403])):
         await role(name)
-        found = [(await files.ask(u, jar=j))[0] for u, j in zip((file, shared), jars, strict=True)]
-        assert found == statuses
+        shown = zip((file, shared, file), jars, strict=True)
+        assert [(await files.ask(url, jar=jar))[0] for url, jar in shown] == statuses
     await role("editor")
     async with _socket(files, shared, jars[1]) as opened:
         assert (await files.running.ask("DELETE", member))[0] == 204

@@ -13,13 +13,15 @@ from structlog.testing import capture_logs
 from tests.harness import BEARER, TOKEN, served, settings
 from tests.services.house import House
 from tests.web.server import ADA, Site, site
+from tests.web.test_people_api import signed_in
 from yarl import URL
 
 from greylag.common.net import client_of
 from greylag.config import Settings
-from greylag.domain.errors import ConfigError, LimitExceededError
-from greylag.domain.users import OPERATOR, Principal
+from greylag.domain.errors import ConfigError, LimitExceededError, UnauthorizedError
+from greylag.domain.users import OPERATOR, Principal, Role
 from greylag.ports import LONGEST_SIGNED, AuditFilter
+from greylag.services.access import MAX_REASON_LENGTH
 from greylag.web import auth
 from greylag.web.app import create_app
 from greylag.web.auth import (
@@ -31,6 +33,7 @@ from greylag.web.auth import (
     Cookie,
     Signatures,
     WrongTokens,
+    with_reason,
 )
 from greylag.web.preview_links import TICKET_SECONDS
 
@@ -76,8 +79,9 @@ async def status_with(http: aiohttp.ClientSession, cookie: str, name: str = COOK
 
 async def test_a_link_signs_in_once(locked: Site) -> None:
     code = code_of_link()
-    status, cookie = await sign_in(locked, code)
+    status, cookie = await sign_in(locked, f" {code}\n")
     assert (status, await status_with(locked.http, cookie)) == (303, 200)
+    assert await status_with(locked.http, f'"{cookie}"') == 200
     assert await sign_in(locked, code) == (401, "")
 
 
@@ -168,6 +172,8 @@ async def test_a_sign_out_ends_the_sign_in_on_every_web_and_no_other(locked: Sit
         for http in (locked.http, other):
             assert await status_with(http, ends) == 401
             assert await status_with(http, stays) == 200
+    _, told = await locked.ask("GET", "/api/audit?action=sessions.end", headers=BEARER)
+    assert len(told["entries"]) == 1
 
 
 async def test_signing_in_again_ends_the_sign_in_before(locked: Site) -> None:
@@ -356,6 +362,28 @@ def test_only_a_sign_in_that_somebody_may_end_is_looked_at_again() -> None:
     assert locked.ending(by_cookie, OPERATOR) == ("one",)
     assert locked.ending(by_token, Principal("user", "eve")) == BEARER["authorization"]
     assert Authenticator(settings(auth="none"), of).ending(by_cookie, OPERATOR) is None
+
+
+async def test_no_other_sign_in_of_a_browser_stands_for_one_that_has_ended(locked: Site) -> None:
+    cookies = [(await signed_in(locked, "eve"))["cookie"] for _ in range(2)]
+    sent = [(b"cookie", "; ".join(cookies).encode())]
+    scope = {"type": "http", "scheme": "http", "headers": sent}
+    people = locked.house.use_cases.people
+    authenticator = Authenticator(settings(), locked.house.use_cases)
+    eve = await authenticator.principal(scope)
+    await people.end_session(cookies[0].partition("=")[2], "")
+    assert (await authenticator.principal(scope)).user_id == eve.user_id
+    with pytest.raises(UnauthorizedError):
+        await authenticator.again(scope, eve)
+
+
+def test_a_reason_is_an_administrator_s_and_no_longer_than_one_may_be() -> None:
+    scope = {"type": "http", "headers": [(b"x-greylag-reason", b"why" * MAX_REASON_LENGTH)]}
+    reasons = [
+        with_reason(Principal("user", "eve", role), scope).reason
+        for role in (Role.USER, Role.ADMIN)
+    ]
+    assert list(map(len, reasons)) == [0, MAX_REASON_LENGTH]
 
 
 def test_a_cookie_below_a_path_has_a_name_that_browsers_take_there() -> None:

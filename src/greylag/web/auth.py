@@ -245,11 +245,11 @@ class Authenticator:
             return False
         return self._is_right(text.encode("latin-1")) or is_token(text)
 
-    def is_sign_in(self, name: str, value: str) -> bool:
-        """Tell the same of a cookie."""
+    def is_sign_in(self, value: str) -> bool:
+        """Tell the same of a cookie's value."""
         value = value.strip('"')
         signed = self._signatures is not None and self._signatures.read_cookie(value) is not None
-        return name.endswith(COOKIE) and (signed or SESSION_FORM.fullmatch(value) is not None)
+        return signed or SESSION_FORM.fullmatch(value) is not None
 
     async def sign_in(self, given: str, scope: Scope) -> str:
         """Return a new cookie's value for the right token, or for a link that nobody has used.

@@ -325,7 +325,7 @@ def _request_headers(scope: Scope, preview: Preview, ours: Authenticator) -> for
     kept = "; ".join(
         f"{name}={value}"
         for name, value in cookies(scope)
-        if name not in _NAMES and not ours.is_sign_in(name, value)
+        if name not in _NAMES and not ours.is_sign_in(value)
     )
     own = _own_origin(scope)
     more = {"cookie": kept, SHARED: "1" if preview.shared else ""}
