@@ -17,6 +17,7 @@ from greylag.agent.answers import refusal
 from greylag.agent.http import HttpAgents
 from greylag.common import agent_api, logs
 from greylag.common.agent_api import ForwardedRequest, Operation
+from greylag.common.git import CloneState, GitSetup
 from greylag.domain.errors import (
     AgentFailedError,
     AgentUnreachableError,
@@ -422,6 +423,34 @@ async def test_what_an_agent_says_of_its_refusal_can_be_passed_on() -> None:
             await agents.cancel_turn(agent.at, "t")
 
 
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({}, (False, None)),
+        ({"active_sessions": 1, "idle_seconds": 3}, (True, 3.0)),
+        ({"watched_terminals": 1, "idle_seconds": -1}, (True, None)),
+        ({"cloning": True, "idle_seconds": "3"}, (True, None)),
+    ],
+)
+async def test_an_agent_is_busy_while_anybody_is_at_work_there(
+    told: dict[str, Any], found: tuple[bool, float | None]
+) -> None:
+    about = {"agent": {"kind": "goose", "version": None}, "active_sessions": 0, **told}
+    about["model"] = {"kind": "provider", "demonstration": False}
+    answer = said("200 OK", json.dumps(about).encode())
+    async with raw_agent(answer) as agent, gateway() as agents:
+        status = await agents.status(agent.at)
+    assert (status.busy, status.idle_seconds) == found
+
+
+async def test_of_why_git_failed_only_known_causes_and_so_many_words_are_taken() -> None:
+    told = {"status": "failed", "detail": "x" * 5000, "code": "made-up", "hint": "Click here."}
+    answer = said("200 OK", json.dumps(told).encode())
+    async with raw_agent(answer) as agent, gateway() as agents:
+        state = await agents.set_up_git(agent.at, GitSetup())
+    assert state == CloneState("failed", "x" * answers.LONGEST_WORDS)
+
+
 @asynccontextmanager
 async def started_anew(answer: Answer) -> AsyncIterator[tuple[RawAgent, list[str]]]:
     """Yield an agent that takes its new token alone, and is known by its old one; and how its
@@ -466,6 +495,9 @@ async def test_a_body_on_its_way_to_an_agent_that_refuses_the_token_is_to_be_sen
         with pytest.raises(AgentUnreachableError, match="started anew"):
             await ask(agent, AgentRequest(UPLOAD, body=chunks(b"x")))
         assert (len(agent.asked), tokens) == (1, [])
+        tokens[:] = ["old"]
+        with pytest.raises(AgentFailedError, match="refuses Greylag's token"):
+            await ask(agent, AgentRequest(UPLOAD, body=chunks(b"x")))
 
 
 async def test_a_socket_to_an_agent_that_refuses_the_token_is_opened_with_that_of_now() -> None:

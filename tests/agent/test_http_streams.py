@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import Any
 
 import pytest
 
 from greylag.agent import answers
 from greylag.agent.http import HttpAgents
+from greylag.common import sse
 from greylag.domain.errors import StreamCutError
 from greylag.ports import AgentAddress
 
@@ -60,6 +62,16 @@ async def test_a_stream_that_ends_with_complete_is_whole() -> None:
 async def test_a_stream_that_ends_before_complete_was_cut() -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(FRAME + COMPLETE[:10])
+
+    with pytest.raises(StreamCutError):
+        await read(answer)
+
+
+async def test_a_frame_that_has_no_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "FrameSplitter", partial(sse.FrameSplitter, 2 * len(FRAME)))
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(FRAME + b"data: " + b"x" * 3 * len(FRAME))
 
     with pytest.raises(StreamCutError):
         await read(answer)

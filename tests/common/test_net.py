@@ -7,7 +7,9 @@ from starlette.datastructures import Headers
 from greylag.common.net import (
     HOP_BY_HOP,
     Proxy,
+    below,
     end_to_end,
+    is_confidential,
     network_of,
     proxy_for,
     proxy_variables,
@@ -42,6 +44,32 @@ def test_a_request_keeps_its_harmless_id_and_gets_one_in_the_place_of_another() 
         made = request_id_of([(b"x-request-id", harmful)])
         assert len(made) == 32
         assert made != request_id_of([(b"x-request-id", harmful)])
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("/base/x", "/x"), ("/base", "/"), ("/based", "/based"), ("/x", "/x")]
+)
+def test_a_prefix_is_taken_off_whole_names_alone(path: str, told: str) -> None:
+    assert below({"path": path}, "/base")["path"] == told
+
+
+@pytest.mark.parametrize(
+    ("address", "confidential"),
+    [
+        ("https://x.example", True),
+        ("http://localhost:1", True),
+        ("http://[::1]", True),
+        ("http://x.example", False),
+        ("ftp://localhost", False),
+        ("https://", False),
+        ("https://x.example:many", False),
+    ],
+)
+def test_what_goes_by_tls_or_stays_on_this_machine_is_read_by_nobody(
+    address: str,
+    confidential: bool,  # noqa: FBT001 - of the table
+) -> None:
+    assert is_confidential(address) == confidential
 
 
 @pytest.mark.parametrize(

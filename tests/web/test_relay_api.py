@@ -410,7 +410,7 @@ NAMED = {
     "application/json": ["data.json"],
     agent_api.BYTES: [
         *(f"page.{ending}" for ending in ("html", "HTM", "xhtml", "svg", "xml", "pdf", "swf")),
-        *("code.js", "code.mjs", "style.css", "picture.svg.gz", "Makefile"),
+        *("code.js", "code.mjs", "style.css", "picture.svg.gz", "a.txt.gz", "Makefile"),
         *("data:image/png,.html", "http://x/a.svg", "a.png/", "a.png?.html", "a.html#.png.x"),
     ],
 }

@@ -77,7 +77,7 @@ def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         ValueError: it is none.
     """
     found = ipaddress.ip_network(text)
-    if isinstance(found, ipaddress.IPv4Network) or found.prefixlen < _MAPPED_BITS:
+    if isinstance(found, ipaddress.IPv4Network):
         return found
     mapped, bits = found.network_address.ipv4_mapped, found.prefixlen - _MAPPED_BITS
     return found if mapped is None else ipaddress.ip_network((mapped, bits))
