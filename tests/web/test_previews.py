@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from greylag.services.tokens import new_token
 from greylag.web import stream
 from greylag.web.app import create_app
 from greylag.web.auth import COOKIE, Signatures
-from greylag.web.preview import _answer_headers, _nothing
+from greylag.web.preview import _answer_headers, _nothing, _own_cookie
 from greylag.web.preview_links import Preview
 
 AT_ONCE = aiohttp.ClientWSTimeout(ws_close=0.2)
@@ -246,6 +247,38 @@ def test_where_an_application_leads_within_itself_it_leads_within_the_preview(
     assert given[b"location"].decode() == (told or location)
 
 
+@pytest.mark.parametrize(
+    ("framed", "more"),
+    [(False, "; SameSite=Lax; secure"), (True, "; Secure; SameSite=None; Partitioned")],
+)
+def test_an_application_s_cookie_is_of_its_host_and_where_it_is_framed_for_that(
+    framed: bool,  # noqa: FBT001 - of the table
+    more: str,
+) -> None:
+    cookie = b"a=1; Path=/; Domain=x.example; SameSite=Lax; secure"
+    assert _own_cookie(cookie, framed=framed).decode() == f"a=1; Path=/{more}"
+
+
+async def test_behind_tls_its_cookie_and_its_origin_are_of_tls(tmp_path: Path) -> None:
+    async with (
+        application(tmp_path, token=Secret(AGENT_TOKEN)) as (api, port),
+        _web(api.base, trusted_proxies="127.0.0.1") as running,
+    ):
+        shown = Shown(running, await running.project(active=True), port)
+        link, jar = await shown.link(), dict[str, str]()
+        status, answer, _ = await shown.ask(link, jar=jar, x_forwarded_proto="https")
+        assert (status, list(jar)) == (303, ["__Host-greylag_preview"])
+        assert "; secure" in answer.headers["set-cookie"].lower()
+        home = link.with_path("/").with_query(None)
+        for scheme, status in (("https", 200), ("http", 403)):
+            asked = {"origin": f"{scheme}://{home.authority}", "x_forwarded_proto": "https"}
+            assert (await shown.ask(home, "POST", jar, **asked))[0] == status
+        headers = {"origin": f"https://{home.authority}", "x-forwarded-proto": "https"}
+        async with _socket(shown, home, jar, **headers) as opened:
+            await opened.send_str("words")
+            assert await opened.receive_str() == "words"
+
+
 async def test_what_lets_in_here_never_reaches_the_application_though_a_client_sends_it_along(
     shown: Shown,
 ) -> None:
@@ -311,10 +344,12 @@ async def test_what_looks_like_two_requests_is_one_or_refused(shown: Shown) -> N
     assert b'"target": "/x"' in await told(absolute)
 
 
-def _socket(shown: Shown, home: URL, jar: dict[str, str], path: str = "/socket") -> Any:
+def _socket(
+    shown: Shown, home: URL, jar: dict[str, str], path: str = "/socket", **more: str
+) -> Any:
     """Open the application's WebSocket, as a page of the preview does."""
     cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
-    headers = {"host": home.authority, "cookie": cookie, "origin": str(home.origin())}
+    headers = {"host": home.authority, "cookie": cookie, "origin": str(home.origin()), **more}
     where = home.with_path(path).with_host("127.0.0.1")
 
     @asynccontextmanager
@@ -670,6 +705,9 @@ async def test_files_are_shown_as_what_they_are_at_an_origin_of_their_own(
     assert (await files.ask(own.with_path("/lib.js")))[0] == 401
     port = own.with_host(f"{files.port}--notes--ada.localhost")
     assert (await files.ask(port, jar=jar))[0] == 401
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await _socket(files, own, jar).__aenter__()
+    assert refused.value.status == 422
     monkeypatch.setattr("greylag.web.preview._MOST_FILE", 9)
     assert (await ask("/data.bin"))[0] == 413
 
@@ -678,7 +716,14 @@ async def test_no_path_leads_out_of_what_is_shown(files: Shown, tmp_path: Path) 
     (secret := tmp_path / "outside.txt").write_text("outside")
     (site,) = await asyncio.to_thread(lambda: list(tmp_path.rglob("site")))
     (site / "out.txt").symlink_to(secret)
-    odd = ["/../outside.txt", "/%2e%2e/outside.txt", "/..%2foutside.txt", "/site/out.txt"]
+    os.mkfifo(site / "pipe")
+    odd = [
+        "/../outside.txt",
+        "/%2e%2e/outside.txt",
+        "/..%2foutside.txt",
+        "/site/out.txt",
+        "/site/pipe",
+    ]
     odd += ["/%00", "/site%2findex.html", "//etc/passwd", f"/{'a' * 5000}", "/none", "/none/"]
     odd += ["/%5C..%5Coutside.txt", "/site/index.html/"]
     own, jar, _ = await _file(files, "site/index.html")
