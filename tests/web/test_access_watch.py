@@ -344,3 +344,24 @@ async def test_an_unknown_ends_nothing_and_a_fault_of_ours_does() -> None:
         async with asyncio.timeout(PATIENCE), watch.until_refused("one", check):
             await asyncio.Event().wait()
     assert errors == []
+
+
+async def test_what_is_over_is_looked_at_by_nobody() -> None:
+    chosen, of = settings(), House().use_cases
+    watch = AccessWatch(Authenticator(chosen, of), of.gate)
+    looked = asyncio.Event()
+
+    async def check() -> None:
+        looked.set()
+
+    async with watch.until_refused("one", check):
+        right = watch._rights["one"]
+        async with watch.until_refused("one", check):
+            pass
+        assert watch._rights == {"one": right}
+    assert right._first.cancelled()
+    async with asyncio.timeout(PATIENCE):
+        async with watch.until_refused("one", check):
+            await looked.wait()
+        await until(lambda: "access watch" not in {one.get_name() for one in asyncio.all_tasks()})
+    assert watch._rights == {}
