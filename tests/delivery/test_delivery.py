@@ -260,6 +260,7 @@ async def test_keys_that_no_browser_has_are_refused(p256dh: str, auth: str) -> N
 
 def test_public_is_what_leads_to_the_internet_alone() -> None:
     assert all(map(is_public, ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"]))
+    assert not is_public("2001:0:4136:e378:8000:63bf:3fff:fdd2")  # Teredo: it leads to others
 
 
 async def test_the_seconds_of_what_waits_for_others_begin_with_its_turn(

@@ -71,8 +71,8 @@ def is_public(address: str) -> bool:
         inner = found.ipv4_mapped or found.sixtofour
         if found in NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        # Beside these all that is the Internet's is in there; teredo leads to others.
-        if inner is None and (found not in _GLOBAL_UNICAST or found.teredo is not None):
+        # Beside these all that is the Internet's is in there.
+        if inner is None and found not in _GLOBAL_UNICAST:
             return False
         found = inner or found
     return found.is_global and not found.is_multicast
