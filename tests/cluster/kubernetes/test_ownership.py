@@ -122,7 +122,7 @@ async def test_a_namespace_that_may_not_be_taken_is_not_written_in() -> None:
         async with opened(server, OPTIONS) as first:
             await first.prepare(environment(1))
         before = dict(server.things)
-        server.forbidden.add("PATCH Namespace")
+        server.denied["PATCH Namespace"] = 403
         async with opened(server, OPTIONS, theirs) as second:
             with pytest.raises(ClusterError, match="refused a step: Forbidden"):
                 await second.stop(environment(2))

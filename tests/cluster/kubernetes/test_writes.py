@@ -342,7 +342,7 @@ async def test_a_step_is_tried_again_where_somebody_was_there_between_and_no_lon
             return await answered(request, key)
 
         monkeypatch.setattr(server, "_one", one)
-        server.forbidden |= forbidden
+        server.denied |= dict.fromkeys(forbidden, 403)
         with pytest.raises(ClusterError):
             await cluster.stop(environment(2))
         assert server.asked.count("PATCH Deployment") == tries
