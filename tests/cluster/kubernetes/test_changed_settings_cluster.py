@@ -47,7 +47,7 @@ async def _goes_on(change: str) -> None:
     before, after, asked, becomes = CHANGES[change]
     async with open_kubernetes(goose="scripted", **before) as first:
         project = named_for(first, make_project())
-        await first.prepare(project.environment)
+        await accepted(first.prepare, project)
         again = replace(project, generation=2)
         async with open_kubernetes(goose="scripted", **after) as second:
             await accepted(second.start, again)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.cluster import real_cluster
-from tests.cluster.environments import PATIENCE, reaches
+from tests.cluster.environments import PATIENCE, accepted, reaches
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.kubernetes.api import Api
@@ -44,7 +44,7 @@ async def _resume(worker: KubernetesCluster, project: Project) -> None:
     async with asyncio.timeout(PATIENCE):
         while (state := (await worker.observe(project.environment)).state) is not Observed.ABSENT:
             if state is Observed.STOPPED:
-                await worker.delete(project.environment)
+                await accepted(worker.delete, project)
             else:
                 await worker.changed(project.environment, 0.2)
 
@@ -60,7 +60,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
         new = make_project(f"p{number}", f"u{calls}")
         names = environment_names(new.user_id, new.project_id, prefix=prefix)
         projects.append(replace(new, names=names))
-    await asyncio.gather(*(worker.prepare(one.environment) for one in projects))
+    await asyncio.gather(*(accepted(worker.prepare, one) for one in projects))
     for one in projects:
         api = DoomedApi(worker._api.connection)
         api.left = calls
@@ -69,7 +69,7 @@ async def _cut_off(worker: KubernetesCluster, calls: int) -> str:
             await reaches(doomed, one, Observed.STOPPED)
             # The first of the two leaves the namespace to the other, and so makes a call less.
             with suppress(KilledError):
-                await doomed.delete(one.environment)
+                await accepted(doomed.delete, one)
         finally:
             await doomed.close()
     await asyncio.gather(*(_resume(worker, one) for one in projects))
