@@ -18,7 +18,8 @@ from tests.deploy.manifests import BASE, confined, helm, kustomize, of_kind, ove
 from tests.e2e.product import Product, text_of, types_of
 from tests.store import mongo_servers
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(420)]
+# Greylag's own image may have to be made, too.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 HOST = "10.90.0.1"
 """The address under which pods of the test cluster see this machine."""

@@ -22,7 +22,7 @@ from greylag.cluster.local.processes import ProcessId, is_alive, marked, send
 from greylag.common import sse
 from greylag.common.token_file import read_token
 
-READY_SECONDS = 30
+READY_SECONDS = 60
 END_SECONDS = 30
 PATIENCE = 60
 PROJECTS = "/api/users/me/projects"

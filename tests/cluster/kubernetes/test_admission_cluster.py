@@ -18,7 +18,7 @@ from greylag.cluster.kubernetes.options import Template
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SMALL = Template(cpu_request="5m", cpu_limit="1", memory_request="16Mi", memory_limit="200Mi")
 ROOMY: dict[str, Any] = {

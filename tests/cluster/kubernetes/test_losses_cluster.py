@@ -13,7 +13,7 @@ from tests.cluster import real_cluster
 from tests.e2e.on_cluster import greylag
 from tests.e2e.product import PATIENCE, PROJECTS, Product
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SMALL = {
     "cpu_request": "5m",
