@@ -140,11 +140,23 @@ async def test_a_tool_s_picture_is_shown_and_what_may_run_is_only_to_be_saved(
 
 
 async def test_a_turn_is_stopped(running: Site, person: Person) -> None:
+    page, taken = person.page, asyncio.Event()
     await person.open_project(await running.project(active=True))
     await person.say("wait: for ever")
-    await person.page.get_by_role("button", name="Stop").click()
+    await page.get_by_role("button", name="Stop").click()
     await person.answered()
-    await expect(person.page.locator(".turn-end").last).to_have_text("Stopped.")
+    await expect(page.locator(".turn-end").last).to_have_text("Stopped.")
+    # Also one of which the agent does not know yet; what waits for its end comes back.
+    await page.route("**/messages", lambda route: _when(taken, route))
+    await person.say("wait: for ever")
+    await person.say("And then")
+    await page.get_by_role("button", name="Stop").click()
+    said = page.locator("#console-status")
+    await expect(said).to_have_text("It is stopped as soon as the agent has the message.")
+    await expect(page.locator("#message")).to_have_value("And then")
+    taken.set()
+    await person.answered()
+    await expect(page.locator(".turn-end")).to_have_text(["Stopped."] * 2)
 
 
 async def test_a_failed_turn_shows_its_error(running: Site, person: Person) -> None:

@@ -55,6 +55,15 @@ async def test_a_card_changes_by_itself_and_keeps_the_focus(running: Site, perso
     await expect(card.get_by_role("button", name="Deactivate")).to_be_focused()
     await person.page.keyboard.press("Enter")
     await expect(card.locator(".badge")).to_have_text("Inactive")
+    # A double click's second one would meet the button that has come in the first one's place.
+    asked: list[str] = []
+    person.page.on("request", lambda one: asked.append(one.method))
+    await card.get_by_role("button", name="Activate").dispatch_event("click", {"detail": 2})
+    assert await person.page.evaluate("1") == 1
+    assert "POST" not in asked
+    await card.get_by_role("button", name="Activate").dispatch_event("click", {"detail": 1})
+    await expect(card.locator(".badge")).to_have_text("Active")
+    assert asked.count("POST") == 1
 
 
 async def test_changes_of_others_appear_without_a_reload(running: Site, person: Person) -> None:

@@ -41,6 +41,7 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     assert size is not None
     assert row_size is not None
     assert (size["width"], row_size["height"]) == (248, 32)
+    await its_menu_and_its_search_end_by_escape(person)
     await page.keyboard.press("/")
     await page.keyboard.type("001")
     await expect(page.locator(".rail-row:visible")).to_have_count(1)
@@ -54,9 +55,7 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     await page.get_by_role("button", name="Dark colours").click()
     await page.reload()
     await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
-    size = await page.locator("#rail").bounding_box()
-    assert size is not None
-    assert size["width"] == 48
+    assert await page.locator("#rail").evaluate("one => one.offsetWidth") == 48
     await page.get_by_role("button", name="Narrow sidebar").click()
     await page.set_viewport_size(NARROW)  # type: ignore[arg-type] # its own type of dict
     await expect(page.locator("#rail")).to_be_hidden()
@@ -69,6 +68,19 @@ async def test_the_rail_leads_everywhere_and_is_as_wide_as_it_was_left(
     await page.locator(".drawer-button").click()
     await page.click("text=All projects")
     await expect(page.locator(".project-row")).to_have_count(4)
+
+
+async def its_menu_and_its_search_end_by_escape(person: Person) -> None:
+    page = person.page
+    await page.locator("#user summary").click()
+    await expect(page.locator("#user")).to_have_attribute("open", "")
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#user")).not_to_have_attribute("open", "")
+    await page.keyboard.press("/")
+    await page.keyboard.type("none")
+    await expect(page.locator(".rail-row:visible")).to_have_count(0)
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".rail-row:visible")).to_have_count(3)
 
 
 async def the_drawer_is_used_and_closes(person: Person) -> None:
