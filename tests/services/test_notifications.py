@@ -147,7 +147,7 @@ async def test_what_is_told_names_the_turn_and_fits_into_a_push_however_long_nam
         of.clock.now(),
         replace(project, name="\U0001f4d3" * 500),
         session_id="s" * 300,
-        session="\U0001f4d3" * 200,
+        session="\u202e\n" + "\U0001f4d3" * 200,
         turn_id="t" * 300,
         confirmation_id="c",
     )
@@ -155,7 +155,10 @@ async def test_what_is_told_names_the_turn_and_fits_into_a_push_however_long_nam
     await notifications.send(browser, notice)
     ((_, message),) = of.delivery.pushed
     assert len(message.body) < 3900
+    shown = json.loads(message.body)
+    assert shown["body"].partition("\n")[2].startswith("  \U0001f4d3")
     assert message.urgent
+    assert shown["asks"]
     ((_, message_id, told),) = of.delivery.posted
     assert (message_id, told["type"]) == ("msg_1", "turn.asks")
     assert told["data"]["url"].startswith(f"{SITE}/users/ada/projects/{'p' * 60}/turns/t")

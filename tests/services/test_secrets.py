@@ -91,6 +91,7 @@ async def test_a_secret_is_replaced_by_its_name_listed_and_taken_away() -> None:
         {"username": ""},
         {"value": ""},
         {"value": f"{VALUE}\n"},
+        {"value": f"{VALUE}\u00e9"},
         {"value": VALUE * 300},
     ],
 )

@@ -3,7 +3,6 @@
 """
 
 import base64
-import binascii
 import os
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -117,7 +116,7 @@ def decoded(text: str, length: int) -> bytes:
     try:
         plain = text.rstrip("=").translate(str.maketrans("-_", "+/"))
         value = base64.b64decode(f"{plain}{'=' * (-len(plain) % 4)}", validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError("it is not base64url") from error
     if len(value) != length:
         raise ValueError(f"it has {len(value)} bytes, not {length}")

@@ -272,7 +272,6 @@ def _gone(orphan: Orphan) -> ClusterError:
         f"The environment of project {orphan.project_id!r} of user {orphan.user_id!r} is gone.",
         code="environment_gone",
         hint="List the environments again.",
-        terminal=True,
     )
 
 
@@ -282,5 +281,4 @@ def _misplaced(orphan: Orphan) -> ClusterError:
         f"({orphan.namespace}/{orphan.deployment}).",
         code="environment_misplaced",
         hint="Use the KUBE_NAMESPACE_PREFIX that it was made with.",
-        terminal=True,
     )
