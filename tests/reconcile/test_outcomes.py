@@ -50,10 +50,20 @@ def test_a_wish_back_before_anything_was_done_is_told_and_is_no_new_activation()
     assert outcome.last_activated_at == ACTIVE.last_activated_at
 
 
-@pytest.mark.parametrize("verb", [Verb.START, Verb.STOP])
-def test_what_is_started_or_stopped_is_found_nowhere(verb: Verb) -> None:
-    project = replace(ACTIVE, endpoint="http://127.0.0.1:1")
-    assert outcomes.acting(project, verb, NOW, MINUTE).endpoint is None
+@pytest.mark.parametrize(
+    ("verb", "desired", "status"),
+    [
+        (Verb.START, Desired.ACTIVE, Status.ACTIVATING),
+        (Verb.STOP, Desired.INACTIVE, Status.DEACTIVATING),
+        (Verb.DELETE, Desired.DELETED, Status.DEACTIVATING),
+    ],
+)
+def test_what_is_set_about_is_on_its_way_and_found_nowhere(
+    verb: Verb, desired: Desired, status: Status
+) -> None:
+    project = replace(ACTIVE, desired=desired, endpoint="http://127.0.0.1:1")
+    outcome = outcomes.acting(project, verb, NOW, MINUTE)
+    assert (outcome.status, outcome.endpoint) == (status, None)
 
 
 @pytest.mark.parametrize("known", [None, ErrorInfo("unschedulable", "There is no room.")])

@@ -154,9 +154,7 @@ def acting(
         events = [] if project.status is Status.DEACTIVATING else outcome.events
         # What had failed for good ran: it must not keep what is stopped from its start.
         outcome = replace(outcome, events=events, deadline_at=now + timeout, error_terminal=False)
-    if verb is Verb.STOP or project.desired is Desired.DELETED:
-        return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
-    return outcome
+    return replace(outcome, status=Status.DEACTIVATING, endpoint=None)
 
 
 def _because(outcome: Outcome, why: ErrorInfo | None) -> Outcome:
