@@ -146,7 +146,7 @@ async def test_a_webhook_knows_us_by_the_signature_of_standard_webhooks(receiver
         (404, DeliveryResult.GONE, DeliveryResult.REFUSED),
         (410, DeliveryResult.GONE, DeliveryResult.GONE),
         (429, DeliveryResult.LATER, DeliveryResult.LATER),
-        (503, DeliveryResult.LATER, DeliveryResult.LATER),
+        (500, DeliveryResult.LATER, DeliveryResult.LATER),
     ],
 )
 async def test_what_is_answered_tells_what_to_do_next_and_no_redirect_is_followed(
