@@ -107,7 +107,7 @@ class Api:
             who = await self._who()
             async with asyncio.timeout(within), self._sent(call, who, _CALL_TIMEOUT) as response:
                 return response.status < 500  # noqa: PLR2004 - HTTP's server errors
-        except (aiohttp.ClientError, TimeoutError, OSError, ClusterUnavailableError):
+        except (aiohttp.ClientError, OSError, ClusterUnavailableError):
             return False
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
@@ -279,7 +279,7 @@ class Api:
         try:
             async for chunk in response.content.iter_any():
                 yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise unavailable(self.connection.server, error) from error
 
     async def _ask(self, call: ApiCall) -> Any:
@@ -293,7 +293,7 @@ class Api:
                 # Waiting for room is no try.
                 async with asyncio.timeout_at(deadline), self._room, asyncio.timeout(TRY_SECONDS):
                     return await self._once(call, who)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (ApiError, aiohttp.ClientError, OSError) as error:
                 if not renewed and self._renews(error, who):
                     renewed = True
                     continue
@@ -335,7 +335,7 @@ class Api:
                 async with asyncio.timeout(TRY_SECONDS):
                     response = await stack.enter_async_context(self._sent(call, who, timeout))
                     await self._check(response)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (ApiError, aiohttp.ClientError, OSError) as error:
                 if not renewed and self._renews(error, who):
                     renewed = True
                     continue

@@ -82,7 +82,7 @@ class WatchStream:
                 if event["type"] == "ERROR":
                     raise ApiError.of_status(event["object"], code=0)
                 yield event["type"], _versioned(event["object"])
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise unavailable(self._server, error) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClusterUnavailableError("The watch gave what is not an event.") from error

@@ -257,7 +257,7 @@ class AddressProbe:
         try:
             async with ask as response:
                 return response.status == _OK
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, OSError):
             return False
 
     async def close(self) -> None:
