@@ -105,6 +105,16 @@ async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
     assert "Run it by hand" in refused.value.info.hint
 
 
+async def test_a_plugin_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    odd = plugin(tmp_path, "say(token='t')", args=["a\0b"])
+    with pytest.raises(ClusterUnavailableError, match="cannot be started"):
+        await headers(odd)
+    gone = plugin(tmp_path, "say(token='t')")
+    (tmp_path / "plugin.py").unlink()
+    with pytest.raises(ClusterUnavailableError, match="cannot be started"):
+        await headers(gone)
+
+
 async def test_a_plugin_that_hangs_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -398,6 +398,18 @@ def test_the_quota_counts_whatever_one_user_could_take_from_others() -> None:
     assert (hard["requests.storage"], hard["pods"]) == ("9Gi", "7")
 
 
+def test_what_the_quota_is_set_to_counts_whatever_the_service_is() -> None:
+    options = Options(
+        image="x",
+        platform_namespace=None,
+        service_type="LoadBalancer",
+        quota_load_balancers=2,
+        quota_node_ports=4,
+    )
+    hard = one("ResourceQuota", objects(made(), options))["spec"]["hard"]
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("2", "4")
+
+
 def test_the_quota_counts_pods_that_live_alone() -> None:
     hard = one("ResourceQuota", objects(made(), PLAIN))["spec"]["hard"]
     assert hard["pods"] == "50"

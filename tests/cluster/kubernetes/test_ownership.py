@@ -11,6 +11,7 @@ from tests.cluster.kubernetes.stateful_api_server import StatefulServer, statefu
 from tests.cluster.kubernetes.test_writes import OPTIONS, environment, opened, ours
 
 from greylag.cluster.kubernetes import writes
+from greylag.cluster.kubernetes.isolation import shared_objects
 from greylag.cluster.kubernetes.options import Template
 from greylag.domain.errors import ClusterError
 from greylag.domain.lifecycle import Observed
@@ -127,6 +128,14 @@ async def test_a_namespace_that_may_not_be_taken_is_not_written_in() -> None:
             with pytest.raises(ClusterError, match="refused a step: Forbidden"):
                 await second.stop(environment(2))
         assert server.things == before
+
+
+def test_a_namespace_is_applied_without_whose_it_is_which_would_take_it_from_another() -> None:
+    made = replace(environment(1), instance="instance-1")
+    namespace, *rest = shared_objects(made, OPTIONS)
+    assert namespace["kind"] == "Namespace"
+    assert LABEL not in namespace["metadata"]["labels"]
+    assert {thing["metadata"]["labels"][LABEL] for thing in rest} == {"instance-1"}
 
 
 async def test_in_a_namespace_that_is_not_greylag_s_nothing_is_made() -> None:

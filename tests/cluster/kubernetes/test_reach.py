@@ -42,7 +42,7 @@ from greylag.cluster.kubernetes.manifests import project_objects
 from greylag.cluster.kubernetes.options import Options
 from greylag.common import forwarding
 from greylag.common.agent_api import ForwardedRequest
-from greylag.domain.errors import ConfigError
+from greylag.domain.errors import ConfigError, NotActiveError
 from greylag.ports import AgentAddress
 
 ENVIRONMENT = PROJECT.environment
@@ -83,6 +83,30 @@ async def test_no_token_goes_over_plain_http_beyond_the_cluster(way: str) -> Non
             or (options.platform_namespace and url.startswith("http://demo-svc.user-ada.svc:"))
         ), (place, url)
     assert (refused == 0) == (way in {"auto", "proxy"})
+
+
+async def test_the_api_server_is_not_told_an_agent_s_token_in_place_of_our_credentials() -> None:
+    told: list[Any] = []
+
+    async def heard(request: web.Request) -> web.Response:
+        told.append(request.headers)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", heard)
+    async with serve(app) as address, aiohttp.ClientSession() as http:
+        # Who comes by a client certificate sends no header of its own.
+        proxy = ServiceProxy(Connection("KUBE_HOST", address, None, Token("")))
+        try:
+            url, asked = await proxy.url(ENVIRONMENT), {"Authorization": "Bearer of-the-agent"}
+            async with http.get(f"{url}/sessions", headers=asked) as answer:
+                assert answer.status == 200
+        finally:
+            await proxy.close()
+    (headers,) = told
+    assert "Authorization" not in headers
+    assert headers["X-Greylag-Agent-Token"] == "of-the-agent"
+    assert headers.getall("Host") == [address.removeprefix("http://")]
 
 
 async def test_by_the_api_server_an_answer_s_size_is_told() -> None:
@@ -331,6 +355,27 @@ async def test_an_agent_whose_pod_is_watched_is_looked_up_once_until_it_is_anoth
         assert await cluster._informers["Pod"].reached(str(server.version), 5)
         assert await cluster.reach(environment(2)) == first
         assert "GET Secret" in server.asked
+
+
+async def test_what_is_not_there_not_ready_or_going_is_not_reached() -> None:
+    async with asleep() as (server, cluster), opened(server, OPTIONS) as web_process:
+        for _ in range(2):
+            with pytest.raises(NotActiveError):
+                await web_process.reach(environment(1))
+            await cluster.start(environment(2))
+        running(server)
+        key = next(key for key in server.things if key[0] == "Pod")
+        pod = server.things[key]
+        going = {**pod["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}
+        server.put(key[0], key[1], {**pod, "metadata": going})
+        with pytest.raises(NotActiveError):
+            await web_process.reach(environment(2))
+        server.put(key[0], key[1], pod)
+        assert (await web_process.reach(environment(2))).url
+        web_process._locator.forget(environment(2))
+        server.forget(next(key for key in server.things if key[0] == "Service"))
+        with pytest.raises(NotActiveError):
+            await web_process.reach(environment(2))
 
 
 async def test_an_agent_that_nobody_watches_is_looked_up_again(
