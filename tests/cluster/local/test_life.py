@@ -26,6 +26,7 @@ from tests.cluster.environments import (
 from tests.contract.store_adapters import make_project
 
 from greylag.cluster.local import cluster as local_cluster
+from greylag.cluster.local import folders
 from greylag.cluster.local.cluster import LocalCluster
 from greylag.cluster.local.environment import LocalEnvironment, Spawner
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
@@ -33,7 +34,7 @@ from greylag.cluster.local.logfile import ROTATE_ABOVE
 from greylag.cluster.local.processes import ProcessId, marked
 from greylag.cluster.local.sandbox import Sandbox
 from greylag.cluster.local.supervision import Observer, _not_ready
-from greylag.domain.errors import ClusterError
+from greylag.domain.errors import ClusterError, ClusterUnavailableError
 from greylag.domain.lifecycle import Observation, Observed
 from greylag.domain.names import EnvironmentNames
 from greylag.domain.project import Fence, Project
@@ -394,6 +395,21 @@ async def test_a_record_that_cannot_be_read_is_unknown_never_absent_and_hides_no
         with pytest.raises(ClusterError):
             await cluster.start(PROJECT.environment)
         path.unlink()
+
+
+def test_who_finds_an_environment_held_by_another_worker_gives_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_LOCK_SECONDS", 0.0)
+    folder = folder_of(tmp_path, PROJECT)
+    with (
+        folder.lock(),
+        pytest.raises(ClusterUnavailableError, match="Another worker"),
+        folder.lock(),
+    ):
+        pytest.fail("both hold it")
+    with folder.lock():
+        assert folder.read() is None
 
 
 @pytest.mark.parametrize("told", ["null", '{"record_id": 5, "number": "x"}', "[" * 4000])

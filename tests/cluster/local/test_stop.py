@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -18,6 +20,8 @@ from tests.cluster.environments import (
 )
 from tests.contract.store_adapters import make_project
 
+from greylag.cluster.local import environment
+from greylag.cluster.local.environment import LocalEnvironment
 from greylag.cluster.local.folders import EnvironmentRecord, Folder, Phase
 from greylag.cluster.local.processes import marked
 from greylag.domain.lifecycle import Observed
@@ -57,6 +61,30 @@ async def test_an_agent_that_ignores_sigterm_is_killed_after_the_grace(tmp_path:
         await reaches(cluster, PROJECT, Observed.STOPPED)
         assert is_gone(pid)
         assert marked(mark) == set()
+
+
+@pytest.mark.parametrize("over", [60.0, -1.0], ids=["the grace is over", "a clock set back"])
+async def test_within_its_grace_an_agent_is_left_to_end_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: float
+) -> None:
+    now = time.time()
+    clock = SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)
+    async with open_local(tmp_path, "--ignore-term") as cluster:
+        await cluster.start(PROJECT.environment)
+        await reaches(cluster, PROJECT, Observed.READY)
+        pid = pid_of(tmp_path, PROJECT)
+        monkeypatch.setattr(environment, "time", clock)
+        stopped = LocalEnvironment(folder_of(tmp_path, PROJECT), PROJECT.ref)
+        known, began = stopped.begin_stop(), now
+        assert known
+        for seconds in (0.0, 59.9):
+            now = began + seconds
+            assert stopped.go_on_stopping(60, known) == known
+            assert not is_gone(pid)
+        now = began + over
+        assert stopped.go_on_stopping(60, known) == known
+        await until(lambda: is_gone(pid), "the end of the agent")
+        assert stopped.go_on_stopping(60, known) is None
 
 
 async def test_an_agent_that_does_not_listen_yet_is_given_no_grace(tmp_path: Path) -> None:
