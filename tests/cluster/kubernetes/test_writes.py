@@ -607,6 +607,18 @@ def running(server: StatefulServer, *addresses: str) -> None:
     server.put("Pod", namespace, pod)
 
 
+async def test_what_is_labelled_for_another_project_is_of_that_one_alone() -> None:
+    async with asleep() as (server, cluster):
+        await cluster.start(environment(2))
+        running(server)
+        key, pod = next((key, thing) for key, thing in server.things.items() if key[0] == "Pod")
+        labels = {**pod["metadata"]["labels"], "greylag.dev/project": "other"}
+        server.put("Pod", key[1], {**pod, "metadata": {**pod["metadata"], "labels": labels}})
+        assert await cluster._informers["Pod"].reached(str(server.version), PATIENCE)
+        assert cluster._cache.pods((key[1], "demo")) == []
+        assert len(cluster._cache.pods((key[1], "other"))) == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "spec", "ends"),
     [
