@@ -60,6 +60,13 @@ async def test_records_outlive_the_store(path: Path) -> None:
     await second.close()
 
 
+async def test_what_was_revoked_is_forgotten_once_it_has_run_out(store: SqliteStore) -> None:
+    await store.revoke("old", at(1), at(0))
+    await store.revoke("new", at(9), at(2))
+    assert not await store.is_revoked("old")
+    assert await store.is_revoked("new")
+
+
 async def test_only_the_owner_of_the_file_may_read_it(store: SqliteStore, path: Path) -> None:
     await store.create(make_project())
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
