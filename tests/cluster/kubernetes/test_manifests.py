@@ -398,6 +398,22 @@ def test_the_quota_counts_whatever_one_user_could_take_from_others() -> None:
     assert (hard["requests.storage"], hard["pods"]) == ("9Gi", "7")
 
 
+def test_ingress_controllers_are_let_in_only_where_there_is_an_ingress() -> None:
+    for domain in (None, "agents.example.org"):
+        options = Options(
+            image="x",
+            platform_namespace="greylag",
+            ingress_namespace="ingress",
+            ingress_base_domain=domain,
+        )
+        let_in = [
+            peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for rule in agent_policy(options)["ingress"]
+            for peer in rule["from"]
+        ]
+        assert let_in == (["greylag", "ingress"] if domain else ["greylag"])
+
+
 def test_what_the_quota_is_set_to_counts_whatever_the_service_is() -> None:
     options = Options(
         image="x",
