@@ -121,16 +121,19 @@ async def test_a_journal_that_ends_unwritten_writes_nothing_more(tmp_path: Path)
     assert (tmp_path / "another's").read_bytes() == b""
 
 
-async def test_of_an_event_that_no_cut_makes_small_enough_the_plain_values_are_kept(
+async def test_of_an_event_that_is_too_large_so_much_is_kept_as_clients_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turn_journal, "MOST_EVENT", 1000)
     journal = journal_at(tmp_path)
-    long = {"name": "shell", "number": 1, "none": None, "lines": ["x" * 100] * 20}
-    kept = journal.append("tool", long)
+    long = {"name": "shell", "number": 1, "none": None, "lines": ["x" * 100] * 2000}
+    plain = journal.append("tool", long)
+    monkeypatch.setattr(turn_journal, "MOST_EVENT", 5000)
+    cut = journal.append("tool", long)
     await ended(journal)
-    assert events_of(tmp_path / "t.sse") == [("tool", kept)]
-    assert kept == {"name": "shell", "number": 1}
+    assert events_of(tmp_path / "t.sse") == [("tool", plain), ("tool", cut)]
+    assert plain == {"name": "shell", "number": 1}
+    assert cut == {**long, "lines": ["x" * 100] * 20}
 
 
 async def test_the_limit_stops_the_turn_but_leaves_room_for_its_end(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ async def test_the_limit_stops_the_turn_but_leaves_room_for_its_end(tmp_path: Pa
         journal.append("message", {"content": "x" * 150})
     with pytest.raises(JournalFullError):
         journal.append("message", {"content": "x" * 1000})
-    journal.append("error", {"error": "full"}, last_words=True)
+    journal.append("error", {"error": "full" * 200}, last_words=True)
     journal.append("complete", {}, last_words=True)
     await ended(journal)
     kinds = [kind for kind, _ in events_of(tmp_path / "t.sse")]
@@ -323,6 +326,7 @@ async def test_the_oldest_ended_journals_go_first_and_running_ones_stay(tmp_path
     (tmp_path / "reserve").write_bytes(b"x" * 1000)
     removed = await Journals(tmp_path, 0, 2500).make_room({"a"}.__contains__)
     assert removed == ["b", "c"]
+    assert await Journals(tmp_path, 0, 2000).make_room({"a"}.__contains__) == []
     assert names(tmp_path) == ["a.sse", "d.sse", "folder.sse", "link.sse", "reserve"]
 
 

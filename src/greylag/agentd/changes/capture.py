@@ -337,7 +337,7 @@ def _check_name(name: Any) -> None:
         return
     try:
         (plain,) = parts_of(name)
-    except (RefusedError, ValueError) as error:
+    except RefusedError as error:
         raise ProtocolError("a name is none") from error
     if shown(plain) != name:
         raise ProtocolError("a name is not written as names are")

@@ -234,8 +234,8 @@ def event_number(turn_id: str, value: str) -> int:
     Raises:
         UnknownEventError: the id has another shape, or is another turn's.
     """
-    turn, dash, number = value.rpartition("-")
-    known = dash and turn == turn_id and number.isascii() and number.isdigit()
+    turn, _, number = value.rpartition("-")
+    known = turn == turn_id and number.isascii() and number.isdigit()
     if not known or len(number) > _MOST_DIGITS:
         raise UnknownEventError(f"{value[:100]!r} is not the id of an event of this turn.")
     return int(number)
