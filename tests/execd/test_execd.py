@@ -31,6 +31,7 @@ from greylag.execd.protocol import (
     MOST_DATA,
     MOST_INPUT,
     FrameKind,
+    agree,
     frame,
     json_frame,
     read_frame,
@@ -543,12 +544,50 @@ async def test_a_hostile_execd_is_one_clear_error(tmp_path: Path, answer: bytes)
         assert len(str(failed.value).encode()) < 1100
 
 
+HTTP = {"port": 80, "process": "web"}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (None, None),
+        ({}, None),
+        (["80"], None),
+        *(([{**HTTP, "port": wrong}], None) for wrong in (0, 1 << 16, True, 80.0, "80", None)),
+        *(([{**HTTP, "process": wrong}], None) for wrong in (1, None)),
+        ([{**HTTP, "process": "x\ud83d" * 99}], [(80, "x?" * 32)]),
+        ([HTTP, {**HTTP, "port": 65535}] * 200, [(80, "web"), (65535, "web")] * 100),
+    ],
+)
+async def test_ports_of_a_hostile_execd_are_bounded_or_one_clear_error(
+    tmp_path: Path, said: object, told: list[tuple[int, str]] | None
+) -> None:
+    async def hostile(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await agree(writer, ports=said, port=said)
+        writer.close()
+        await writer.wait_closed()
+
+    client = Execution(tmp_path / "s")
+    async with await asyncio.start_unix_server(hostile, tmp_path / "s"):
+        with pytest.raises(ExecutionError, match="told no port"):
+            await client.listening("127.0.0.1", 9).__aenter__()
+        if told is not None:
+            assert await client.ports() == told
+            return
+        with pytest.raises(ExecutionError, match=r"told (no ports|a port that is none)"):
+            await client.ports()
+
+
 @pytest.mark.parametrize(
     "later",
     [
         frame(FrameKind.STDIN, b"x"),
         b"\x09",
         frame(FrameKind.EXIT, b'{"code": "no"}'),
+        frame(FrameKind.EXIT, b'{"code": true}'),
+        frame(FrameKind.JSON, b"{}"),
+        frame(FrameKind.TAKEN, b"{}"),
+        frame(FrameKind.TAKEN, b'{"bytes": -1}'),
         b"\x04\xff\xff\xff\xff",
     ],
 )
@@ -564,7 +603,7 @@ async def test_nonsense_after_the_start_ends_the_process_as_failed(
     server = await asyncio.start_unix_server(hostile, tmp_path / "s")
     async with server:
         process = await Execution(tmp_path / "s").run(("a",), env={}, cwd=tmp_path, group=GROUP_G)
-        with pytest.raises(ExecutionError):
+        with pytest.raises(ExecutionError, match="does not keep to the protocol"):
             await process.wait()
         assert await process.stdout.read(10) == b""
         await process.end()
