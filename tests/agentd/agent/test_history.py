@@ -75,6 +75,7 @@ async def test_a_summary_stays_when_it_is_from_before_the_turn() -> None:
     assert await cut(goose, 4) == ["1", "yes", "what was said", "2", "yes"]
     with pytest.raises(HistoryFixedError, match="has summarised what was said before this turn"):
         await cut(Goose(*turn("1", OLD), *turn("2", OLD), summary, *turn("3")), 2)
+    assert await cut(Goose(*turn("1"), *turn("2"), summary, *turn("3")), 2) == ["1", "yes"]
     # A command's answer is never the model's to see: nothing was summarised.
     assert await cut(Goose(*turn("1", OLD), *turn("2")), 2) == ["1", "yes"]
 
@@ -83,6 +84,7 @@ async def test_a_summary_stays_when_it_is_from_before_the_turn() -> None:
     "answers",
     [
         {"info": None},
+        {"info": {"session": {}}},
         {"info": {"session": {"_meta": {"messageCount": "many"}}}},
         {"info": {"session": {"_meta": {"messageCount": -1}}}},
         {"info": {"session": {"_meta": {"messageCount": 10**30}}}},
@@ -117,6 +119,21 @@ async def test_what_extensions_keep_of_a_session_is_restored_but_not_which_they_
     said = json.loads(goose.request.call_args_list[0].args[1]["input"])
     now = {"enabled_extensions.v0": {"extensions": [{"name": "todo"}]}}
     assert said["extension_data"] == kept | now
+
+
+@pytest.mark.parametrize(("had", "chosen"), [("b", ["b"]), ("a", []), (None, [])])
+async def test_a_session_is_restored_with_the_model_that_it_had(
+    had: str | None, chosen: list[str]
+) -> None:
+    goose = AsyncMock()
+    loaded = {"configOptions": [{"id": "mode"}, {"id": "model", "currentValue": "a"}]}
+    goose.request.side_effect = [{"sessionId": "new"}, loaded, {}]
+    await restore(
+        goose, AgentSetup(Path(), Path(), Path()), {"model_config": {"model_name": had}}, []
+    )
+    calls = [one.args for one in goose.request.call_args_list]
+    told = [params for method, params in calls if method == "session/set_config_option"]
+    assert told == [{"sessionId": "new", "configId": "model", "value": one} for one in chosen]
 
 
 async def test_an_import_that_cannot_be_loaded_is_archived() -> None:

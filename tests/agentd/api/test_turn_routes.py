@@ -2,8 +2,10 @@ import asyncio
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.requests import Request
 from tests.agentd.doubles import READY, AgentDouble, Api, chunk, echo, eventually, serving
 
 from greylag.agentd import sessions
@@ -18,11 +20,15 @@ from greylag.agentd.agent.types import (
     SessionStuckError,
     TurnSink,
 )
+from greylag.agentd.api.requests import read_object
 from greylag.agentd.changes import spans
 from greylag.agentd.changes.capture import Capture
 from greylag.agentd.changes.states import Snapshot
+from greylag.agentd.journal import journal as turn_journal
 from greylag.agentd.journal.folder import Reserve
 from greylag.agentd.journal.journal import JournalError
+from greylag.agentd.problems import RequestError
+from greylag.agentd.records import StorageError
 from greylag.agentd.turns import engine
 from greylag.common.clock import parse_rfc3339
 
@@ -241,6 +247,17 @@ async def test_a_session_can_cancel_what_runs_in_it(tmp_path: Path) -> None:
         assert (status, body["cancelled"]) == (200, False)
 
 
+async def test_a_session_is_gone_once_what_ran_in_it_has_ended(tmp_path: Path) -> None:
+    async with serving(tmp_path, AgentDouble(until_cancelled)) as api:
+        session = await api.session()
+        turn = await api.turn("hello", session)
+        await api.until(turn, "message")
+        await api.services.sessions.delete(session)
+        assert [state for *_, state in api.services.turns.states()] == ["ended"]
+        assert not api.services.turns._journals.path(turn).exists()
+        assert api.agent.forgotten == ["20261123_1"]
+
+
 async def test_a_confirmation_is_answered_once(tmp_path: Path) -> None:
     async with serving(tmp_path, AgentDouble(ask)) as api:
         turn = await api.turn("rm x")
@@ -395,6 +412,48 @@ async def test_an_agent_whose_disk_took_no_record_is_started_anew_once_there_is_
             assert (api.agent.given_up, held, reserve.held) == (1, [False], True)
 
 
+@pytest.mark.parametrize("takes_events", [True, False])
+async def test_a_turn_is_ended_in_the_room_that_is_kept_for_that_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, takes_events: bool
+) -> None:
+    full, write = False, turn_journal.write_all
+
+    async def answer(_agent: AgentDouble, _text: str, sink: TurnSink) -> PromptResult:
+        nonlocal full
+        await sink.update(chunk("x" * 100_000))
+        await asyncio.sleep(0)  # that is in the file
+        full = not takes_events
+        await sink.update(chunk("more"))
+        return PromptResult("end_turn", None)
+
+    async with serving(tmp_path, AgentDouble(answer)) as api:
+        turns = api.services.turns
+        reserve, end = turns._journals.reserve, turns.records.end
+
+        def written(fd: int, data: bytes | bytearray) -> None:
+            if full and reserve.held:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(fd, data)
+
+        async def ended(*about: Any) -> None:
+            if reserve.held or len(about[1].answer) > 70_000:
+                raise StorageError("database or disk is full")
+            await end(*about)
+
+        monkeypatch.setattr(turn_journal, "write_all", written)
+        monkeypatch.setattr(turns.records, "end", ended)
+        turn = await api.turn("hello")
+        events = await api.events(turn)
+        third = "message" if takes_events else "error"
+        assert [one["type"] for one in events] == ["turn", "message", third, "complete"]
+        code = events[2]["content"].get("code")
+        assert (code, reserve.held) == (None if takes_events else "journal_failed", False)
+        _, record = await api.json("GET", f"/api/v1/turns/{turn}")
+        status = "completed" if takes_events else "error"
+        assert (record["status"], record["error_code"]) == (status, code)
+        assert record["answer"] == "x" * 64 * 1024
+
+
 async def test_an_agent_is_started_anew_where_the_disk_took_no_event(tmp_path: Path) -> None:
     async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
         raise JournalError("The journal cannot be written: No space left on device.")
@@ -425,13 +484,18 @@ async def test_an_agent_is_not_started_anew_beside_a_turn_that_runs(tmp_path: Pa
         assert api.agent.given_up == 1
 
 
-async def test_an_agent_that_refuses_for_another_reason_goes_on(tmp_path: Path) -> None:
+async def test_an_agent_that_refuses_for_another_reason_goes_on_and_keeps_its_session(
+    tmp_path: Path,
+) -> None:
     async def fail(_agent: AgentDouble, _text: str, _sink: TurnSink) -> PromptResult:
         raise AgentRefusedError(-32603, "Internal error", "a database of the tool's is down")
 
     async with serving(tmp_path, AgentDouble(fail)) as api:
-        assert (await api.events(await api.turn("hello")))[-2]["content"]["code"] == "agent_failed"
-        await api.events(await api.turn("again"))
+        session = await api.session()
+        for text in ("hello", "again"):
+            _, error, _ = await api.events(await api.turn(text, session))
+            assert error["content"]["code"] == "agent_failed"
+        assert [used for used, _ in api.agent.prompts] == ["20261123_1"] * 2
         assert api.agent.given_up == 0
 
 
@@ -497,10 +561,11 @@ async def test_a_session_whose_extensions_hang_is_opened_without_them_for_good(
         first, new = "20261123_1", "20261123_1.again"
         assert [used for used, _ in api.agent.prompts] == [first, new, new]
         assert api.agent.replaced == [(first, new)]
-        api.agent.refuses, api.agent.uncut = stuck, HistoryFixedError("too long")
-        *_, error, _ = await api.events(await api.turn("hello?", session))
-        told = (error["content"]["code"], error["content"]["error"])
-        assert told == ("agent_unavailable", str(stuck))
+        for why in (HistoryFixedError("too long"), AgentRefusedError(-32603, "Internal error")):
+            api.agent.refuses, api.agent.uncut = stuck, why
+            *_, error, _ = await api.events(await api.turn("hello?", session))
+            told = (error["content"]["code"], error["content"]["error"])
+            assert told == ("agent_unavailable", str(stuck))
 
 
 async def test_a_turn_that_says_too_much_is_stopped_with_journal_full(tmp_path: Path) -> None:
@@ -563,6 +628,17 @@ async def test_turns_are_listed_newest_first_and_shortened(tmp_path: Path) -> No
         for limit in ["0", "201", "x", "-1"]:
             path = f"/api/v1/sessions/{session}/turns?limit={limit}"
             assert (await api.json("GET", path))[0] == 400
+
+
+async def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
+    pieces = iter([{"type": "http.request", "body": b"x" * 100, "more_body": True}] * 3)
+
+    async def receive() -> dict[str, Any]:
+        return next(pieces)  # an error after the third
+
+    with pytest.raises(RequestError, match="larger than 250 bytes") as refused:
+        await read_object(Request({"type": "http"}, receive), 250)
+    assert refused.value.code == "too_large"
 
 
 async def test_bad_messages_get_clear_errors(tmp_path: Path) -> None:
