@@ -77,6 +77,20 @@ async def test_an_answer_that_cannot_be_told_runs_no_tool_and_ends_the_turn(
     assert turn.decisions == {confirmation_id: "cancelled"}
 
 
+async def test_who_waits_for_news_hears_of_a_question_and_of_its_answer(
+    start: Start, tmp_path: Path
+) -> None:
+    turn = start(60)
+    heard: list[bool] = []
+    turn._asked = lambda: heard.append(turn.question is not None)
+    asking = asyncio.create_task(turn.permission(REQUEST))
+    confirmation_id = await asked(tmp_path)
+    assert heard == [True]
+    assert turn.answer(confirmation_id, "allow_once") == "allow_once"
+    assert heard == [True, False]
+    assert await asking == "allow_once"
+
+
 async def test_a_question_that_cannot_be_told_is_never_open(start: Start) -> None:
     turn = start(60)
     fill(turn)
