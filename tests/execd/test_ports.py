@@ -27,23 +27,37 @@ print("up", flush=True)
 sys.stdin.read()
 """
 
+_CONNECT = """
+import socket, sys
+connected = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(connected.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="PORTS ARE READ FROM /proc")
 needs_ipv6 = pytest.mark.skipif(not socket.has_ipv6, reason="THERE IS NO IPv6 HERE")
 
 
 @contextmanager
-def _listening(port: int, *addresses: str) -> Iterator[None]:
-    """Have a child listen at a port of some addresses, each with ``only`` or ``both`` behind it."""
-    command = [sys.executable, "-c", _LISTEN, str(port), *addresses]
+def _running(program: str, *words: str) -> Iterator[str]:
+    """Have a child run a program, and give the first line that it says."""
+    command = [sys.executable, "-c", program, *words]
     with subprocess.Popen(  # noqa: S603 - a fixed program of ours
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"up\n"
         try:
-            yield
+            yield child.stdout.readline().strip()
         finally:
             child.kill()
+
+
+@contextmanager
+def _listening(port: int, *addresses: str) -> Iterator[None]:
+    """Have a child listen at a port of some addresses, each with ``only`` or ``both`` behind it."""
+    with _running(_LISTEN, str(port), *addresses) as said:
+        assert said == "up"
+        yield
 
 
 def _addresses(port: int) -> tuple[str, ...]:
@@ -72,6 +86,33 @@ def test_a_port_is_reached_at_all_addresses_at_which_it_is_our_own() -> None:
         assert _addresses(port) == ("127.0.0.1", "::1")
     with _listening(port, "::", "only", "127.0.0.1", "both"):
         assert set(_addresses(port)) == {"127.0.0.1", "::1"}
+
+
+@needs_linux
+def test_a_port_from_which_somebody_connects_is_none_that_is_listened_on() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as service,
+        _running(_CONNECT, str(service.getsockname()[1])) as port,
+    ):
+        assert _addresses(int(port)) == ()
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("0.0.0.0", ("127.0.0.1",)),  # noqa: S104
+        ("127.0.0.2", ("127.0.0.2",)),
+        ("::ffff:127.0.0.1", ("127.0.0.1",)),
+        ("::1", ("::1",)),
+        ("10.0.0.5", ()),
+        ("::ffff:10.0.0.5", ()),
+        ("fe80::1", ()),
+    ],
+)
+def test_what_listens_beside_the_loopback_is_not_reached(
+    host: str, reached: tuple[str, ...]
+) -> None:
+    assert ports._reached(host) == reached
 
 
 async def test_many_who_ask_who_listens_cost_one_look_that_begins_after_they_asked(

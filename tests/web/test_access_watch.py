@@ -360,6 +360,13 @@ async def test_what_is_over_is_looked_at_by_nobody() -> None:
             pass
         assert watch._rights == {"one": right}
     assert right._first.cancelled()
+    ended = watch.until_refused("one", check)
+    await ended.__aenter__()
+    watch._rights["one"].refusal = ForbiddenError("It is over.", hint="Go.")
+    async with watch.until_refused("one", check):  # which is given again meanwhile
+        right = watch._rights["one"]
+        await ended.__aexit__(None, None, None)
+        assert watch._rights == {"one": right}
     async with asyncio.timeout(PATIENCE):
         async with watch.until_refused("one", check):
             await looked.wait()

@@ -16,7 +16,7 @@ from tests.web.server import Site, served, settings, site
 from tests.web.test_people_api import signed_in
 
 from greylag.common import sse
-from greylag.domain.errors import AgentUnreachableError, StreamCutError
+from greylag.domain.errors import AgentUnreachableError, LimitExceededError, StreamCutError
 from greylag.domain.project import ProjectRef
 from greylag.domain.users import OPERATOR, MemberRole
 from greylag.web.auth import Authenticator
@@ -192,6 +192,19 @@ async def test_a_silent_stream_has_heartbeats() -> None:
 def streams_of(**chosen: Any) -> Streams:
     known, of = settings(**chosen), House().use_cases
     return Streams(known, AccessWatch(Authenticator(known, of), of.gate))
+
+
+async def test_who_closes_one_of_their_streams_may_open_one_more() -> None:
+    streams = streams_of(streams_per_project=2)
+    first, second, third, fourth = (streams.place("ada", REF) for _ in range(4))
+    for one in (first, second):
+        one.__enter__()
+    first.__exit__(None, None, None)
+    with third:
+        with pytest.raises(LimitExceededError):
+            fourth.__enter__()
+        second.__exit__(None, None, None)
+    assert not streams._open
 
 
 async def test_requests_to_shared_previews_wait_for_each_other_and_no_other_project() -> None:
