@@ -160,10 +160,12 @@ def test_very_many_variables_cost_no_more_than_their_first_mebibyte() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil reads all of it")
-def test_a_value_that_the_bound_cuts_short_is_no_shorter_value(
+def test_what_the_bound_cuts_off_is_not_there_and_makes_no_value_shorter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(processes, "_LONGEST_ENVIRON", len("MARK=one"))
     with waiting_with({"MARK": "one-more"}) as pid:
         assert not has_variables(pid, {"MARK": "one"})
         assert not has_variables(pid, {"MARK": frozenset({"one"})})
+    with waiting_with({"LARGE": "x" * 100, "MARK": "one"}) as pid:
+        assert not has_variables(pid, {"MARK": "one"})

@@ -355,23 +355,37 @@ class SlowServer:
 
 async def test_no_heartbeat_waits_behind_the_end_of_a_stream_that_is_held_back() -> None:
     server = SlowServer()
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    answering = asyncio.create_task(answered(server), name="answering")
+    await server.looked.wait()
+    server.flows.set()
+    await answering
+    bodies = [one["body"] for one in server.sent[1:]]
+    assert bodies == [b"data: 1\n\n", b""]  # what follows the end is an error
+
+
+async def test_no_heartbeat_comes_before_the_stream_has_begun() -> None:
+    server = SlowServer()
+    server.flows.set()
+    await answered(server, server.looked)
+    assert [one["type"].rpartition(".")[2] for one in server.sent] == ["start", "body", "body"]
+
+
+async def answered(server: SlowServer, begins: asyncio.Event | None = None) -> None:
+    """Relay a stream of one event, which is open once it ``begins``, with frequent heartbeats."""
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[AsyncIterator[bytes]]:
         async def runs() -> AsyncIterator[bytes]:
             yield b"data: 1\n\n"
 
+        if begins is not None:
+            await begins.wait()
         yield runs()
 
     @asynccontextmanager
     async def allowed(_scope: object) -> AsyncIterator[None]:
         yield
 
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
     logged = RequestLogger(EventRelay(opening(), allowed, 0.001, None))
-    answering = asyncio.create_task(logged(scope, server.receive, server.send))
-    await server.looked.wait()
-    server.flows.set()
-    await answering
-    bodies = [one["body"] for one in server.sent[1:]]
-    assert bodies == [b"data: 1\n\n", b""]  # what follows the end is an error
+    await logged(scope, server.receive, server.send)
