@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from greylag.cluster.kubernetes.calls import Answer
 from greylag.cluster.kubernetes.connection import Connection
 
 _HOP = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
@@ -46,8 +47,9 @@ class ApiProxy:
         """Run it; yield the path of a kubeconfig that leads to it."""
         connector = aiohttp.TCPConnector(limit=0, ssl=self._upstream.ssl or True)
         timeout = aiohttp.ClientTimeout(total=None)
+        http = aiohttp.ClientSession(connector=connector, response_class=Answer, timeout=timeout)
         app = web.Application(client_max_size=_MEGABYTES)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._http:
+        async with http as self._http:
             app.router.add_route("*", "/{path:.*}", self._answer)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
