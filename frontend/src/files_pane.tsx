@@ -236,7 +236,7 @@ function Folder({ folder, news, onTop, ...given }: FolderProps) {
         {listing.entries.map((entry) => <Row key={entry.path} entry={entry} renamed={renamed} {...given} />)}
       </ul>
       {listing.next && <button type="button" class="btn btn-small" onClick={more}>Show more</button>}
-      <p class="files-status" role="status">{visible(said)}</p>
+      {said && <p class="files-status" role="alert">{visible(said)}</p>}
     </>
   );
 }
