@@ -111,6 +111,15 @@ def test_a_folder_takes_the_place_of_no_other_though_that_is_empty(tmp_path: Pat
     assert (tmp_path / "old/file").exists()
 
 
+def test_a_folder_gets_no_second_name_where_it_could_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", lambda *_, **__: None)  # as macOS's HFS+ makes one
+    (tmp_path / "old").mkdir()
+    Workspace(str(tmp_path)).move("old", "new", replace=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
 def test_where_a_file_has_one_name_at_most_it_is_moved_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

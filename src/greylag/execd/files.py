@@ -43,6 +43,8 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 PART = re.compile(rb"\.greylag-[0-9a-f]{16}\.part")
 _PART_SECONDS = 3600.0
 _ESCAPE = re.compile(r"\\(\\|x[0-9a-fA-F]{2})?")
+# What a system says that makes no link there: the last two are one on Linux, not on macOS.
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 HERE = b"."
 ANY = "*"
 """Stands for the tag of any file, but of one that is there."""
@@ -602,9 +604,11 @@ def _sweep(folder: int) -> None:
 def _linked(old: Place, new: Place) -> bool:
     """Move a file so that it replaces nothing, however quick another is; tell whether that works.
 
-    Folders cannot be linked, nor can files of some file systems; a folder replaces none but an
-    empty one.
+    Folders are not linked, though some systems can, nor can files of some file systems be; a folder
+    replaces none but an empty one.
     """
+    if stat.S_ISDIR(old.look().st_mode):
+        return False
     try:
         os.link(
             old.name,
@@ -617,7 +621,7 @@ def _linked(old: Place, new: Place) -> bool:
         if not _is_half_moved(old, new):
             raise
     except OSError as error:
-        if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}:
+        if error.errno in _NO_LINKS:
             return False
         raise
     os.unlink(old.name, dir_fd=old.folder)
