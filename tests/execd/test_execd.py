@@ -511,6 +511,10 @@ async def test_only_ports_of_its_own_processes_are_told_and_reached(tmp_path: Pa
                 with pytest.raises(ExecutionRefusedError) as refused:
                     await client.connect(other)
                 assert refused.value.code == "not_listening"
+            for number in ("one", None, 0, "0", list[int](), True):
+                with pytest.raises(ExecutionRefusedError) as refused:
+                    await client.exchange("accept", number=number).__aenter__()
+                assert refused.value.code == "not_waiting"
             await process.end()
             assert await client.ports() == []
 

@@ -188,7 +188,8 @@ class ExecServer:
                     near_writer.transport.abort()
 
     async def _accept(self, request: dict[str, Any], reader: Reader, writer: Writer) -> None:
-        near = self._waiting.pop(int(request.get("number") or 0), None)
+        number = request.get("number")
+        near = self._waiting.pop(number, None) if type(number) is int else None
         if near is None:
             raise RefusedError("not_waiting", "No such connection waits.")
         await agree(writer)
