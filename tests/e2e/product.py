@@ -7,7 +7,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,15 @@ class Product:
                 stderr=stderr,
             )
         assert process.stdout is not None
-        async with asyncio.timeout(READY_SECONDS):
-            ready = await process.stdout.readline()
-        assert ready, f"greylag {verb} ended before it was ready:\n{log.read_text()[-2000:]}"
+        ready = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                ready = await process.stdout.readline()
+        if not ready:
+            with suppress(ProcessLookupError):
+                process.kill()  # else `close` would ask it, and what that meets hide this
+            await process.wait()
+        assert ready, f"greylag {verb} ended, or was not ready in time:\n{log.read_text()[-2000:]}"
         if (token := read_token(self.data / "token")) is not None:
             self.http.headers["authorization"] = f"Bearer {token}"
 
