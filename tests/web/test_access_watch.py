@@ -346,7 +346,8 @@ async def test_an_unknown_ends_nothing_and_a_fault_of_ours_does() -> None:
     assert errors == []
 
 
-async def test_what_is_over_is_looked_at_by_nobody() -> None:
+async def test_what_is_over_is_looked_at_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greylag.web.stream.RECHECK_SECONDS", 0.01)
     chosen, of = settings(), House().use_cases
     watch = AccessWatch(Authenticator(chosen, of), of.gate)
     looked = asyncio.Event()
