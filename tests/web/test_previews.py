@@ -190,9 +190,10 @@ async def test_a_shared_link_opens_any_browser_until_it_runs_out(
     assert (await shown.ask(home, jar=jars[1]))[0] == 200
     later = int(asyncio.get_running_loop().time()) + 10**10
     async with _socket(shown, home, jars[0]) as opened:
-        monkeypatch.setattr("greylag.web.preview.time", SimpleNamespace(time=lambda: later))
-        async with asyncio.timeout(20):
-            assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
+        with monkeypatch.context() as looks:
+            looks.setattr("greylag.web.preview.time", SimpleNamespace(time=lambda: later))
+            async with asyncio.timeout(20):
+                assert (await opened.receive()).type is aiohttp.WSMsgType.CLOSED
     monkeypatch.setattr("greylag.web.preview_links._now", lambda: later)
     assert (await shown.ask(link))[0] == 401
     assert (await shown.ask(home, jar=jars[1]))[0] == 401
