@@ -278,7 +278,7 @@ def _entries(name: str, *wrongs: Any) -> list[Any]:
         *_entries("name", "a/b", 1, "x" * 20_000, "\ud83d"),
         *_entries("target", 1, ["x"]),
         *_entries("size", -1, 1 << 62, 1.0),
-        *_entries("modified", None, float("nan"), 10**400),
+        *_entries("modified", None, "now", float("nan"), 10**400),
         *_entries("mode", "644", -1),
         *_each(_page, PAGE, "entries", {}, None, [ENTRY, ENTRY], ["file"]),
         *_each(_page, PAGE, "next", 1),

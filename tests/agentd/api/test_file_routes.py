@@ -26,7 +26,6 @@ from tests.agentd.doubles import AgentDouble, Api, chunk, serving
 from greylag.agentd import execution, files
 from greylag.agentd.agent.types import PromptResult, TurnSink
 from greylag.agentd.api import requests
-from greylag.agentd.problems import RequestError
 from greylag.execd import packing
 from greylag.execd.files import Workspace, parts_of, shown
 from greylag.execd.protocol import RefusedError
@@ -416,15 +415,6 @@ async def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         os.mkfifo(there(tmp_path) / "pipe")
         status, refused = await api.json("GET", f"{ROOT}/content?path=pipe")
         assert (status, refused["code"]) == (409, "not_a_file")
-
-
-@pytest.mark.parametrize("modified", [10**400, float("nan"), "now", None])
-def test_a_time_that_is_none_is_an_answer_of_no_form(modified: Any) -> None:
-    said = {"name": "f", "kind": "file", "size": 1, "modified": modified, "mode": 1}
-    said |= {"target": None, "tag": "1-2-3"}
-    with pytest.raises(RequestError) as refused, files._understood():
-        files._entry(said, "")
-    assert refused.value.code == "agent_unavailable"
 
 
 async def _totals(api: Api, session: str) -> list[Any]:
