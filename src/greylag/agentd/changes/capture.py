@@ -292,7 +292,7 @@ def entries_of(record: bytes, began: int) -> Folder:
     """Return what a record says of a folder: its entries by name, or why it is left out.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: it is none; so do TypeError and ValueError tell (``_understood``).
     """
     said = parse_json(record)
     if isinstance(said, str):

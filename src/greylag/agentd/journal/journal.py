@@ -135,6 +135,8 @@ class TurnJournal:
     def try_again(self) -> bool:
         """Allow events again after a failed write: what was lost is lost, its numbers are reused.
 
+        Not after ``publish_end``: there is no file any more to write to.
+
         Returns:
             False when no write has failed, and nothing is changed.
         """

@@ -172,7 +172,7 @@ class RunningTurn:
 
         Args:
             result: how the agent ended the prompt, None when it did not.
-            error: why the turn failed, None when it did not.
+            error: why it did not; only a result tells of another failure.
             failure: what the model provider said about its last failure, None when there was none.
         """
         try:
