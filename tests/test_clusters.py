@@ -1,14 +1,11 @@
 """Where environments run by the settings."""
 
 import asyncio
-import gc
-import warnings
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from tests.cluster.environments import kill_all, reaches
-from tests.cluster.kubernetes.api_server import Answer, page, says, served, silent, status
+from tests.cluster.kubernetes.api_server import Answer, page, says, served, status
 from tests.cluster.kubernetes.kubeconfigs import certificate
 from tests.contract.store_adapters import make_project
 from tests.fakes.store import MemoryStore
@@ -103,20 +100,17 @@ async def test_a_cluster_is_tried_by_a_list_of_what_is_ours(
         assert asked == "app.kubernetes.io/managed-by=greylag"
 
 
-async def test_a_start_that_is_broken_off_leaves_no_connection_to_its_cluster(
+async def test_a_start_that_is_broken_off_closes_its_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = asyncio.Event()
+    begun: asyncio.Queue[KubernetesCluster] = asyncio.Queue()
 
-    async def hangs(request: web.Request) -> web.StreamResponse:
-        asked.set()
-        return await silent(request)
+    async def hangs(cluster: KubernetesCluster) -> None:
+        begun.put_nowait(cluster)
+        await asyncio.Event().wait()
 
-    async with served(hangs) as (server, _):
-        chosen(monkeypatch, tmp_path, server.url)
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            async with beside(open_cluster(settings(), MemoryStore()), "start"):
-                await asked.wait()
-            gc.collect()
-        assert not told
+    monkeypatch.setattr(KubernetesCluster, "check", hangs)
+    chosen(monkeypatch, tmp_path, "http://127.0.0.1:9")
+    async with beside(open_cluster(settings(), MemoryStore()), "start"):
+        cluster = await begun.get()
+    assert cluster._api._http.closed
