@@ -268,6 +268,7 @@ async def test_so_many_sessions_and_bytes_are_kept_and_no_more(
     names.clear()
     await look(bench)
     assert names == ["list_sessions"]  # what has no room is not asked for again and again
+    del listed[20:]  # to be quick
     for number in range(1000, 1020):
         listed.insert(0, session(number))
         await look(bench)
