@@ -264,6 +264,12 @@ async def test_a_token_comes_in_as_its_user_as_far_as_its_scopes_go_until_it_is_
             async with asyncio.timeout(30):
                 assert "does not count any more" in await stream.text()
         assert (await ask("GET", "/api/me", headers=bearer))[0] == 401
+        # One for some projects makes none at all, not even one for those.
+        new = {"name": "notes", "scopes": ["admin"], "projects": ["notes"]}
+        _, made = await ask("POST", "/api/tokens", json=new, headers=viewer)
+        bearer = {"authorization": f"Bearer {made['token']}"}
+        status, refused = await ask("POST", "/api/tokens", json=new, headers=bearer)
+        assert (status, "some projects only" in refused["detail"]) == (403, True)
 
 
 async def test_each_request_s_line_in_the_log_says_who_asked_and_from_where() -> None:
