@@ -1,6 +1,8 @@
 """Credentials from a program that the kubeconfig names: real programs, run."""
 
 import asyncio
+import base64
+import ssl
 import sys
 import textwrap
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.cluster.environments import until
 from tests.cluster.kubernetes.api_server import says, served, thing
 from tests.cluster.kubernetes.kubeconfigs import (
@@ -69,6 +72,57 @@ async def test_an_exec_plugin_is_asked_once_until_what_it_gave_has_expired_or_wa
     for _ in range(5):  # calls that were under way together are refused together
         assert found.credentials.refused(refused)
         assert await headers(found) == bearer("token-3")
+
+
+async def test_no_connection_with_a_certificate_that_was_refused_is_used_again(
+    tmp_path: Path,
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.verify_mode = ssl.CERT_REQUIRED
+    pems, ports = [], []
+    for name in ("server", "old", "new"):
+        (tmp_path / name).mkdir()
+        pem, _ = certificate(tmp_path / name, "-addext", "subjectAltName=DNS:api.test")
+        context.load_verify_locations(cadata=pem)
+        pems.append(ssl.PEM_cert_to_DER_cert(pem))
+    context.load_cert_chain(tmp_path / "server" / "crt.pem", tmp_path / "server" / "key.pem")
+    refused: list[bytes] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        ports.append(request.transport.get_extra_info("peername")[1])
+        shown = request.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return web.json_response({"code": 401}, status=401 if shown in refused else 200)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    body = f"""
+    os.chdir({str(tmp_path)!r})
+    folder = "new" if os.path.exists("again") else "old"
+    open("again", "w").close()
+    read = lambda name: open(f"{{folder}}/{{name}}").read()
+    say(clientCertificateData=read("crt.pem"), clientKeyData=read("key.pem"))
+    """
+    authority = base64.b64encode((tmp_path / "server" / "crt.pem").read_bytes()).decode()
+    cluster = {
+        "server": f"https://127.0.0.1:{runner.addresses[0][1]}",
+        "certificate-authority-data": authority,
+        "tls-server-name": "api.test",
+    }
+    api = Api(plugin(tmp_path, body, cluster))
+    try:
+        await asyncio.gather(api.get("/version"), api.get("/version"))
+        refused.append(pems[1])
+        await api.get("/version")
+        await api.get("/version")
+    finally:
+        await api.close()
+        await runner.cleanup()
+    assert ports[-1] == ports[-2] != ports[-3]
+    assert ports[-3] in ports[:2]  # a connection is used as long as its certificate is taken
 
 
 async def test_an_exec_plugin_gets_its_arguments_its_variables_and_the_cluster(

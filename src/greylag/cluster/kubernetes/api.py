@@ -75,9 +75,7 @@ class Api:
         self.connection = connection
         self._within = WITHIN_SECONDS
         # The number of calls is held down by `_room`; streams (watches, logs) do not count.
-        connector = aiohttp.TCPConnector(
-            limit=0, ttl_dns_cache=30, socket_factory=kept_alive, ssl=connection.ssl or True
-        )
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, socket_factory=kept_alive)
         self._http = aiohttp.ClientSession(
             connector=connector,
             response_class=Answer,
@@ -392,6 +390,7 @@ class Api:
             timeout=timeout,
             # A redirect could send the credentials elsewhere.
             allow_redirects=False,
+            ssl=to.tls,
             proxy=to.proxy,
             server_hostname=to.server_name,
         )
@@ -405,9 +404,6 @@ class Api:
         if not 200 <= response.status < 300:  # noqa: PLR2004 - HTTP's successes
             body = await beginning(response.content, _LONGEST_ERROR)
             asked = response.headers.get("Retry-After")
-            if response.status == _UNAUTHORIZED:
-                # The connection may be one that showed a certificate of old.
-                response.close()
             words, date = response.reason or "", response.headers.get("Date")
             raise ApiError.of_answer(response.status, words, body, asked, date)
 

@@ -6,9 +6,10 @@ A kubeconfig's form: https://kubernetes.io/docs/reference/config-api/kubeconfig.
 import base64
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from ssl import SSLContext, SSLError
 from typing import Any
@@ -106,6 +107,12 @@ class Connection:
     server_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
 
+    @property
+    def tls(self) -> SSLContext | bool:
+        """How a request is to be sent: only by connections that were made with just this."""
+        plugin = self.credentials if isinstance(self.credentials, ExecPlugin) else None
+        return (plugin and plugin.context) or self.ssl or True
+
 
 def connect(
     options: ConnectionOptions,
@@ -180,17 +187,19 @@ def _in_cluster(environ: Mapping[str, str], account: Path) -> Connection:
 def _of_kubeconfig(cluster: Entry, user: Entry) -> Connection:
     setting = cluster.setting
     context: SSLContext | None = None
+    trusting: Callable[[], SSLContext] | None = None
     server = _server(setting, cluster.text("server"), secret=bool(user.fields))
     if server.startswith("https:"):
         verify = cluster.fields.get("insecure-skip-tls-verify") is not True
         ca = cluster.pem("certificate-authority") if verify else None
-        context = _context(setting, ca, verify=verify)
+        trusting = partial(_context, setting, ca, verify=verify)
+        context = trusting()
         show_certificate(context, user)
     return Connection(
         setting,
         server,
         context,
-        credentials_of(cluster, user, context, server),
+        credentials_of(cluster, user, trusting, server),
         server_name=cluster.text("tls-server-name") or None,
         proxy=_proxy(cluster),
     )
@@ -346,11 +355,11 @@ def show_certificate(context: SSLContext, user: Entry) -> None:
 
 
 def credentials_of(
-    cluster: Entry, user: Entry, context: SSLContext | None, server: str
+    cluster: Entry, user: Entry, trusting: Callable[[], SSLContext] | None, server: str
 ) -> Credentials:
     """Return what each request to ``server`` is to carry.
 
-    A program's client certificates go into ``context``, where there is TLS.
+    A program's client certificates go into contexts of ``trusting``, where there is TLS.
     """
     for key, why in _NOT_DONE.items():
         if user.fields.get(key):
@@ -364,7 +373,7 @@ def credentials_of(
             raise user.wrong(f"names the tokenFile {path}, which cannot be read") from error
         return TokenFile(path)
     if user.fields.get("exec") is not None:
-        return ExecPlugin(_program(cluster, user, server), context)
+        return ExecPlugin(_program(cluster, user, server), trusting)
     try:
         return Token(user.text("token").strip())
     except ValueError as error:

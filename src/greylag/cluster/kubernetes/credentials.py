@@ -118,17 +118,25 @@ class ExecConfig:
 class ExecPlugin:
     """Runs the program when credentials are needed and the last ones have ended or were refused.
 
-    A client certificate that it gives goes into ``context`` and counts for new connections.
+    Args:
+        program: what to run.
+        trusting: makes a context that trusts what the API server's certificate comes from; ``None``
+            where it is reached without TLS.
+
+    Attributes:
+        context: shows the client certificate that it gave last, if it has given one. Each has a
+            context of its own: no connection that shows one of before is used any more.
     """
 
     def __init__(
         self,
         program: ExecConfig,
-        context: ssl.SSLContext | None,
+        trusting: Callable[[], ssl.SSLContext] | None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._program = program
-        self._context = context
+        self._trusting = trusting
+        self.context: ssl.SSLContext | None = None
         self._now = now
         self._one_at_a_time = asyncio.Lock()
         self._headers: Mapping[str, str] | None = None
@@ -158,8 +166,10 @@ class ExecPlugin:
             headers = bearer(token)
             least = self._now() + RENEW_BEFORE + LEAST
             self._ends = max(parse_rfc3339(ends), least) if ends else None
-            if certificate and key and self._context is not None:
-                await asyncio.to_thread(load_identity, self._context, certificate, key)
+            if certificate and key and self._trusting is not None:
+                context = await asyncio.to_thread(self._trusting)
+                await asyncio.to_thread(load_identity, context, certificate, key)
+                self.context = context
             elif not token:
                 raise self._failed("gave neither a token nor a certificate")
         except (ValueError, KeyError, TypeError, AttributeError, OSError):

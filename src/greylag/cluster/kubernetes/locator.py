@@ -292,7 +292,7 @@ class ServiceProxy:
         await self._opened.aclose()
 
     async def _begin(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0, ssl=self._connection.ssl or True)
+        connector = aiohttp.TCPConnector(limit=0)
         http = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=PROXY_CONNECT_SECONDS),
@@ -328,6 +328,7 @@ class ServiceProxy:
             skip_auto_headers=DEFAULTS,
             data=request.content if request.can_read_body else None,
             allow_redirects=False,
+            ssl=self._connection.tls,
             proxy=self._connection.proxy,
             server_hostname=self._connection.server_name,
         ) as answer:
@@ -343,6 +344,7 @@ class ServiceProxy:
             headers=await self._headers(request),
             max_msg_size=MOST_MESSAGE,
             heartbeat=HEARTBEAT_SECONDS,
+            ssl=self._connection.tls,
             proxy=self._connection.proxy,
             server_hostname=self._connection.server_name,
         ) as agent:
