@@ -101,7 +101,7 @@ export class ChangeLog {
       return (await this.turn(id))[part];
     } catch (error) {
       if (!session || !(error instanceof Refused) || error.problem.code !== "environment_not_active") throw error;
-      const { messages } = await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/messages`)).json();
+      const { messages } = await (await ask(`${this.#api}/sessions/${encodeURIComponent(session)}/messages`, LONG)).json();
       const role = part === "message" ? "user" : "assistant";
       const found = (messages as Said[]).find((one) => one.turn_id === id && !one.shortened && one.role.toLowerCase() === role);
       if (!found) throw error;

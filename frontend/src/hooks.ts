@@ -30,17 +30,17 @@ export function useAttempt(told = wordsOf) {
 }
 
 /** Have `take` get what `look` is answered, or `refuse` why it is not. For other `inputs` it looks again, and where the
- * server could not be reached, once it can be; `look` may ask whether its answer is still wanted. Without one nothing is asked.
+ * server could not be reached, once it can be; `look` may ask whether its answer is still wanted, and asks nothing by null.
  */
 export function useLook<T>(
-  look: ((isWanted: () => boolean) => Promise<T>) | null, take: (answer: T) => void, refuse: (failure: unknown) => void, inputs: unknown[],
+  look: (isWanted: () => boolean) => Promise<T> | null, take: (answer: T) => void, refuse: (failure: unknown) => void, inputs: unknown[],
 ): void {
   const [again, setAgain] = useState(0);
   const [isLost, setLost] = useState(false);
   useEffect(() => {
     let wanted = true;
     setLost(false);
-    look?.(() => wanted).then((answer) => wanted && take(answer), (failure) => {
+    look(() => wanted)?.then((answer) => wanted && take(answer), (failure) => {
       if (!wanted) return;
       setLost(isUnreached(failure));
       refuse(failure);
@@ -50,13 +50,19 @@ export function useLook<T>(
   useLive(() => isLost && setAgain((count) => count + 1));
 }
 
-/** Look as `useLook` does, and have it said why nothing was seen. */
+/** Look as `useLook` does, where there is a `look`, and have it said why nothing was seen, until there are other `inputs`. */
 export function useAttemptedLook<T>(attempt: Attempt, look: (() => Promise<T>) | null, take: (answer: T) => void, inputs: unknown[]): void {
-  const began = look && (() => {
-    attempt(async () => {}); // nothing is said yet
-    return look();
-  });
-  useLook(began, take, (failure) => attempt(() => Promise.reject(failure)), inputs);
+  const isSaid = useRef(false);
+  const began = () => {
+    if (look || isSaid.current) attempt(async () => {}); // nothing is said yet
+    isSaid.current = false;
+    return look && look();
+  };
+  const refuse = (failure: unknown) => {
+    isSaid.current = true;
+    attempt(() => Promise.reject(failure));
+  };
+  useLook(began, take, refuse, inputs);
 }
 
 /** Return what `ask` is answered, or in the words of `told` why it is not; null until then. For other `inputs` it is

@@ -98,17 +98,18 @@ export function refusal({ status, responseText }: XMLHttpRequest): Refused {
 async function fetchAnswer(url: string, options: RequestInit): Promise<Response> {
   const headers = { Accept: "application/json, text/event-stream", ...(options.headers as Record<string, string>) };
   const asked = fetch(url, { signal: AbortSignal.timeout(ANSWER_MS), ...options, headers, redirect: "manual" });
-  const response = await asked.catch((error: Error) => {
-    const mayBeDone = error.name === "TimeoutError" && options.method !== undefined;
-    throw mayBeDone ? new Refused(504, { detail: UNANSWERED, code: "unanswered" }) : error;
-  });
+  const isWrite = options.method !== undefined;
+  const unanswered = new Refused(504, { detail: UNANSWERED, code: "unanswered" });
+  const response = await asked.catch((error: Error) => { throw isWrite && error.name === "TimeoutError" ? unanswered : error; });
   setClock(response.headers.get("date"));
   if (response.type === "opaqueredirect" || response.status === 401) {
     // The sign-in has ended; the page itself leads to the sign-in page and back.
     location.reload();
   }
-  if (response.ok) return response;
-  throw new Refused(response.status, await response.json().catch(() => ({})));
+  if (!response.ok) throw new Refused(response.status, await response.json().catch(() => ({})));
+  if (!isWrite || options.signal || response.status === 204) return response;
+  // What has begun to be answered may be done, however the answer breaks off.
+  return new Response(await response.blob().catch(() => { throw unanswered; }), response);
 }
 
 /** Send JSON and return the response. */

@@ -57,6 +57,12 @@ HAND_OVER = """(field, [way, name]) => {
   };
   field.dispatchEvent(kinds[way]);
 }"""
+# What is written is answered, but not to the end.
+BREAKS_OFF = """() => {
+  const ask = window.fetch, start = (body) => body.error(new TypeError("broken"));
+  const broken = () => new Response(new ReadableStream({ start }), { status: 201 });
+  window.fetch = async (url, given) => (given.method === "POST" ? broken() : ask(url, given));
+}"""
 OPEN_LOG = "document.querySelector('[data-shows=log]').click()"
 # What follows from what has happened has happened then, but for what waits for a time.
 AT_REST = """() => new Promise((done) => {
@@ -1005,12 +1011,24 @@ async def test_what_panes_could_not_ask_for_they_ask_again_once_the_line_is_back
     await expect(files).to_contain_text("match")
     await page.route(asked, lambda route: route.abort())
     await page.locator("#tab-changes").click()
-    changes = page.locator("#pane-changes")
+    changes, compared = page.locator("#pane-changes"), page.get_by_label("What is compared")
     await expect(changes).to_contain_text("cannot be reached")
-    await page.get_by_label("What is compared").select_option("since ")  # which asks for no turn
-    await expect(changes.get_by_label("What is compared")).to_have_value("since ")
+    await compared.select_option("since ")  # which asks for no turn
+    await expect(compared).to_have_value("since ")
     await page.evaluate(AT_REST)
     await expect(changes).to_contain_text("cannot be reached")
+    await page.unroute(asked)
+    await compared.select_option(index=0)
+    await page.route(re.compile(r"/turns(\?limit=30|/[^/]+)$"), _no_turn)
+    await page.evaluate("document.dispatchEvent(new Event('greylag:turn-ended'))")
+    await expect(changes).to_contain_text("It is gone.")
+    await compared.select_option("since ")  # what is said of a turn is not of this
+    await expect(changes).not_to_contain_text("It is gone.")
+
+
+async def _no_turn(route: Route) -> None:
+    status = 200 if "?" in route.request.url else 404
+    await route.fulfill(status=status, json={"turns": [], "detail": "It is gone."})
 
 
 async def _first_of_two_pages(route: Route) -> None:
@@ -1055,6 +1073,9 @@ async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is
     await page.evaluate(AT_REST)
     await expect(terminals).to_contain_text("There are too many.")
     assert tried == 2  # what was wanted then is not done now
+    await page.evaluate(BREAKS_OFF)
+    await page.get_by_role("button", name="New terminal").click()
+    await expect(terminals).to_contain_text("may have been done")
     await page.route(re.compile(r"/files\?.*$"), _first_of_two_pages)
     await page.locator("#tab-files").click()
     files, rows = page.locator("#files"), page.locator(".files-row")
