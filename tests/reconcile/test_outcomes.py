@@ -1,32 +1,21 @@
 """What is written after a step, where a whole pass hardly comes to it."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
+from tests.contract.store_adapters import at, make_project
 
 from greylag.domain.errors import ErrorInfo
 from greylag.domain.lifecycle import Observation, Observed, Verb
-from greylag.domain.names import environment_names
 from greylag.domain.project import Desired, Project, Status
 from greylag.reconcile import outcomes
 from greylag.reconcile.outcomes import STABLE_AFTER
 
-NOW = datetime(2025, 1, 1, tzinfo=UTC)
+NOW = at(0)
 MINUTE = timedelta(minutes=1)
 PULLING = ErrorInfo("image_not_pulled", "The image cannot be pulled: try 1.")
-PROJECT = Project(
-    id="0" * 24,
-    user_id="ada",
-    project_id="demo",
-    name="Demo",
-    names=environment_names("ada", "demo"),
-    created_at=NOW,
-    updated_at=NOW,
-    desired=Desired.ACTIVE,
-    generation=2,
-    observed_generation=2,
-)
+PROJECT = make_project(desired=Desired.ACTIVE, generation=2, observed_generation=2)
 ACTIVE = replace(PROJECT, status=Status.ACTIVE, last_activated_at=NOW - STABLE_AFTER, attempts=3)
 
 
