@@ -24,7 +24,7 @@ from tests.cluster.kubernetes.api_server import (
     stream,
     thing,
 )
-from tests.cluster.kubernetes.kubeconfigs import certificate, connected
+from tests.cluster.kubernetes.kubeconfigs import certificate, connected, kubeconfig, written
 from tests.ports import free_port
 from yarl import URL
 
@@ -278,6 +278,21 @@ async def test_a_server_name_in_the_kubeconfig_is_what_the_certificate_must_have
         api = Api(found)
         try:
             with pytest.raises(ApiError, match="404"):
+                await api.get("/version")
+        finally:
+            await api.close()
+
+
+@pytest.mark.parametrize("skips", [True, "true"])
+async def test_a_certificate_is_not_looked_at_where_the_kubeconfig_says_just_that(
+    tmp_path: Path, *, skips: bool | str
+) -> None:
+    async with secured(tmp_path, status(404)) as (url, _):
+        of_it = {"server": url, "insecure-skip-tls-verify": skips}
+        api = Api(connected(kubeconfig=written(tmp_path, kubeconfig(cluster=of_it))))
+        refusal = ApiError if skips is True else ClusterUnavailableError
+        try:
+            with pytest.raises(refusal):
                 await api.get("/version")
         finally:
             await api.close()
