@@ -1,5 +1,6 @@
 """A reconciler over memory adapters, stepped by hand."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,7 +10,7 @@ from tests.wishes import want
 
 from greylag.domain.lifecycle import Verb
 from greylag.domain.names import environment_names
-from greylag.domain.project import Desired, GitSource, Project, ProjectRef, new_record_id
+from greylag.domain.project import Desired, GitSource, Project, ProjectRef, Status, new_record_id
 from greylag.reconcile.loop import WorkLoop
 from greylag.reconcile.reconciler import Pace, Reconciler
 
@@ -71,6 +72,25 @@ class Bench(Harness):
         await self.want(desired, ref)
         await self.loop.drain()
         return await self.project(ref)
+
+    async def starting(self) -> "asyncio.Task[int]":
+        """Want the new project active; return the loop that works on it meanwhile."""
+        await self.create()
+        await self.loop.drain()
+        await self.want(Desired.ACTIVE)
+        return asyncio.create_task(self.loop.drain(), name="loop")
+
+    async def until_it_is(self, status: Status) -> None:
+        """Return once the project has this status."""
+        with self.store.subscribe(REF) as news:
+            while (await self.project()).status is not status:
+                await news.changed(5)
+
+    async def until_told(self, code: str) -> None:
+        """Return once the project's log has this line."""
+        with self.store.subscribe(REF) as news:
+            while code not in await self.told():
+                await news.changed(5)
 
     async def project(self, ref: ProjectRef = REF) -> Project:
         return replace(await self.store.get(ref.user_id, ref.project_id))

@@ -85,9 +85,7 @@ async def test_a_pass_observes_once_and_again_only_after_a_step_or_a_change() ->
     assert bench.observations() == 2  # before and after it was prepared
     await bench.want(Desired.ACTIVE)
     working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while PROCESS_STARTED.code not in await bench.told():
-            await news.changed(5)
+    await bench.until_told(PROCESS_STARTED.code)
     bench.cluster.advance(REF)
     await working
     assert bench.observations() == 3  # before the start, after it, and when it was ready
@@ -138,16 +136,10 @@ async def test_deletion_stops_deletes_and_forgets() -> None:
 
 async def test_a_wish_changed_while_it_is_starting_is_seen_at_once() -> None:
     bench = Bench(auto=False)
-    await bench.create()
-    await bench.loop.drain()
-    await bench.want(Desired.ACTIVE)
-    working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while (await bench.project()).status is not Status.ACTIVATING:
-            await news.changed(5)
-        await bench.want(Desired.INACTIVE)
-        while (await bench.project()).status is not Status.DEACTIVATING:
-            await news.changed(5)
+    working = await bench.starting()
+    await bench.until_it_is(Status.ACTIVATING)
+    await bench.want(Desired.INACTIVE)
+    await bench.until_it_is(Status.DEACTIVATING)
     while not working.done():
         bench.cluster.advance(REF)
         await asyncio.sleep(0)
@@ -157,17 +149,11 @@ async def test_a_wish_changed_while_it_is_starting_is_seen_at_once() -> None:
 
 async def test_a_start_that_is_wished_for_again_while_it_is_stopped_is_told_whole() -> None:
     bench = Bench(auto=False)
-    await bench.create()
-    await bench.loop.drain()
+    working = await bench.starting()
+    await bench.until_told(PROCESS_STARTED.code)
+    await bench.want(Desired.INACTIVE)
+    await bench.until_it_is(Status.DEACTIVATING)
     await bench.want(Desired.ACTIVE)
-    working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while PROCESS_STARTED.code not in await bench.told():
-            await news.changed(5)
-        await bench.want(Desired.INACTIVE)
-        while (await bench.project()).status is not Status.DEACTIVATING:
-            await news.changed(5)
-        await bench.want(Desired.ACTIVE)
     while not working.done():
         bench.cluster.advance(REF)
         await asyncio.sleep(0)
@@ -442,19 +428,14 @@ async def test_one_that_is_stopped_unasked_says_so(state: Observed) -> None:
 
 async def test_what_keeps_one_from_its_start_is_told_before_its_time_is_over() -> None:
     bench = Bench(auto=False)
-    await bench.create()
-    await bench.loop.drain()
-    await bench.want(Desired.ACTIVE)
-    working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while PROCESS_STARTED.code not in await bench.told():
-            await news.changed(5)
-        bench.cluster.stumble(REF, CRASHED)
-        while CRASHED.code not in await bench.told():
-            assert (await bench.project()).error is None
-            bench.clock.advance(1)
-            bench.cluster.stumble(REF, replace(CRASHED, message=f"{bench.clock.now()}"))
-            await asyncio.sleep(0)
+    working = await bench.starting()
+    await bench.until_told(PROCESS_STARTED.code)
+    bench.cluster.stumble(REF, CRASHED)
+    while CRASHED.code not in await bench.told():
+        assert (await bench.project()).error is None
+        bench.clock.advance(1)
+        bench.cluster.stumble(REF, replace(CRASHED, message=f"{bench.clock.now()}"))
+        await asyncio.sleep(0)
     told = await bench.project()
     assert (told.status, told.error) != (Status.ACTIVE, None)
     bench.clock.advance(60)
@@ -500,13 +481,8 @@ async def test_one_that_keeps_ending_is_given_up_after_some_restarts() -> None:
 
 async def test_an_activation_that_takes_too_long_fails_and_still_may_come() -> None:
     bench = Bench(auto=False)
-    await bench.create()
-    await bench.loop.drain()
-    await bench.want(Desired.ACTIVE)
-    working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while (await bench.project()).status is not Status.ACTIVATING:
-            await news.changed(5)
+    working = await bench.starting()
+    await bench.until_it_is(Status.ACTIVATING)
     bench.clock.advance(PACE.activation_timeout + 1)
     await bench.store.poke(REF, bench.clock.now())
     await working
@@ -522,13 +498,8 @@ async def test_an_activation_that_takes_too_long_fails_and_still_may_come() -> N
 
 async def test_a_cancelled_pass_hands_its_claim_back_at_once() -> None:
     bench = Bench(auto=False)
-    await bench.create()
-    await bench.loop.drain()
-    await bench.want(Desired.ACTIVE)
-    working = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while PROCESS_STARTED.code not in await bench.told():
-            await news.changed(5)
+    working = await bench.starting()
+    await bench.until_told(PROCESS_STARTED.code)
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
         await working
@@ -545,9 +516,7 @@ async def test_a_worker_whose_lease_ran_out_writes_nothing() -> None:
     await bench.want(Desired.ACTIVE)
     gate = bench.cluster.hang(REF, Verb.START)
     slow = asyncio.create_task(bench.loop.drain())
-    with bench.store.subscribe(REF) as news:
-        while (await bench.project()).status is not Status.ACTIVATING:
-            await news.changed(5)
+    await bench.until_it_is(Status.ACTIVATING)
     bench.clock.advance(PACE.lease + 1)
     other = bench.another("w2")
     claim = _some(await other.claim())
