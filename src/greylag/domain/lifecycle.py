@@ -209,8 +209,7 @@ def with_git(project: Project, seen: Observation, state: CloneState | None) -> O
 
 
 def _untold(project: Project, seen: Observation) -> Observation:
-    has_come_up = project.status is Status.ACTIVE or project.starts_anew
-    if project.source is None or has_come_up:
+    if project.source is None or project.has_come_up:
         return replace(seen, error=seen.error or _known_failure(project))
     error = ErrorInfo("agent_unreachable", "The environment was not told yet what to clone.")
     return replace(seen, state=Observed.STARTING, endpoint=None, error=error)

@@ -232,6 +232,11 @@ class Project:
         return self.status is Status.DEACTIVATING and self.observed_generation >= self.generation
 
     @property
+    def has_come_up(self) -> bool:
+        """Whether its environment was ready as it is wanted: it is, or is to be started anew."""
+        return self.status is Status.ACTIVE or self.starts_anew
+
+    @property
     def settled(self) -> bool:
         """Whether the reconciler has brought what is wanted now to its end, good or bad.
 

@@ -554,8 +554,8 @@ class _Pass:
 
     def _count(self, outcome: Outcome, now: datetime) -> None:
         metrics.PASSES.labels(outcome.status, outcome.error.code if outcome.error else "").inc()
-        ran = self.project.status is Status.ACTIVE or self.project.starts_anew
-        if outcome.status is Status.ACTIVE and not ran and self.project.deadline_at is not None:
+        comes_up = outcome.status is Status.ACTIVE and not self.project.has_come_up
+        if comes_up and self.project.deadline_at is not None:
             took = now - (self.project.deadline_at - self._timeout)
             metrics.ACTIVATIONS.observe(max(0, took.total_seconds()))
 
