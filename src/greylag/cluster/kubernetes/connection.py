@@ -110,8 +110,7 @@ class Connection:
     @property
     def tls(self) -> SSLContext | bool:
         """How a request is to be sent: only by connections that were made with just this."""
-        plugin = self.credentials if isinstance(self.credentials, ExecPlugin) else None
-        return (plugin and plugin.context) or self.ssl or True
+        return self.credentials.context or self.ssl or True
 
 
 def connect(

@@ -46,7 +46,13 @@ _OTHER_NAME = frozenset({62, 64})
 
 
 class Credentials(Protocol):
-    """Gives each request its credentials. Never prints them."""
+    """Gives each request its credentials. Never prints them.
+
+    Attributes:
+        context: shows the client certificate that they are, where they are one.
+    """
+
+    context: ssl.SSLContext | None
 
     async def headers(self) -> Mapping[str, str]:
         """Return the headers to send. ``ClusterUnavailableError`` when there are none just now."""
@@ -62,6 +68,8 @@ class Credentials(Protocol):
 class Token:
     """A token that stays as it is; an empty one sends nothing. ``ValueError`` as ``bearer``."""
 
+    context: ssl.SSLContext | None = None
+
     def __init__(self, token: str) -> None:
         self._headers = bearer(token)
 
@@ -76,6 +84,8 @@ class Token:
 
 class TokenFile:
     """A token in a file that Kubernetes renews."""
+
+    context: ssl.SSLContext | None = None
 
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._path = path
