@@ -117,7 +117,7 @@ class ExecServer:
         except RefusedError as error:
             answer = {"ok": False, "code": error.code, "message": str(error)}
             writer.write(json_frame(FrameKind.JSON, answer))
-        except (ProtocolError, TimeoutError, OSError):
+        except (ProtocolError, OSError):  # TimeoutError is an OSError
             writer.transport.abort()
         finally:
             with suppress(OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection

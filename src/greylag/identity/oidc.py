@@ -347,7 +347,7 @@ class OidcProvider:
                 proxy_headers=None if proxy is None else proxy.auth_header(),
             ) as answer:
                 status, body = answer.status, await beginning(answer.content, ANSWER_LIMIT + 1)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
             reason = f"{type(error).__name__} {error}".strip()
             raise self._unavailable(reason[:_LONGEST_WORDS]) from error
         if len(body) > ANSWER_LIMIT:
