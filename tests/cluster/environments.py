@@ -18,7 +18,7 @@ from greylag.domain.project import Environment, Project
 from greylag.ports import Cluster
 
 STANDIN = Path(__file__).with_name("data") / "standin.py"
-PATIENCE = 60.0
+PATIENCE = 100.0
 
 
 def standin(*flags: str) -> tuple[str, ...]:

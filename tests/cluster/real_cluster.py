@@ -31,6 +31,7 @@ IMAGE = os.environ.get("GREYLAG_TEST_IMAGE", f"{ENVIRONMENTS}:{__version__}")
 GREYLAG_IMAGE = os.environ.get("GREYLAG_TEST_GREYLAG_IMAGE", f"greylag:{__version__}")
 LOCK = Path(tempfile.gettempdir()) / "greylag-test-cluster.lock"
 PATIENCE = 300
+POD_PATIENCE = 180  # a pod may start while both images are built beside it
 PID_FILE_SLACK = 2.0  # seconds; the clock may have been set since
 BUILD_PATIENCE = 900  # the first build of an image fetches everything
 CLUSTER_RANGES = ("10.91.0.0/16", "10.92.0.0/16", "10.93.0.0/24")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cluster.environments import accepted
 from tests.cluster.kubernetes.webhooks import Mutation, Webhooks
-from tests.cluster.real_cluster import IMAGE, is_foreign, open_kubernetes
+from tests.cluster.real_cluster import IMAGE, POD_PATIENCE, is_foreign, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
 
@@ -27,7 +27,6 @@ ROOMY: dict[str, Any] = {
     "allow_plain_http": True,
     "shared_cpu": False,
 }
-PATIENCE = 60
 COUNT = itertools.count()
 
 
@@ -65,7 +64,7 @@ async def _runs(cluster: KubernetesCluster, name: str) -> None:
     """See that the environment gets ready, and that nothing of it is written again then."""
     project = named_for(cluster, make_project(name))
     await accepted(cluster.start, project)
-    give_up = asyncio.get_running_loop().time() + PATIENCE
+    give_up = asyncio.get_running_loop().time() + POD_PATIENCE
     while (seen := await cluster.observe(project.environment)).state is not Observed.READY:
         assert seen.state is not Observed.FAILED, seen
         assert asyncio.get_running_loop().time() < give_up, (name, seen)
@@ -77,7 +76,7 @@ async def _is_told(cluster: KubernetesCluster, name: str) -> None:
     """See that the container that was added is named as what keeps the environment."""
     project = named_for(cluster, make_project(name))
     await accepted(cluster.start, project)
-    give_up = asyncio.get_running_loop().time() + PATIENCE
+    give_up = asyncio.get_running_loop().time() + POD_PATIENCE
     while True:
         error = (await cluster.observe(project.environment)).error
         if error is not None and error.code == "added_container_failing":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.environments import accepted, reaches
-from tests.cluster.real_cluster import kubectl, open_kubernetes
+from tests.cluster.real_cluster import POD_PATIENCE, kubectl, open_kubernetes
 from tests.contract.cluster_adapters import named_for
 from tests.contract.store_adapters import make_project
 
@@ -21,7 +21,6 @@ from greylag.domain.project import Project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-PATIENCE = 90
 ROOMY = {
     "quota_cpu_requests": "2000",
     "quota_memory_requests": "900Gi",
@@ -32,7 +31,7 @@ ROOMY = {
 
 async def told(cluster: KubernetesCluster, project: Project, code: str) -> Observation:
     """Return the first observation whose error has this code."""
-    give_up = asyncio.get_running_loop().time() + PATIENCE
+    give_up = asyncio.get_running_loop().time() + POD_PATIENCE
     while True:
         seen = await cluster.observe(project.environment)
         if seen.error is not None and seen.error.code == code:
@@ -179,7 +178,7 @@ async def test_an_admission_policy_that_refuses_is_quoted() -> None:
 
 async def _is_enforced(cluster: KubernetesCluster, project: Project) -> None:
     """A policy takes some seconds till it is enforced, so what came through is removed again."""
-    give_up = asyncio.get_running_loop().time() + PATIENCE
+    give_up = asyncio.get_running_loop().time() + POD_PATIENCE
     while (refused := await _refused_preparation(cluster, project)) is None:
         assert asyncio.get_running_loop().time() < give_up, "the policy is not enforced"
         deployment = ("deployment", project.names.deployment, "-n", project.names.namespace)

@@ -29,7 +29,6 @@ from greylag.domain.errors import ClusterUnavailableError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-PATIENCE = 180
 OUTAGE_SECONDS = 3
 BUSY_SECONDS = float(os.environ.get("GREYLAG_TEST_BUSY", "6"))
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -107,7 +106,7 @@ class Scene:
         for path in paths:
             one: Any = None
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(real_cluster.POD_PATIENCE):
                     while (one := await self._standing(path))["status"] != wanted:  # noqa: ASYNC110 - asks anew
                         await asyncio.sleep(0.1)
             except TimeoutError:
@@ -115,7 +114,7 @@ class Scene:
 
     async def trouble(self, path: str) -> dict[str, Any]:
         """Return the project once it says what is wrong."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(real_cluster.POD_PATIENCE):
             while True:
                 status, one = await self.up.call("GET", path)
                 assert status == 200
