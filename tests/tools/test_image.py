@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ PROGRAMS = {
 }
 VOLUMES = {"goose-api-server": "/environment", "greylag": "/data"}
 PORTS = {"goose-api-server": "3001/tcp", "greylag": "8700/tcp"}
+UNCHECKED = 0b01  # the flags of a compiled form that holds a hash which nobody asks for
 # What tells of the machine that built it, of its registries, or of anyone's secrets.
 PRIVATE = re.compile(
     r"etc/(apt|pip\.conf|npmrc|resolv\.conf|hosts|hostname)(/|$)|run/secrets|(^|/)\.(npmrc|env|netrc)$"
@@ -97,10 +99,19 @@ def test_an_image_has_its_programs_and_greylag_compiled(name: str) -> None:
     sources = {path for path in files if path.startswith(f"{SITE}/greylag/") and path[-3:] == ".py"}
     ours = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     assert {path.removeprefix(f"{SITE}/") for path in sources} == ours
-    compiled = {
-        re.sub(r"([^/]+)\.py$", r"__pycache__/\1.cpython-313.pyc", path) for path in sources
-    }
-    assert compiled <= files.keys()
+    assert {compiled_form(path) for path in sources} <= files.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_program_of_an_image_compiles_at_its_start_what_python_brings(name: str) -> None:
+    image = built(name)
+    library = {path for path in image.files if path.startswith("usr/lib/python3.13/")}
+    sources = {path for path in library if path.endswith(".py")}
+    assert "usr/lib/python3.13/asyncio/base_events.py" in sources
+    stale = {path for path in sources if not is_fresh(image, path)}
+    assert stale == set()
 
 
 @pytest.mark.slow
@@ -179,8 +190,22 @@ def collect(image: Image, layer: tarfile.TarFile) -> None:
     for info in layer:
         path = info.name.strip("./") if info.name.startswith("./") else info.name.rstrip("/")
         image.files[path] = info
-        if path.endswith(".crt") and info.isreg():
+        if path.endswith((".crt", ".pyc")) and info.isreg():
             image.texts[path] = read(layer, info)
+
+
+def is_fresh(image: Image, source: str) -> bool:
+    """Tell whether Python takes a source's compiled form as it is.
+
+    https://docs.python.org/3/reference/import.html#cached-bytecode-invalidation
+    """
+    code = image.texts.get(compiled_form(source), b"")
+    checked, written = struct.unpack_from("<II", code.ljust(16, b"\0"), 4)
+    return bool(code) and (checked == UNCHECKED or written == image.files[source].mtime)
+
+
+def compiled_form(source: str) -> str:
+    return re.sub(r"([^/]+)\.py$", r"__pycache__/\1.cpython-313.pyc", source)
 
 
 @contextmanager
