@@ -1,11 +1,17 @@
 """Which headers pass from one connection to another, and by what server WebSockets do."""
 
+import asyncio
+import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, cast
 
+import pytest
+import uvloop
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
+from greylag.common import forwarding
 from greylag.common.forwarding import end_to_end, hand_on, put_back, set_apart
 
 
@@ -68,3 +74,24 @@ async def test_a_websocket_that_a_server_cannot_give_away_is_refused() -> None:
     client = WebSocket({"type": "websocket"}, receive, send)
     await hand_on(client, cast("Any", nullcontext()))
     assert sent == ["websocket.close"]
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_is_said_to_a_side_that_has_gone_ends_the_other_on_each_loop(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def carried() -> None:
+        near, far = socket.socketpair()
+        _, writer = await asyncio.open_connection(sock=near)
+        far.close()
+        source = asyncio.StreamReader()
+        writer.write(b"it learns of it by this")
+        while not writer.is_closing():  # noqa: ASYNC110 - a turn of the loop or two
+            await asyncio.sleep(0)
+        for _ in range(9):
+            await asyncio.sleep(0)
+        source.feed_data(b"more")
+        await forwarding._carried(source, writer, lambda _size: None)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(carried(), 20))

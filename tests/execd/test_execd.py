@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from greylag.agentd.execution import (
     ExecdProcess,
@@ -34,14 +35,17 @@ from greylag.execd.protocol import (
     agree,
     frame,
     json_frame,
+    pipe,
     read_frame,
     read_object,
+    send_data,
 )
 from greylag.execd.server import to_its_end
 
 ENV = {"PATH": os.environ["PATH"]}
 SIZE = (24, 80)
 EXECD = (sys.executable, "-m", "greylag.execd")
+LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)  # execd's, and agentd's
 # Without a process namespace of its own execd sees what tests beside this one run.
 GROUP_G, GROUP_H = secrets.token_hex(8), secrets.token_hex(8)
 
@@ -763,3 +767,23 @@ async def test_folders_are_made_where_they_are_not(tmp_path: Path) -> None:
         assert (tmp_path / "c").is_dir()
         with pytest.raises(ExecutionRefusedError, match="file/d: Not a directory"):
             await client.make_folders((tmp_path / "file/d",))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_connection_that_is_closed_takes_nothing_and_says_so_on_each_loop(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def sent() -> None:
+        near, far = socket.socketpair()
+        _, writer = await asyncio.open_connection(sock=near)
+        far.close()
+        for _ in range(3):  # the first one is what it learns by that it is closed
+            with pytest.raises(OSError, match=r"closed|lost|Broken pipe"):
+                await send_data(writer, FrameKind.STDIN, bytes(99 * MOST_DATA))
+        said = asyncio.StreamReader()
+        said.feed_data(b"more")
+        said.feed_eof()
+        await pipe(said, writer)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(sent(), 20))

@@ -33,6 +33,7 @@ from greylag.execd.protocol import (
     pipe,
     read_frame,
     read_object,
+    send,
     send_data,
 )
 
@@ -384,8 +385,7 @@ class Execution:
             raise ExecutionError(f"execd cannot be reached: {reason_of(error)}.") from error
         try:
             request = {"version": VERSION, "operation": operation, **about}
-            writer.write(json_frame(FrameKind.JSON, request))
-            await writer.drain()
+            await send(writer, json_frame(FrameKind.JSON, request))
             async with asyncio.timeout(_ANSWER_SECONDS):
                 return agreed(await read_frame(reader)), reader, writer
         except (OSError, ProtocolError) as error:
@@ -492,12 +492,12 @@ async def send_content(
     """Send content to its end, in constant memory.
 
     Raises:
+        OSError: the connection is closed.
         TimeoutError: nothing of a frame was taken ``within`` so many seconds (``None``: for ever).
     """
     async for data in content:
         await send_data(writer, FrameKind.STDIN, data, within)
-    writer.write(frame(FrameKind.STDIN_END))
-    await writer.drain()
+    await send(writer, frame(FrameKind.STDIN_END))
 
 
 def reason_of(error: Exception) -> str:

@@ -344,7 +344,7 @@ async def _carried(
                 await target.drain()
         if target.can_write_eof():
             target.write_eof()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: uvloop, on a closed connection
         target.transport.abort()
 
 

@@ -99,18 +99,31 @@ def frames(kind: FrameKind, data: bytes) -> Iterator[bytes]:
         yield frame(kind, data[start : start + MOST_DATA])
 
 
+async def send(writer: Writer, data: bytes) -> None:
+    """Send bytes; return once there is room for more.
+
+    Raises:
+        OSError: the connection is closed.
+    """
+    try:
+        writer.write(data)
+    except RuntimeError as error:  # uvloop, on a connection that is closed already
+        raise ConnectionResetError("the connection is closed") from error
+    await writer.drain()
+
+
 async def send_data(
     writer: Writer, kind: FrameKind, data: bytes, within: float | None = None
 ) -> None:
     """Send data of any length, each frame once there is room for it.
 
     Raises:
+        OSError: the connection is closed.
         TimeoutError: nothing of a frame was taken ``within`` so many seconds (``None``: for ever).
     """
     for one in frames(kind, data):
         async with asyncio.timeout(within):
-            writer.write(one)
-            await writer.drain()
+            await send(writer, one)
 
 
 def json_frame(kind: FrameKind, content: dict[str, Any]) -> bytes:
@@ -215,8 +228,7 @@ class HeldBytes:
 
 async def agree(writer: Writer, **facts: Any) -> None:
     """Send an answer that says that something is done, or begun, with these facts."""
-    writer.write(json_frame(FrameKind.JSON, {"ok": True, **facts}))
-    await writer.drain()
+    await send(writer, json_frame(FrameKind.JSON, {"ok": True, **facts}))
 
 
 def text_in(request: dict[str, Any], name: str) -> str:
@@ -243,9 +255,8 @@ async def pipe(source: Reader, target: Writer) -> None:
     """Carry raw bytes one way to their end; a side that breaks breaks the other."""
     try:
         while data := await source.read(MOST_DATA):
-            target.write(data)
-            await target.drain()
-        if target.can_write_eof():
+            await send(target, data)
+        if target.can_write_eof() and not target.is_closing():
             target.write_eof()
     except OSError:
         target.transport.abort()

@@ -25,6 +25,7 @@ from greylag.execd.protocol import (
     json_frame,
     read_frame,
     read_object,
+    send,
     text_in,
     texts_in,
 )
@@ -251,15 +252,13 @@ async def _exited(started: Started, outputs: list[asyncio.Task[None]], writer: W
         unread = writer.transport.get_write_buffer_size() > 0
         if not unread and loop.time() - max(ended, started.spoke) > _QUIET_SECONDS:
             break
-    writer.write(json_frame(FrameKind.EXIT, {"code": code}))
-    await writer.drain()
+    await send(writer, json_frame(FrameKind.EXIT, {"code": code}))
 
 
 async def _carry(kind: FrameKind, output: Reader, writer: Writer, started: Started) -> None:
     with suppress(OSError):  # a terminal says EIO at its end; a connection that is gone ends all
         while data := await output.read(MOST_DATA):
-            writer.write(frame(kind, data))
-            await writer.drain()
+            await send(writer, frame(kind, data))
             started.spoke = asyncio.get_running_loop().time()
 
 

@@ -1,15 +1,21 @@
 """What a hostile execd tells of the workspace: lists and contents are refused, not believed."""
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import uvloop
 
 from greylag.agentd.changes import capture
-from greylag.agentd.changes.capture import entries_of
-from greylag.agentd.changes.states import FileStatus, Seen, SnapshotError
+from greylag.agentd.changes.capture import Capture, entries_of
+from greylag.agentd.changes.states import FileStatus, RestoreStep, Seen, SnapshotError
+from greylag.agentd.execution import Execution
 from greylag.execd.files import MOST_DEPTH, MOST_PATH
-from greylag.execd.protocol import MOST_DATA
+from greylag.execd.protocol import MOST_DATA, Reader, Writer, agree, read_frame
 from greylag.execd.snapshots import RECORD
 
 BEGAN = 10**18
@@ -108,3 +114,32 @@ def test_a_list_tells_each_folder_s_record(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(capture, "_MOST_FOLDERS", 2)
     with pytest.raises(SnapshotError), capture._understood():
         capture._records(listed(*records))
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_step_that_execd_takes_no_more_fails_as_such_on_each_loop(
+    loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    async def ends(reader: Reader, writer: Writer) -> None:
+        await read_frame(reader)
+        await agree(writer)
+        writer.transport.abort()
+        gone.set()
+
+    async def content(_: str) -> bytes:
+        await gone.wait()
+        for _turn in range(9):  # turns of the loop, in which the connection is found to be closed
+            await asyncio.sleep(0)
+        return b"piece"
+
+    async def restored() -> None:
+        async with await asyncio.start_unix_server(ends, tmp_path / "s"):
+            store = cast("Any", SimpleNamespace(read=content))
+            with pytest.raises(SnapshotError):
+                await Capture(Execution(tmp_path / "s"), tmp_path, store).restore(
+                    [RestoreStep("file", "a", {"mode": 0o644}, ["digest"])]
+                )
+
+    gone = asyncio.Event()
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(restored(), 20))

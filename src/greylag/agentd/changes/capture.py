@@ -42,6 +42,7 @@ from greylag.execd.protocol import (
     Writer,
     json_frame,
     read_frame,
+    send,
 )
 from greylag.execd.snapshots import FILE_HEAD, MOST_KEPT, RECORD, SENT, UNREADABLE
 
@@ -143,7 +144,8 @@ class Capture:
         async with self._asked("restore") as (reader, writer):
             for step in (*steps, RestoreStep("sync", ".", {}, [])):
                 about = {"do": step.do, "path": step.path, **step.about}
-                writer.write(json_frame(FrameKind.JSON, about))
+                async with asyncio.timeout(_STEP_SECONDS):
+                    await send(writer, json_frame(FrameKind.JSON, about))
                 if step.do == "file":
                     await send_content(writer, self._content(step.pieces), _STEP_SECONDS)
                 async with asyncio.timeout(_STEP_SECONDS):
