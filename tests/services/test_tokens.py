@@ -232,3 +232,25 @@ async def test_a_login_that_a_removed_user_has_allowed_lets_in_nobody_of_their_i
     with pytest.raises(MissingError):
         await of.device_logins.redeem(secret)
     assert await house.store.labelled(ApiToken) == []
+
+
+async def test_a_login_that_another_took_up_meanwhile_leaves_no_second_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    logins, store = house.use_cases.device_logins, house.store
+    secret, login = await logins.begin("cli", frozenset({Scope.FILES}), "10.0.0.1")
+    await logins.answer(Principal("Ada", "ada", via="session 0123"), login.code, allow=True)
+    keep = store.put
+
+    async def taken_up(kept: AnyKept, now: datetime, *, audit: AuditEvent | None = None) -> bool:
+        (meant,) = await store.labelled(DeviceLogin, of_user("ada"))
+        await store.remove(DeviceLogin, meant.key)
+        return await keep(kept, now, audit=audit)
+
+    monkeypatch.setattr(store, "put", taken_up)
+    with pytest.raises(MissingError):
+        await logins.redeem(secret)
+    assert await store.labelled(ApiToken) == []
+    told = await store.audit_entries(AuditFilter(action="tokens.revoke"), 10)
+    assert len(told) == 1
