@@ -164,3 +164,12 @@ async def test_a_secret_reaches_what_runs_and_leaves_it() -> None:
     await secrets.remove(OPERATOR, "me", "hub")
     await bench.loop.drain()
     assert not bench.gateway.git["memory://user-me/demo-api"].credentials
+
+
+async def test_an_environment_that_nobody_wants_active_is_told_of_no_git() -> None:
+    bench = Bench()
+    await bench.create(source=SOURCE)
+    await bench.reach(Desired.ACTIVE)
+    bench.gateway.git.clear()
+    project = await bench.reach(Desired.INACTIVE)
+    assert (project.status, dict(bench.gateway.git)) == (Status.INACTIVE, {})

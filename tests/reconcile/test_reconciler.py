@@ -329,6 +329,24 @@ async def test_an_unknown_environment_keeps_its_status_and_endpoint() -> None:
     assert (await bench.project()).error is None
 
 
+async def test_why_a_cluster_does_not_say_how_it_stands_is_told_in_its_own_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    await bench.create()
+    await bench.reach(Desired.ACTIVE)
+
+    async def refused(_: object) -> Observation:
+        raise ClusterError("Pods may not be listed.", code="cluster_refused", hint="Grant it.")
+
+    monkeypatch.setattr(bench.cluster, "observe", refused)
+    bench.clock.advance(PACE.resync * 2)
+    await bench.loop.drain()
+    project = await bench.project()
+    assert project.status is Status.ACTIVE
+    assert project.error == ErrorInfo("cluster_refused", "Pods may not be listed.", "Grant it.")
+
+
 async def test_nobody_waits_for_ever_for_a_cluster_that_is_gone() -> None:
     bench = Bench()
     await bench.create()
