@@ -253,3 +253,24 @@ def test_what_keeps_secrets_in_clear_or_not_at_all_is_no_keyring(
     kept = KeptToken(tmp_path / "token", tmp_path / "keyring", tmp_path / "server")
     assert kept.write("x" * 20, "http://127.0.0.1:1") == (str(tmp_path / "token"), None)
     assert (kept.read(), fake_keyring.held) == ("x" * 20, {})
+
+
+def test_who_keeps_a_token_in_a_file_signs_out_though_the_keyring_of_before_is_gone(
+    tmp_path: Path, fake_keyring: FakeKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptToken(tmp_path / "token", tmp_path / "keyring", tmp_path / "server")
+    kept.write("o" * 20, "https://a.test")
+    assert list(fake_keyring.held.values()) == ["o" * 20]
+    monkeypatch.setattr(kept_token, "is_installed", lambda: False)
+    kept.write("n" * 20, "https://a.test")
+    kept.forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_s_file_may_be_a_link_to_where_its_person_keeps_it(tmp_path: Path) -> None:
+    kept = KeptToken(tmp_path / "token", tmp_path / "keyring", tmp_path / "server")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("x" * 20)
+    elsewhere.chmod(0o600)
+    kept.file.symlink_to(elsewhere)
+    assert kept.read() == "x" * 20
