@@ -1,10 +1,14 @@
 """What a person types to a shell, and to the program that carries it."""
 
 import asyncio
+import os
+import termios
+from pathlib import Path
 
 import pytest
 
 from greylag.cli import terminal
+from greylag.cli.errors import CliError
 from greylag.cli.terminal import Escape
 
 
@@ -57,3 +61,23 @@ async def test_a_server_that_tells_nothing_of_what_is_read_is_sent_all_and_waite
     monkeypatch.setattr(terminal, "_OLDER_SECONDS", 60)
     async with asyncio.timeout(20):
         await ahead.room(1_000_000)
+
+
+def test_a_terminal_is_as_it_was_afterwards_though_its_output_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, own = os.openpty()
+
+    def stopped() -> None:
+        with terminal._raw():
+            assert termios.tcgetattr(own) != before
+            raise CliError("This came first.")
+
+    with Path("/dev/full").open("wb", buffering=0) as full, os.fdopen(other), os.fdopen(own):
+        monkeypatch.setattr(terminal, "_IN", own)
+        monkeypatch.setattr(terminal, "_OUT", full.fileno())
+        monkeypatch.setattr(terminal, "_ERR", full.fileno())
+        before = termios.tcgetattr(own)
+        with pytest.raises(CliError, match="first"):
+            stopped()
+        assert termios.tcgetattr(own) == before

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from greylag.cli.access import Access, api_command, task_group
-from greylag.cli.errors import CliError, ServerUnreachableError
+from greylag.cli.errors import CliError, OutputLostError, ServerUnreachableError
 from greylag.cli.output import writing_output
 from greylag.cli.transport import ServerSocket
 
@@ -284,10 +284,10 @@ def _raw() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError, OutputLostError):
             _print(_OUT, _RESET)
         termios.tcsetattr(_IN, termios.TCSADRAIN, before)
-        with suppress(OSError):
+        with suppress(OSError, OutputLostError):
             _print(_ERR, b"\n")
 
 
