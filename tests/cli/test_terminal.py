@@ -3,6 +3,7 @@
 import asyncio
 import os
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,14 @@ def test_a_terminal_is_as_it_was_afterwards_though_its_output_takes_nothing(
         with pytest.raises(CliError, match="first"):
             stopped()
         assert termios.tcgetattr(own) == before
+
+
+def test_an_output_that_others_made_not_to_wait_is_given_all() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    sent = bytes(range(256)) * 4096
+    with os.fdopen(reading, "rb") as source, ThreadPoolExecutor(1) as beside:
+        with os.fdopen(writing, "wb"):
+            came = beside.submit(source.read)
+            terminal._print(writing, sent)
+        assert came.result() == sent

@@ -6,6 +6,7 @@ What they say goes to this terminal as it is, as with ssh: nothing is made harml
 import asyncio
 import json
 import os
+import select
 import signal
 import sys
 import termios
@@ -189,7 +190,10 @@ async def _printing(socket: ServerSocket, ahead: _Ahead, *, marked: bool) -> int
 def _print(descriptor: int, data: bytes) -> None:
     with writing_output():
         while data:
-            data = data[os.write(descriptor, data) :]
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:  # whoever has the terminal, too, may have made it so
+                select.select([], [descriptor], [])
 
 
 async def _sending(socket: ServerSocket, ahead: _Ahead) -> None:
