@@ -1,20 +1,24 @@
 """What a person sees at a terminal, and what a pipe gets instead."""
 
+import asyncio
 import contextlib
 import io
 import json
 import os
 import re
-from collections.abc import Sequence
+import select
+import sys
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import click
 import pytest
 
 from greylag.cli import terminal
-from greylag.cli.errors import OutputLostError
+from greylag.cli.errors import DeclinedError, OutputLostError
 from greylag.cli.logs import log_line
-from greylag.cli.output import Output
+from greylag.cli.output import Output, confirm
 from greylag.cli.projects import COLUMNS
 
 SESSION = "c4801035-700c-439e-9b97-ad23f43a9d30"
@@ -127,3 +131,37 @@ def test_bytes_for_a_full_disk_are_told_in_a_sentence(monkeypatch: pytest.Monkey
     with pytest.raises(OutputLostError, match="No space left on device"):
         terminal._print(full, b"x")
     os.close(full)
+
+
+@pytest.fixture
+def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Where to type what a program reads that sits at a terminal."""
+    typing, own = os.openpty()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, fileno=lambda: own))
+    yield typing
+    os.close(typing)
+    os.close(own)
+
+
+async def test_what_was_typed_before_a_question_is_no_answer_to_it(
+    keyboard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    os.write(keyboard, b"y\n")
+    assert select.select([sys.stdin.fileno()], [], [], 5)[0]
+    agreed = asyncio.create_task(confirm("Delete it?", yes=False))
+    await asyncio.sleep(0)
+    assert screen.getvalue() == "Delete it? [y/N] "
+    os.write(keyboard, b"n\n")
+    with pytest.raises(DeclinedError):
+        await agreed
+
+
+@pytest.mark.usefixtures("keyboard")
+async def test_nobody_is_asked_what_they_would_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with pytest.raises(click.UsageError, match="--yes"):
+        async with asyncio.timeout(5):
+            await confirm("Delete it?", yes=False)
+    await confirm("Delete it?", yes=True)
