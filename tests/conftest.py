@@ -1,16 +1,24 @@
 """What holds for every test."""
 
+import asyncio
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import structlog
+import uvloop
 from hypothesis import settings
 from tests.identity.people import Provider, running_provider
 
 from greylag.common.loading import loading
 
 CLUSTER_SECONDS = 420
+# Whose subjects run in the tests' own process, and are parts of web, worker or agentd.
+ON_UVLOOP = {
+    *("agent", "agentd", "cluster", "common", "contract", "delivery", "identity", "reconcile"),
+    *("services", "store", "web", "test_clusters.py", "test_programs.py", "test_wiring.py"),
+}
 
 # No test depends on how quick the machine is.
 settings.register_profile("patient", deadline=None)
@@ -38,6 +46,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CLUSTER_SECONDS))
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run a test on the loop that its subject has: a closed connection, say, refuses a write on one
+    and drops it on the other. execd, the command line and serverless functions have Python's own.
+    """
+    place = item.path.relative_to(Path(__file__).parent).parts[0]
+    if place in ON_UVLOOP and item.get_closest_marker("python_loop") is None:
+        return {"uvloop": uvloop.new_event_loop}
+    return {"python": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")

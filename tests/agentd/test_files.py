@@ -29,7 +29,7 @@ from greylag.execd.protocol import (
 
 
 def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what lets seconds pass for the loop."""
+    """Return what lets seconds pass for the loop, which is to be Python's own."""
     loop, passed = asyncio.get_running_loop(), [0.0]
     time = loop.time
     monkeypatch.setattr(loop, "time", lambda: time() + passed[0])
@@ -40,6 +40,7 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return let
 
 
+@pytest.mark.python_loop
 async def test_an_upload_may_take_as_long_as_the_platform_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +58,7 @@ async def test_an_upload_may_take_as_long_as_the_platform_promises(
         assert (entry.size, (made.root / "file").read_bytes()) == (20, b"piece" * 4)
 
 
+@pytest.mark.python_loop
 async def test_of_more_archives_than_may_be_read_at_once_each_is_told_so_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +169,7 @@ async def test_what_a_person_changes_is_told_before_it_is_asked_for(
     assert told == paths
 
 
+@pytest.mark.python_loop
 async def test_an_answer_that_does_not_come_is_given_up_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

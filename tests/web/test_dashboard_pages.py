@@ -339,12 +339,21 @@ async def test_a_list_makes_each_row_once_a_look_and_writes_no_metadata(
     assert sorted(made) == ["p0", "p1", "p2"]
 
 
+async def at_rest(running: Site) -> str:
+    """Return the list once the worker is done with all that it shows."""
+    async with asyncio.timeout(20):
+        while 'data-state="moving"' in (page := await running.page("/users/ada")):
+            pass
+    return page
+
+
 async def test_an_open_page_makes_the_row_again_that_has_changed_and_no_other(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
         new = {"name": "Notes", "project_id": f"p{number}"}
         assert (await running.ask("POST", ADA, json=new))[0] == 201
+    await at_rest(running)
     made: list[str] = []
 
     def view(project: Project) -> ProjectView:
@@ -365,7 +374,7 @@ async def test_a_page_looks_at_no_file_of_a_template_that_has_been_read(
     running: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await running.ask("POST", ADA, json={"name": "Notes"}))[0] == 201
-    before = await running.page("/users/ada")
+    before = await at_rest(running)
 
     def look(path: str) -> float:
         raise AssertionError(path)

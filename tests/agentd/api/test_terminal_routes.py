@@ -77,6 +77,7 @@ async def test_who_asks_whether_a_terminal_is_there_is_answered(tmp_path: Path) 
         assert json.loads(came.data) == {"pong": True}
 
 
+@pytest.mark.python_loop  # that of execd, which here runs in this process, too
 async def test_a_terminal_shows_that_it_is_there_while_its_program_reads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

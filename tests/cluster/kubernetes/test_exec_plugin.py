@@ -160,7 +160,7 @@ async def test_a_plugin_that_fails_is_told_with_its_name_and_what_to_do(
 
 
 async def test_a_plugin_that_cannot_be_started_is_told(tmp_path: Path) -> None:
-    odd = plugin(tmp_path, "say(token='t')", args=["a\0b"])
+    odd = plugin(tmp_path, "say(token='t')", args=["a" * 1_000_000])
     with pytest.raises(ClusterUnavailableError, match="cannot be started"):
         await headers(odd)
     gone = plugin(tmp_path, "say(token='t')")
