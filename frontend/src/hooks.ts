@@ -65,6 +65,16 @@ export function useAttemptedLook<T>(attempt: Attempt, look: (() => Promise<T>) |
   useLook(began, take, refuse, inputs);
 }
 
+/** Change a list and `load` it again, also where the change failed: it may have been done. */
+export async function changing<T>(change: Promise<T>, load: () => Promise<unknown>): Promise<T> {
+  const done = await change.catch(async (failure) => {
+    await load().catch(() => {}); // why the change failed is what is to be said
+    throw failure;
+  });
+  await load();
+  return done;
+}
+
 /** Return what `ask` is answered, or in the words of `told` why it is not; null until then. For other `inputs` it is
  * asked again; what it was answered stays meanwhile.
  */

@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
 import { copy } from "./clipboard";
 import { CopyButton } from "./code_block";
-import { type Attempt, useAttempt, useAttemptedLook } from "./hooks";
+import { type Attempt, changing, useAttempt, useAttemptedLook } from "./hooks";
 import { isShown, showPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
 import { visible } from "./text";
@@ -219,14 +219,9 @@ function Shares({ api, target, attempt }: { api: string; target: Target; attempt
   const look = async (): Promise<Share[]> => (await (await ask(`${api}/shares`)).json()).shares;
   const load = async () => setShares(await look());
   useAttemptedLook(attempt, isOpen ? look : null, setShares, [api, isOpen]);
-  const make = (seconds: number) => attempt(async () => {
-    await copy(linkTo(api, target, seconds).then(({ url }) => url)); // where it is not, it can be below
-    await load();
-  });
-  const end = (name: string) => attempt(async () => {
-    await ask(`${api}/shares/${encodeURIComponent(name)}`, { method: "DELETE" });
-    await load();
-  });
+  // Where it is not copied, it can be below.
+  const make = (seconds: number) => attempt(() => changing(copy(linkTo(api, target, seconds).then(({ url }) => url)), load));
+  const end = (name: string) => attempt(() => changing(ask(`${api}/shares/${encodeURIComponent(name)}`, { method: "DELETE" }), load));
   return (
     <details class="preview-shares" onToggle={(event) => setOpen(event.currentTarget.open)}>
       <summary>Shared links</summary>

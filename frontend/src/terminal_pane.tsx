@@ -2,7 +2,7 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Asleep } from "./asleep";
-import { type Attempt, useAttempt, useAttemptedLook } from "./hooks";
+import { type Attempt, changing, useAttempt, useAttemptedLook } from "./hooks";
 import { loaded } from "./notices";
 import { startPane } from "./panes";
 import { Refused, ask, post, wordsOf } from "./sse";
@@ -46,14 +46,10 @@ function Shells({ list, failed, attempt }: { list: string; failed: boolean; atte
   if (shells === null) return failed ? <p class="files-empty">{again}</p> : null;
   const shown = shells.find((one) => one.terminal_id === chosen) ?? shells.at(-1);
   const start = () => attempt(async () => {
-    const made: Shell = await (await post(list, { rows: 24, columns: 80 })).json();
-    choose(made.terminal_id);
-    await load();
+    const made = await changing(post(list, { rows: 24, columns: 80 }), load);
+    choose((await made.json()).terminal_id);
   });
-  const end = (id: string) => attempt(async () => {
-    await ask(`${list}/${encodeURIComponent(id)}`, { method: "DELETE" });
-    await load();
-  });
+  const end = (id: string) => attempt(() => changing(ask(`${list}/${encodeURIComponent(id)}`, { method: "DELETE" }), load));
   return (
     <>
       <div class="files-tools" role="group" aria-label="Terminals">

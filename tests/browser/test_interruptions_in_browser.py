@@ -63,6 +63,14 @@ BREAKS_OFF = """() => {
   const broken = () => new Response(new ReadableStream({ start }), { status: 201 });
   window.fetch = async (url, given) => (given.method === "POST" ? broken() : ask(url, given));
 }"""
+# What is asked for is done, but nobody is told.
+DONE_UNSEEN = """() => {
+  const ask = window.fetch, start = (body) => body.error(new TypeError("broken"));
+  window.fetch = async (url, given) => {
+    const answer = await ask(url, given);
+    return given.method ? new Response(new ReadableStream({ start }), { status: 201 }) : answer;
+  };
+}"""
 OPEN_LOG = "document.querySelector('[data-shows=log]').click()"
 # What follows from what has happened has happened then, but for what waits for a time.
 AT_REST = """() => new Promise((done) => {
@@ -1037,6 +1045,30 @@ async def _first_of_two_pages(route: Route) -> None:
         return await route.abort()
     answer = await route.fetch()
     return await route.fulfill(response=answer, json=await answer.json() | {"next": "a"})
+
+
+async def test_what_may_have_been_done_shows_among_terminals_and_links(
+    running: Site, person: Person
+) -> None:
+    page, path = person.page, await running.project(active=True)
+    await running.ask("PUT", f"{path}/files/content?path=a.html", data=b"a")
+    await person.open_project(path)
+    await page.wait_for_selector("#composer[data-ready]")
+    await page.locator("#tab-terminal").click()
+    await expect(page.locator("#terminals")).to_contain_text("No terminal is open.")
+    await page.evaluate(DONE_UNSEEN)
+    await page.get_by_role("button", name="New terminal").click()
+    await expect(page.locator("#terminals")).to_contain_text("may have been done")
+    await expect(page.get_by_role("button", name="Terminal 1")).to_be_visible()
+    await page.locator("#tab-files").click()
+    await page.locator(".files-name", has_text="a.html").click()
+    await page.get_by_role("button", name="Preview", exact=True).click()
+    await page.get_by_text("Shared links", exact=True).click()
+    preview = page.locator("#preview")
+    await expect(preview).to_contain_text("Nothing of this project is shared.")
+    await page.get_by_role("button", name="1 hour").click()
+    await expect(preview).to_contain_text("may have been done")
+    await expect(page.locator(".preview-share")).to_have_count(1)
 
 
 async def test_of_what_did_not_reach_the_server_no_more_is_said_once_the_line_is_back(
