@@ -52,3 +52,13 @@ async def test_a_diff_that_ran_out_of_steps_still_leads_from_one_text_to_the_oth
     told = counts(old, new)
     assert told.added == sum(line[0] == "+" for line in lines)
     assert told.added - told.deleted == len(new.splitlines()) - len(old.splitlines())
+
+
+def test_a_last_line_without_an_end_is_marked_as_such_on_its_side() -> None:
+    mark = "\\ No newline at end of file\n"
+    ended, open_ended = b"a\nb\n", b"a\nb"
+    for sides, told in (
+        ((ended, open_ended), f"-b\n+b\n{mark}"),
+        ((open_ended, ended), f"-b\n{mark}+b\n"),
+    ):
+        assert "".join(unified(*sides, "f", "f")).endswith(f"@@ -1,2 +1,2 @@\n a\n{told}")

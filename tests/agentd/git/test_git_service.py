@@ -541,6 +541,27 @@ async def test_what_a_host_gives_out_for_a_transfer_is_sent_to_that_host_alone(
         assert where == f"https://elsewhere.example/private/more/private/objects/{LARGE_ID}"
 
 
+async def test_a_host_that_compresses_where_it_may_is_read_about_large_files() -> None:
+    told = {"objects": [{"oid": LARGE_ID, "error": {"code": 404, "message": "none"}}]}
+
+    async def answer(_: web.Request) -> web.Response:
+        said = web.json_response(told)
+        said.enable_compression()  # with what the request allows
+        return said
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    async with serve(app) as url:
+        host = f"127.0.0.1:{URL(url).port}"
+        relay = GitRelay(NamedHosts([f"http://{host}"]))
+        relay.use([GitCredential("git", host, USER, TOKEN)])
+        async with relay.serving(), aiohttp.ClientSession() as http:
+            here = f"http://127.0.0.1:{relay.port}/{host}/a.git/info/lfs/objects/batch"
+            own = {"Authorization": f"Bearer {relay.token}", "Accept-Encoding": "gzip"}
+            async with http.post(here, json={}, headers=own) as led:
+                assert (led.status, await led.json()) == (200, told)
+
+
 async def test_a_proxy_may_have_any_address_and_what_is_asked_of_it_may_not() -> None:
     async def answer(request: web.Request) -> web.Response:
         asked.append(request.raw_path)
