@@ -67,8 +67,8 @@ export function useAttemptedLook<T>(attempt: Attempt, look: (() => Promise<T>) |
 
 /** Change a list and `load` it again, also where the change failed: it may have been done. */
 export async function changing<T>(change: Promise<T>, load: () => Promise<unknown>): Promise<T> {
-  const done = await change.catch(async (failure) => {
-    await load().catch(() => {}); // why the change failed is what is to be said
+  const done = await change.catch((failure) => {
+    load().catch(() => {}); // why the change failed is what is to be said, and at once
     throw failure;
   });
   await load();
